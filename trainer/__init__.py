@@ -1,0 +1,1 @@
+"""Trains Stable Diffusion models so that an interrupted run continues bit-exactly. Never imports gui."""

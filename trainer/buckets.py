@@ -1,0 +1,97 @@
+"""Resolution buckets and batch order: pure functions. No pictures, no torch here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer import randomness
+
+Size = tuple[int, int]  # (width, height) in pixels
+
+
+@lru_cache(maxsize=32)
+def bucket_sizes(resolution: Size, low: int, high: int, step: int) -> tuple[Size, ...]:
+    """All bucket sizes of at most the resolution's area, sides between low and high in multiples of step.
+
+    The same set as kohya's sd-scripts makes.
+    """
+    area = resolution[0] * resolution[1]
+    square = max(step, math.isqrt(area) // step * step)
+    sizes = {(square, square)}
+    for width in range(low, high + 1, step):
+        height = min(high, area // width // step * step)
+        if height >= low:
+            sizes |= {(width, height), (height, width)}
+    return tuple(sorted(sizes))
+
+
+def bucket_for(size: Size, resolution: Size, low: int, high: int, step: int, no_upscale: bool) -> Size:
+    """The bucket of a picture of this size: the one nearest in aspect ratio.
+
+    With no_upscale, the picture's own size, scaled down to the resolution's area if larger, rounded down to step.
+    """
+    width, height = size
+    if no_upscale:
+        scale = min(1.0, math.sqrt(resolution[0] * resolution[1] / (width * height)))
+        return max(step, int(width * scale) // step * step), max(step, int(height * scale) // step * step)
+    ratio = width / height
+    return min(
+        bucket_sizes(resolution, low, high, step),
+        key=lambda bucket: (abs(bucket[0] / bucket[1] - ratio), -bucket[0] * bucket[1]),
+    )
+
+
+def cover(size: Size, bucket: Size) -> Size:
+    """The smallest size of the picture's aspect ratio that covers the bucket; what sticks out is cropped."""
+    scale = max(bucket[0] / size[0], bucket[1] / size[1])
+    return max(bucket[0], round(size[0] * scale)), max(bucket[1], round(size[1] * scale))
+
+
+def steps_per_epoch(samples: int, global_batch: int) -> int:
+    """Steps an epoch takes: every step trains global_batch samples, only the last may train fewer."""
+    return -(-samples // global_batch)
+
+
+def epoch_order(seed: int, epoch: int, buckets: NDArray[np.int64], global_batch: int) -> NDArray[np.int64]:
+    """The order of an epoch's samples: step i trains order[i * global_batch : (i + 1) * global_batch].
+
+    `buckets`: (samples,), the bucket number of each sample. Every sample appears once. A step takes samples of one
+    bucket as long as a bucket has enough of them; what is left over of all buckets shares the remaining steps, and
+    the epoch's last step holds what is not enough for a full one. A pure function of its arguments.
+    """
+    random = randomness.generator(seed, "order", epoch)
+    full: list[NDArray[np.int64]] = []
+    rest: list[NDArray[np.int64]] = []
+    for bucket in random.permutation(np.unique(buckets)):
+        members = random.permutation(np.flatnonzero(buckets == bucket))
+        whole = len(members) // global_batch * global_batch
+        full.append(members[:whole])
+        rest.append(members[whole:])
+    left = np.concatenate(rest) if rest else np.empty(0, dtype=np.int64)
+    whole = len(left) // global_batch * global_batch
+    rows = np.concatenate([*full, left[:whole]]).reshape(-1, global_batch)
+    return np.concatenate([random.permutation(rows, axis=0).reshape(-1), left[whole:]]).astype(np.int64)
+
+
+def micro_batches(
+    samples: Sequence[int], buckets: Sequence[int], per_device: int, processes: int
+) -> list[list[list[int]]]:
+    """Deal a step's samples out: [micro-batch][process] -> samples, all of one bucket, at most per_device each.
+
+    `buckets[i]` is the bucket of `samples[i]`. Where a bucket has fewer samples than there are processes, a process
+    gets an empty list (the caller pads it with a sample of weight zero, since all processes step together).
+    """
+    groups: dict[int, list[int]] = {}
+    for sample, bucket in zip(samples, buckets, strict=True):
+        groups.setdefault(bucket, []).append(sample)
+    dealt = []
+    for group in groups.values():
+        for start in range(0, len(group), per_device * processes):
+            chunk = group[start : start + per_device * processes]
+            dealt.append([chunk[process::processes] for process in range(processes)])
+    return dealt

@@ -1,0 +1,1022 @@
+"""Every option, declared once; TOML, command line and form values become one checked, frozen Config. No torch here."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import toml
+
+OnResume = Literal["locked", "trajectory", "free"]
+FAMILIES = ("sd",)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of the config, as declared by a field of a section."""
+
+    name: str
+    section: str  # the section's heading
+    kind: Literal["bool", "int", "float", "str", "choice", "list"]
+    default: Any
+    help: str
+    optional: bool  # None means "not given" and is only ever a default
+    low: float | None
+    high: float | None
+    choices: tuple[str, ...]
+    on_resume: OnResume
+    by_content: bool  # a path whose content, not its spelling, is compared on resume
+    advanced: bool  # the form shows it in the advanced half of its section
+    families: tuple[str, ...]
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    on_resume: OnResume,
+    low: float | None = None,
+    high: float | None = None,
+    by_content: bool = False,
+    advanced: bool = False,
+    families: tuple[str, ...] = FAMILIES,
+) -> Any:
+    """Declare an option. `on_resume` says what a changed value means for a checkpoint:
+    locked (cannot be loaded), trajectory (loads, but the run would differ) or free (cannot change the training)."""
+    metadata = {
+        "help": help,
+        "low": low,
+        "high": high,
+        "on_resume": on_resume,
+        "by_content": by_content,
+        "advanced": advanced,
+        "families": families,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+LrScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+OptimizerType = Literal["AdamW", "AdamW8bit", "Adafactor", "Lion", "Prodigy", "SGDNesterov"]
+Sampler = Literal["ddim", "pndm", "lms", "euler", "euler_a", "heun", "dpm_2", "dpm_2_a", "dpmsolver++", "unipc"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Model"""
+
+    family: Literal["sd"] = option("sd", "Architecture of the base model.", on_resume="locked")
+    pretrained_model_name_or_path: str = option(
+        "",
+        "Base model: a diffusers folder, a single .safetensors file, or a Hugging Face id.",
+        on_resume="locked",
+        by_content=True,
+    )
+    single_file_config: str = option(
+        "",
+        "Diffusers folder that describes a single-file model (its configs and tokenizer). "
+        "Empty: taken from the hub, which needs a connection.",
+        on_resume="locked",
+        by_content=True,
+        advanced=True,
+    )
+    vae: str = option(
+        "",
+        "VAE to use instead of the model's own: a diffusers folder or a .safetensors file.",
+        on_resume="locked",
+        by_content=True,
+        advanced=True,
+    )
+    v_parameterization: bool = option(
+        False,
+        "Train v-prediction (SD 2.x 768). A model whose scheduler says v_prediction is trained so in any case.",
+        on_resume="locked",
+    )
+    clip_skip: int | None = option(
+        None,
+        "Use the output of the n-th text encoder layer from the end. Empty: the last.",
+        low=1,
+        high=12,
+        on_resume="trajectory",
+        advanced=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folders:
+    """Folders"""
+
+    train_data_dir: str = option(
+        "",
+        "Images with captions beside them: either folders named <repeats>_<class>, or pictures directly inside.",
+        on_resume="trajectory",
+        by_content=True,
+    )
+    output_dir: str = option("output", "Where model files and run folders are written.", on_resume="free")
+    output_name: str = option(
+        "last", "Name of the run and of its model files (no path, no extension).", on_resume="free"
+    )
+    cache_dir: str = option(
+        "",
+        "Where cached latents and text encoder outputs are kept. Empty: a folder inside output_dir.",
+        on_resume="free",
+        advanced=True,
+    )
+    overwrite_run: bool = option(
+        False,
+        "Start afresh where a run of this name has checkpoints: the old run folder is moved aside, never deleted.",
+        on_resume="free",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Dataset"""
+
+    resolution: str = option("512", 'Training resolution in pixels: "512" or "width,height".', on_resume="trajectory")
+    enable_bucket: bool = option(
+        False,
+        "Keep each image's aspect ratio: group images in buckets of about the same area. Off: crop all to resolution.",
+        on_resume="trajectory",
+    )
+    min_bucket_reso: int = option(256, "Shortest side of a bucket, in pixels.", low=8, on_resume="trajectory")
+    max_bucket_reso: int = option(1024, "Longest side of a bucket, in pixels.", low=8, on_resume="trajectory")
+    bucket_reso_steps: int = option(
+        64, "Bucket sides are multiples of this many pixels.", low=8, on_resume="trajectory", advanced=True
+    )
+    bucket_no_upscale: bool = option(
+        False, "Never enlarge an image: buckets follow its own size.", on_resume="trajectory"
+    )
+    caption_extension: str = option(".txt", "Extension of the caption files.", on_resume="trajectory")
+    shuffle_caption: bool = option(
+        False, "Shuffle the parts of a caption each time it is used.", on_resume="trajectory"
+    )
+    caption_separator: str = option(
+        ",", "What separates the parts of a caption.", on_resume="trajectory", advanced=True
+    )
+    keep_tokens: int = option(0, "Leave the first n parts of a caption in place.", low=0, on_resume="trajectory")
+    caption_prefix: str = option("", "Text put before every caption.", on_resume="trajectory", advanced=True)
+    caption_suffix: str = option("", "Text put after every caption.", on_resume="trajectory", advanced=True)
+    caption_dropout_rate: float = option(
+        0.0, "Share of images trained with an empty caption.", low=0, high=1, on_resume="trajectory"
+    )
+    caption_dropout_every_n_epochs: int = option(
+        0, "Train every n-th epoch with empty captions. 0: never.", low=0, on_resume="trajectory", advanced=True
+    )
+    caption_tag_dropout_rate: float = option(
+        0.0,
+        "Share of caption parts left out (those kept by keep_tokens stay).",
+        low=0,
+        high=1,
+        on_resume="trajectory",
+        advanced=True,
+    )
+    flip_aug: bool = option(False, "Mirror images at random.", on_resume="trajectory")
+    random_crop: bool = option(False, "Crop at a random place instead of the centre.", on_resume="trajectory")
+    cache_latents: bool = option(
+        False, "Encode every image once and keep the latents; the VAE then leaves GPU memory.", on_resume="trajectory"
+    )
+    cache_latents_to_disk: bool = option(
+        False, "Keep cached latents on disk for the next session and other runs.", on_resume="free"
+    )
+    vae_batch_size: int = option(
+        1, "Images encoded at a time while caching.", low=1, on_resume="trajectory", advanced=True
+    )
+    cache_text_encoder_outputs: bool = option(
+        False,
+        "Encode every caption once; the text encoder then leaves GPU memory. Needs captions that do not vary.",
+        on_resume="trajectory",
+    )
+    cache_text_encoder_outputs_to_disk: bool = option(
+        False, "Keep cached text encoder outputs on disk.", on_resume="free", advanced=True
+    )
+    max_data_loader_n_workers: int = option(
+        2,
+        "Threads that prepare the next batches. 0: prepare them in the training thread.",
+        low=0,
+        high=64,
+        on_resume="free",
+        advanced=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """Network"""
+
+    network_dim: int = option(16, "Rank of the LoRA layers.", low=1, high=1024, on_resume="locked")
+    network_alpha: float = option(
+        1.0, "LoRA strength is alpha / rank. 0: the same as the rank.", low=0, high=4096, on_resume="locked"
+    )
+    network_dropout: float = option(
+        0.0, "Share of LoRA channels left out at each step.", low=0, high=0.99, on_resume="trajectory"
+    )
+    conv_dim: int | None = option(
+        None,
+        "Rank of LoRA layers on the 3x3 convolutions. Empty: none there.",
+        low=1,
+        high=1024,
+        on_resume="locked",
+        advanced=True,
+    )
+    conv_alpha: float = option(
+        1.0,
+        "Alpha of the convolution layers. 0: the same as their rank.",
+        low=0,
+        high=4096,
+        on_resume="locked",
+        advanced=True,
+    )
+    network_train_unet_only: bool = option(False, "Train the U-Net, not the text encoder.", on_resume="locked")
+    network_train_text_encoder_only: bool = option(
+        False, "Train the text encoder, not the U-Net.", on_resume="locked", advanced=True
+    )
+    network_weights: str = option(
+        "",
+        "LoRA file to start from (weights only; the step count, optimizer and learning rate start anew).",
+        on_resume="free",
+        advanced=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Training"""
+
+    max_train_steps: int = option(
+        1600, "Length of the run in steps. Raise it to extend a finished run.", low=1, on_resume="free"
+    )
+    max_train_epochs: int | None = option(
+        None, "Length of the run in epochs; replaces max_train_steps.", low=1, on_resume="free"
+    )
+    train_batch_size: int = option(1, "Images a device trains at a time.", low=1, on_resume="trajectory")
+    gradient_accumulation_steps: int = option(1, "Micro-batches added up to one step.", low=1, on_resume="trajectory")
+    learning_rate: float = option(
+        1e-4, "Learning rate at the top of the curve.", low=0, high=100, on_resume="trajectory"
+    )
+    unet_lr: float | None = option(
+        None, "Learning rate of the U-Net. Empty: learning_rate.", low=0, high=100, on_resume="trajectory"
+    )
+    text_encoder_lr: float | None = option(
+        None, "Learning rate of the text encoder. Empty: learning_rate.", low=0, high=100, on_resume="trajectory"
+    )
+    lr_scheduler: LrScheduler = option("constant", "Shape of the learning rate curve.", on_resume="trajectory")
+    lr_warmup_steps: float = option(
+        0.0, "Warm-up in steps, or below 1 as a share of all steps.", low=0, on_resume="trajectory"
+    )
+    lr_scheduler_num_cycles: int = option(
+        1, "Cycles of cosine_with_restarts.", low=1, on_resume="trajectory", advanced=True
+    )
+    lr_scheduler_power: float = option(
+        1.0, "Power of the polynomial curve.", low=0, on_resume="trajectory", advanced=True
+    )
+    optimizer_type: OptimizerType = option("AdamW", "Optimizer.", on_resume="locked")
+    optimizer_args: tuple[str, ...] = option(
+        (), "Further arguments of the optimizer, as name=value.", on_resume="trajectory", advanced=True
+    )
+    max_grad_norm: float = option(1.0, "Clip the gradient to this norm. 0: no clipping.", low=0, on_resume="trajectory")
+    seed: int = option(42, "Seed of every random draw.", low=0, high=2**63 - 1, on_resume="trajectory")
+    mixed_precision: Literal["no", "fp16", "bf16"] = option(
+        "no", "Precision of the forward and backward pass.", on_resume="trajectory"
+    )
+    no_half_vae: bool = option(
+        False, "Run the VAE in fp32 under mixed precision.", on_resume="trajectory", advanced=True
+    )
+    gradient_checkpointing: bool = option(
+        False, "Save memory by computing activations twice; slower.", on_resume="trajectory"
+    )
+    use_ema: bool = option(
+        False, "Keep an exponential moving average of the weights; it is what is exported.", on_resume="locked"
+    )
+    ema_decay: float = option(
+        0.999, "Decay of the moving average.", low=0, high=1, on_resume="trajectory", advanced=True
+    )
+    deterministic: bool = option(
+        True,
+        "Use deterministic GPU kernels. Without it a resumed run on a GPU is not bit-equal.",
+        on_resume="trajectory",
+        advanced=True,
+    )
+    max_nonfinite_steps: int = option(
+        20,
+        "Stop after this many steps in a row without a finite loss and gradient.",
+        low=1,
+        on_resume="free",
+        advanced=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """Loss and noise"""
+
+    loss_type: Literal["l2", "l1", "huber", "smooth_l1"] = option("l2", "Loss function.", on_resume="trajectory")
+    huber_schedule: Literal["constant", "exponential", "snr"] = option(
+        "snr", "How huber_c follows the timestep.", on_resume="trajectory", advanced=True
+    )
+    huber_c: float = option(
+        0.1, "Where huber and smooth_l1 turn from quadratic to linear.", low=1e-6, on_resume="trajectory", advanced=True
+    )
+    huber_scale: float = option(1.0, "Factor on huber_c.", low=1e-6, on_resume="trajectory", advanced=True)
+    min_snr_gamma: float | None = option(
+        None, "Min-SNR weighting of the loss; 5 is usual. Empty or 0: off.", low=0, on_resume="trajectory"
+    )
+    scale_v_pred_loss_like_noise_pred: bool = option(
+        False, "Weight the v-prediction loss like noise prediction.", on_resume="trajectory", advanced=True
+    )
+    v_pred_like_loss: float | None = option(
+        None, "Add a v-prediction-like loss with this weight.", low=0, on_resume="trajectory", advanced=True
+    )
+    debiased_estimation_loss: bool = option(False, "Debiased estimation loss.", on_resume="trajectory", advanced=True)
+    noise_offset: float | None = option(
+        None,
+        "Offset of the noise per channel, for darker and lighter images. Empty: off.",
+        low=0,
+        high=1,
+        on_resume="trajectory",
+    )
+    noise_offset_random_strength: bool = option(
+        False, "Draw the offset's strength between 0 and noise_offset.", on_resume="trajectory", advanced=True
+    )
+    adaptive_noise_scale: float | None = option(
+        None, "Add this times the latents' mean to noise_offset.", on_resume="trajectory", advanced=True
+    )
+    multires_noise_iterations: int = option(
+        0, "Layers of multi-resolution noise. 0: off.", low=0, high=64, on_resume="trajectory", advanced=True
+    )
+    multires_noise_discount: float = option(
+        0.3, "How fast those layers fade.", low=0, high=1, on_resume="trajectory", advanced=True
+    )
+    ip_noise_gamma: float | None = option(
+        None, "Input perturbation noise; 0.1 is usual. Empty: off.", low=0, on_resume="trajectory", advanced=True
+    )
+    ip_noise_gamma_random_strength: bool = option(
+        False,
+        "Draw the perturbation's strength between 0 and ip_noise_gamma.",
+        on_resume="trajectory",
+        advanced=True,
+    )
+    zero_terminal_snr: bool = option(
+        False, "Rescale the noise schedule to zero signal at its end; for v-prediction.", on_resume="trajectory"
+    )
+    min_timestep: int = option(0, "Lowest timestep.", low=0, high=999, on_resume="trajectory", advanced=True)
+    max_timestep: int = option(
+        1000, "Timesteps are below this.", low=1, high=1000, on_resume="trajectory", advanced=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saving:
+    """Saving"""
+
+    save_every_n_steps: int = option(0, "Save every n steps. 0: not by steps.", low=0, on_resume="free")
+    save_every_n_epochs: int = option(0, "Save every n epochs. 0: not by epochs.", low=0, on_resume="free")
+    save_every_n_minutes: float = option(0.0, "Save every n minutes. 0: not by time.", low=0, on_resume="free")
+    save_state: bool = option(
+        True, "Write a checkpoint with every save, so that the run can be resumed there.", on_resume="free"
+    )
+    save_precision: Literal["float", "fp16", "bf16"] = option("fp16", "Precision of the model files.", on_resume="free")
+    keep_last_n_checkpoints: int = option(3, "Checkpoints kept, newest first. 0: all of them.", low=0, on_resume="free")
+    keep_every_n_steps: int = option(
+        0, "Also keep checkpoints at multiples of n steps. 0: none.", low=0, on_resume="free", advanced=True
+    )
+    save_last_n_steps_state: int = option(
+        0, "Also keep the checkpoints of the last n steps. 0: none.", low=0, on_resume="free", advanced=True
+    )
+    save_last_n_steps: int = option(
+        0,
+        "Delete model files saved by steps when they are more than n steps old. 0: never.",
+        low=0,
+        on_resume="free",
+        advanced=True,
+    )
+    save_last_n_epochs: int = option(
+        0,
+        "Delete model files saved by epochs when they are n or more epochs old. 0: never.",
+        low=0,
+        on_resume="free",
+        advanced=True,
+    )
+    no_metadata: bool = option(
+        False, "Leave all but the necessary metadata out of the model file.", on_resume="free", advanced=True
+    )
+    training_comment: str = option("", "Comment stored in the model file.", on_resume="free", advanced=True)
+    metadata_title: str = option("", "Title in the model file. Empty: output_name.", on_resume="free", advanced=True)
+    metadata_author: str = option("", "Author in the model file.", on_resume="free", advanced=True)
+    metadata_description: str = option("", "Description in the model file.", on_resume="free", advanced=True)
+    metadata_license: str = option("", "Licence in the model file.", on_resume="free", advanced=True)
+    metadata_tags: str = option("", "Tags in the model file, comma-separated.", on_resume="free", advanced=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """Resume"""
+
+    resume_from_checkpoint: str = option(
+        "", 'Empty: start afresh. "latest", a step number, or the path of a checkpoint.', on_resume="free"
+    )
+    resume_allow: tuple[str, ...] = option(
+        (),
+        'Options that may differ from the checkpoint although the run will then differ; "dataset" for changed images '
+        'or captions; "all".',
+        on_resume="free",
+    )
+    resume_lr_policy: Literal["keep", "stretch", "restart"] = option(
+        "keep",
+        "Learning rate after a resume: the checkpoint's curve, that curve over the new length, or a new one from here.",
+        on_resume="free",
+    )
+    resume_lr_scale: float = option(
+        1.0, "Factor on the learning rate from the resumed step on.", low=0, high=1000, on_resume="free", advanced=True
+    )
+    resume_warmup_steps: int = option(
+        0, "Warm the learning rate up over n steps after the resume.", low=0, on_resume="free", advanced=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Samples"""
+
+    sample_every_n_steps: int = option(0, "Sample images every n steps. 0: not by steps.", low=0, on_resume="free")
+    sample_every_n_epochs: int = option(0, "Sample images every n epochs. 0: not by epochs.", low=0, on_resume="free")
+    sample_at_first: bool = option(False, "Sample images before the first step.", on_resume="free")
+    sample_prompts: str = option(
+        "",
+        "A prompt file, or the prompts themselves, one a line: text, then --n negative prompt --w width --h height "
+        "--d seed --l guidance scale --s steps.",
+        on_resume="free",
+    )
+    sample_sampler: Sampler = option("ddim", "Sampler of the sample images.", on_resume="free")
+
+
+SECTIONS = (Model, Folders, Dataset, Network, Training, Loss, Saving, Resume, Samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Samples, Resume, Saving, Loss, Training, Network, Dataset, Folders, Model):
+    """The complete, checked set of options. Build it with `resolve`, which checks; the constructor does not."""
+
+    @property
+    def resolution_size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        parts = [int(part) for part in self.resolution.split(",")]
+        return parts[0], parts[-1]
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.output_dir) / self.output_name
+
+    @property
+    def cache_path(self) -> Path:
+        return Path(self.cache_dir) if self.cache_dir else Path(self.output_dir) / ".cache"
+
+    @property
+    def trains_unet(self) -> bool:
+        return not self.network_train_text_encoder_only
+
+    @property
+    def trains_text_encoder(self) -> bool:
+        return not self.network_train_unet_only
+
+    def replace(self, **changes: Any) -> Config:
+        return dataclasses.replace(self, **changes)
+
+
+def _declared() -> dict[str, Option]:
+    found: dict[str, Option] = {}
+    for section in SECTIONS:
+        hints = typing.get_type_hints(section)
+        for field in dataclasses.fields(section):
+            hint, optional = hints[field.name], False
+            if isinstance(hint, types.UnionType):
+                hint = next(part for part in typing.get_args(hint) if part is not types.NoneType)
+                optional = True
+            choices: tuple[str, ...] = ()
+            kind: Any
+            if typing.get_origin(hint) is Literal:
+                kind, choices = "choice", typing.get_args(hint)
+            elif typing.get_origin(hint) is tuple:
+                kind = "list"
+            else:
+                kind = hint.__name__
+            found[field.name] = Option(
+                name=field.name,
+                section=section.__doc__ or section.__name__,
+                kind=kind,
+                default=field.default,
+                optional=optional,
+                choices=choices,
+                **field.metadata,
+            )
+    return found
+
+
+OPTIONS: dict[str, Option] = _declared()
+
+# --- options of sd-scripts and kohya_ss that are not ours ----------------------------------------------------------
+
+_RENAMED = {"caption_extention": "caption_extension"}
+
+# They cannot change what is trained: accepted, with a notice.
+_WITHOUT_EFFECT = {
+    **dict.fromkeys(
+        ("xformers", "sdpa", "mem_eff_attn", "diffusers_xformers"), "PyTorch's own attention kernels are always used"
+    ),
+    **dict.fromkeys(("lowram", "highvram", "lowvram"), "models leave GPU memory once their outputs are cached"),
+    **dict.fromkeys(
+        ("persistent_data_loader_workers", "cache_info", "skip_cache_check"), "the loader and the caches always do so"
+    ),
+    **dict.fromkeys(
+        ("log_with", "logging_dir", "log_prefix", "log_tracker_name", "log_tracker_config", "log_config",
+         "wandb_run_name", "console_log_level", "console_log_file", "console_log_simple"),
+        "the run folder's events.jsonl and console.log record the run",
+    ),
+    **dict.fromkeys(
+        ("huggingface_repo_id", "huggingface_repo_type", "huggingface_path_in_repo", "huggingface_repo_visibility",
+         "save_state_to_huggingface", "resume_from_huggingface", "async_upload"),
+        "nothing is uploaded",
+    ),
+    **dict.fromkeys(("ddp_timeout", "ddp_gradient_as_bucket_view", "ddp_static_graph"), "accelerate decides"),
+    **dict.fromkeys(
+        ("save_last_n_epochs_state", "save_n_epoch_ratio"),
+        "keep_last_n_checkpoints, keep_every_n_steps and save_last_n_steps_state decide which checkpoints are kept",
+    ),
+    **dict.fromkeys(
+        ("metadata_usage_hint", "metadata_thumbnail", "metadata_merged_from", "metadata_trigger_phrase",
+         "metadata_preprocessor", "metadata_is_negative_embedding"),
+        "not written to the model file",
+    ),
+    "v2": "the architecture is read from the model itself",
+    "save_state_on_train_end": "the last step always writes a checkpoint",
+    "output_config": "the run folder's config.toml holds the complete config",
+    "use_safetensors": "model files are always safetensors",
+    "disable_mmap_load_safetensors": "not needed",
+    "tokenizer_cache_dir": "the tokenizer comes with the model",
+    "dynamo_backend": "used by torch_compile only",
+    "epoch": "the length is max_train_steps or max_train_epochs",
+    "noise_offset_type": "noise_offset or multires_noise_iterations choose the type",
+    "num_cpu_threads_per_process": "set by accelerate launch or OMP_NUM_THREADS",
+}  # fmt: skip
+
+# They would change the training, or where it continues: refused by name, with the way out.
+_NOT_SUPPORTED = {
+    "resume": 'states of sd-scripts cannot be continued; resume_from_checkpoint = "latest" continues a run of ours',
+    "skip_until_initial_step": "not needed: a resume continues at its step by itself",
+    "initial_step": "not needed: a resume continues at its step by itself",
+    "initial_epoch": "not needed: a resume continues at its step by itself",
+    "huggingface_token": "secrets do not belong in a preset; set the environment variable HF_TOKEN",
+    "wandb_api_key": "secrets do not belong in a preset",
+    "use_8bit_adam": 'use optimizer_type = "AdamW8bit"',
+    "use_lion_optimizer": 'use optimizer_type = "Lion"',
+    "sdxl": "Stable Diffusion XL is not supported",
+    "lr_scheduler_type": "custom schedulers are not supported; choose lr_scheduler",
+    "lr_scheduler_args": "custom schedulers are not supported; choose lr_scheduler",
+    "train_inpainting": "inpainting models are not supported",
+    "dim_from_weights": "set network_dim to the rank of network_weights",
+    **dict.fromkeys(
+        ("reg_data_dir", "in_json", "dataset_config", "dataset_class", "dataset_repeats", "conditioning_data_dir",
+         "masked_loss", "alpha_mask", "color_aug", "face_crop_aug_range", "keep_tokens_separator",
+         "secondary_separator", "enable_wildcard", "token_warmup_min", "token_warmup_step", "weighted_captions",
+         "max_token_length", "resize_interpolation", "debug_dataset", "validation_split", "validation_seed",
+         "validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps", "full_fp16", "full_bf16",
+         "fp8_base", "fp8_base_unet", "fused_backward_pass", "blocks_to_swap", "torch_compile", "deepspeed",
+         "lr_decay_steps", "lr_scheduler_timescale", "lr_scheduler_min_lr_ratio", "scale_weight_norms",
+         "base_weights", "base_weights_multiplier", "cpu_offload_checkpointing", "stop_text_encoder_training",
+         "no_token_padding", "additional_parameters"),
+        "not supported yet; remove it to train without",
+    ),
+}  # fmt: skip
+
+# Values with which even an unsupported option changes nothing (beside false, 0, "" and an empty list).
+_HARMLESS = {
+    "max_token_length": (75,),
+    "token_warmup_min": (1,),
+    "dataset_repeats": (1,),
+    "huggingface_token": (),
+}
+_NETWORK_MODULES = ("networks.lora",)
+_NETWORK_ARGS = {"conv_dim": "conv_dim", "conv_alpha": "conv_alpha"}
+
+
+# --- problems ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with the options: the option's name (or ""), what is wrong with the way out, and where."""
+
+    key: str
+    message: str
+    where: str = ""
+
+    def __str__(self) -> str:
+        place = f" ({self.where})" if self.where else ""
+        return f"{self.key}: {self.message}{place}" if self.key else f"{self.message}{place}"
+
+
+class ConfigError(Exception):
+    """All problems of the options at once."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value as it was given, and where."""
+
+    value: Any
+    where: str
+
+
+Source = Mapping[str, Given]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The outcome of checking sources: the right values, what is wrong, and what the user should know."""
+
+    values: dict[str, Any]
+    problems: list[Problem]
+    notices: list[str]
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+_KEY_LINE = re.compile(r"""^\s*(?:"([^"]+)"|'([^']+)'|([A-Za-z0-9_-]+))\s*=""")
+
+
+def _key_lines(text: str) -> dict[str, int]:
+    lines: dict[str, int] = {}
+    in_block = False
+    for number, line in enumerate(text.splitlines(), start=1):
+        match = None if in_block else _KEY_LINE.match(line)
+        if match:
+            lines.setdefault(next(group for group in match.groups() if group), number)
+        if (line.count('"""') + line.count("'''")) % 2:
+            in_block = not in_block
+    return lines
+
+
+def read_toml_text(text: str, name: str) -> dict[str, Given]:
+    """Read TOML, flat or in sections (sections are only headings).
+
+    Raises ConfigError when it is not TOML or names an option twice with different values.
+    """
+    try:
+        document = tomllib.loads(text.removeprefix("\ufeff"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([Problem("", f"{name} is not valid TOML: {error}")]) from error
+    lines = _key_lines(text)
+    source: dict[str, Given] = {}
+    problems: list[Problem] = []
+
+    def add(table: Mapping[str, Any]) -> None:
+        for key, value in table.items():
+            if isinstance(value, dict) and key not in OPTIONS:
+                add(value)
+                continue
+            where = f"{name}, line {lines[key]}" if key in lines else name
+            if key in source and source[key].value != value:
+                problems.append(Problem(key, f"given twice, as {source[key].value!r} and as {value!r}", where))
+            source[key] = Given(value, where)
+
+    add(document)
+    if problems:
+        raise ConfigError(problems)
+    return source
+
+
+def read_toml(path: Path | str) -> dict[str, Given]:
+    """Read a preset. Raises ConfigError when there is no such file or it is not TOML."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, _siblings(path), n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise ConfigError([Problem("", f"there is no file {path}{hint}")]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem("", f"{path} cannot be read: {error}")]) from error
+    return read_toml_text(text, str(path))
+
+
+def _siblings(path: Path) -> list[str]:
+    try:
+        return [entry.name for entry in path.parent.iterdir() if entry.suffix == ".toml"]
+    except OSError:
+        return []
+
+
+def read_arguments(arguments: Sequence[str]) -> dict[str, Given]:
+    """Read `--option value`, `--option=value`, `--flag` and `--no-flag`; lists are comma-separated.
+
+    Raises ConfigError with everything that is not of this form; values are checked by `check`.
+    """
+    source: dict[str, Given] = {}
+    problems: list[Problem] = []
+    position = 0
+    while position < len(arguments):
+        argument = arguments[position]
+        position += 1
+        where = "command line"
+        if not argument.startswith("--") or argument == "--":
+            problems.append(Problem("", f"{argument!r} is not an option; options begin with --", where))
+            continue
+        name, has_value, text = argument[2:].partition("=")
+        negated = name.removeprefix("no-") if name.startswith("no-") else None
+        if negated in OPTIONS and OPTIONS[negated].kind == "bool" and not has_value:
+            source[negated] = Given(False, where)
+            continue
+        known = OPTIONS.get(_RENAMED.get(name, name))
+        following = arguments[position] if position < len(arguments) else None
+        if known and known.kind == "bool" and not has_value:
+            source[name] = Given(True, where)
+        elif has_value:
+            source[name] = Given(_from_text(known, text), where)
+        elif following is not None and not following.startswith("--"):
+            position += 1
+            source[name] = Given(_from_text(known, following), where)
+        elif known:
+            problems.append(Problem(name, "needs a value", where))
+        else:
+            source[name] = Given(True, where)
+    if problems:
+        raise ConfigError(problems)
+    return source
+
+
+def _from_text(known: Option | None, text: str) -> Any:
+    """The value a text means for an option's kind; the text itself where it means none (`check` then refuses it)."""
+    if known is None:
+        return text
+    if known.kind == "bool":
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if known.kind == "list":
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if known.kind in ("int", "float"):
+        for number in (int, float):
+            try:
+                return number(text)
+            except ValueError:
+                continue
+    return text
+
+
+# --- checking ------------------------------------------------------------------------------------------------------
+
+
+def _value_problem(known: Option, value: Any) -> tuple[Any, str | None]:
+    """The value in its option's type, and what is wrong with it (None: nothing)."""
+    if known.name == "resolution":
+        return _check_resolution(value)
+    if known.kind == "bool":
+        return value, None if isinstance(value, bool) else f"{value!r} is not true or false"
+    if known.kind in ("int", "float"):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return value, f"{value!r} is not a number"
+        if value != value or value in (float("inf"), float("-inf")):
+            return value, f"{value!r} is not a finite number"
+        if known.kind == "int" and value != int(value):
+            return value, f"{value!r} is not a whole number"
+        value = int(value) if known.kind == "int" else float(value)
+        if known.low is not None and value < known.low:
+            return value, f"{value!r} is below {known.low:g}"
+        if known.high is not None and value > known.high:
+            return value, f"{value!r} is above {known.high:g}"
+        return value, None
+    if known.kind == "list":
+        if isinstance(value, str):
+            value = [part for part in value.split() if part]
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+            return value, f"{value!r} is not a list of texts"
+        return tuple(value), None
+    if not isinstance(value, str):
+        return value, f"{value!r} is not a text"
+    if "\0" in value:
+        return value, "contains a NUL character"
+    if known.kind == "choice" and value not in known.choices:
+        return value, f"{value!r} is not one of {', '.join(known.choices)}{_nearest(value, known.choices)}"
+    return value, None
+
+
+def _check_resolution(value: Any) -> tuple[Any, str | None]:
+    parts = value if isinstance(value, list | tuple) else str(value).split(",")
+    try:
+        sides = [int(str(part)) for part in parts]
+    except ValueError:
+        sides = []
+    if isinstance(value, bool) or len(sides) not in (1, 2):
+        return value, f'{value!r} is not a resolution; write "512" or "512,768"'
+    if min(sides) < 8 or max(sides) > 8192:
+        return value, f"{value!r}: each side must be between 8 and 8192 pixels"
+    if any(side % 8 for side in sides):
+        return value, f"{value!r}: each side must be a multiple of 8 pixels"
+    return ",".join(str(side) for side in sides), None
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _foreign(key: str, given: Given, values: dict[str, Any]) -> tuple[Problem | None, str | None]:
+    """What to say of an option that is not ours: a problem, or a notice. `network_*` may set values of ours."""
+    value = given.value
+    if key == "network_module":
+        if value in _NETWORK_MODULES or value == "":
+            return None, None
+        return Problem(key, f"{value!r} is not supported; only networks.lora is", given.where), None
+    if key == "network_args":
+        for argument in value if isinstance(value, list) else str(value).split():
+            name, _, text = str(argument).partition("=")
+            if name not in _NETWORK_ARGS:
+                return Problem(key, f"{argument!r} is not supported; remove it", given.where), None
+            ours = _NETWORK_ARGS[name]
+            values[ours], wrong = _value_problem(OPTIONS[ours], _from_text(OPTIONS[ours], text))
+            if wrong:
+                return Problem(key, f"{name}: {wrong}", given.where), None
+        return None, None
+    if key == "save_model_as":
+        if value in ("safetensors", ""):
+            return None, None
+        return Problem(key, f"{value!r} is not supported; model files are safetensors", given.where), None
+    off = value in (False, 0, "", None) or value == []
+    if (off or value in _HARMLESS.get(key, ())) and (key in _WITHOUT_EFFECT or key in _NOT_SUPPORTED):
+        return None, None
+    if key in _WITHOUT_EFFECT:
+        return None, f"{key} has no effect here: {_WITHOUT_EFFECT[key]} ({given.where})"
+    if key in _NOT_SUPPORTED:
+        return Problem(key, _NOT_SUPPORTED[key], given.where), None
+    return Problem(key, f"there is no such option{_nearest(key, OPTIONS)}", given.where), None
+
+
+def _name_is_plain(name: str) -> bool:
+    return bool(name) and name not in (".", "..") and not re.search(r'[/\\\0:*?"<>|\n\r]', name)
+
+
+def _learning_rates(config: Config) -> list[float]:
+    unet = config.learning_rate if config.unet_lr is None else config.unet_lr
+    text_encoder = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
+    return [unet] * config.trains_unet + [text_encoder] * config.trains_text_encoder
+
+
+def _combination_problems(config: Config) -> list[tuple[str, str]]:
+    """Options that do not go together: (option, what is wrong and the way out)."""
+    rules = [
+        (
+            not _name_is_plain(config.output_name),
+            "output_name",
+            f'{config.output_name!r} is not a plain name; leave out / \\ : * ? " < > |',
+        ),
+        (
+            config.enable_bucket and config.min_bucket_reso > config.max_bucket_reso,
+            "min_bucket_reso",
+            f"{config.min_bucket_reso} is above max_bucket_reso = {config.max_bucket_reso}",
+        ),
+        (
+            config.bucket_reso_steps % 8 != 0,
+            "bucket_reso_steps",
+            f"{config.bucket_reso_steps} is not a multiple of 8",
+        ),
+        (
+            config.min_timestep >= config.max_timestep,
+            "min_timestep",
+            f"{config.min_timestep} is not below max_timestep = {config.max_timestep}",
+        ),
+        (
+            config.network_train_unet_only and config.network_train_text_encoder_only,
+            "network_train_unet_only",
+            "cannot go with network_train_text_encoder_only; choose one",
+        ),
+        (
+            config.cache_latents and config.random_crop,
+            "cache_latents",
+            "cannot go with random_crop, which needs the picture itself; choose one",
+        ),
+        (
+            config.cache_text_encoder_outputs and config.trains_text_encoder,
+            "cache_text_encoder_outputs",
+            "the text encoder is trained, so its outputs change; set network_train_unet_only = true or do not cache",
+        ),
+        (
+            config.cache_text_encoder_outputs and (config.shuffle_caption or config.caption_tag_dropout_rate > 0),
+            "cache_text_encoder_outputs",
+            "cannot go with shuffle_caption or caption_tag_dropout_rate, which vary the caption; choose one",
+        ),
+        (
+            config.cache_latents_to_disk and not config.cache_latents,
+            "cache_latents_to_disk",
+            "needs cache_latents = true",
+        ),
+        (
+            config.cache_text_encoder_outputs_to_disk and not config.cache_text_encoder_outputs,
+            "cache_text_encoder_outputs_to_disk",
+            "needs cache_text_encoder_outputs = true",
+        ),
+        (
+            bool(config.sample_every_n_steps or config.sample_every_n_epochs or config.sample_at_first)
+            and not config.sample_prompts.strip(),
+            "sample_prompts",
+            "is empty, but sample images are asked for; write a prompt or set sample_every_n_steps, "
+            "sample_every_n_epochs and sample_at_first off",
+        ),
+        (
+            not any(_learning_rates(config)),
+            "learning_rate",
+            "is 0 for every trained part, so nothing would be trained; set one above 0",
+        ),
+        (
+            config.debiased_estimation_loss and bool(config.min_snr_gamma),
+            "debiased_estimation_loss",
+            "cannot go with min_snr_gamma; choose one",
+        ),
+        (
+            bool(config.noise_offset) and config.multires_noise_iterations > 0,
+            "noise_offset",
+            "cannot go with multires_noise_iterations; choose one",
+        ),
+    ]
+    for argument in config.optimizer_args:
+        rules.append(("=" not in argument, "optimizer_args", f"{argument!r} is not of the form name=value"))
+    for name in config.resume_allow:
+        unknown = name not in OPTIONS and name not in ("all", "dataset")
+        rules.append((unknown, "resume_allow", f"{name!r} is not an option{_nearest(name, OPTIONS)}"))
+        locked = name in OPTIONS and OPTIONS[name].on_resume == "locked"
+        rules.append((locked, "resume_allow", f"{name} cannot be allowed: a checkpoint fits one value only"))
+    return [(key, message) for wrong, key, message in rules if wrong]
+
+
+def check(*sources: Source) -> Checked:
+    """Check sources together, later ones winning over earlier ones; wrong values are left at their defaults."""
+    values: dict[str, Any] = {}
+    where: dict[str, str] = {}
+    problems: list[Problem] = []
+    notices: list[str] = []
+    merged: dict[str, Given] = {}
+    for source in sources:
+        for key, given in source.items():
+            name = _RENAMED.get(key, key)
+            if name not in merged and key in ("network_args",):
+                merged = {name: given, **merged}  # options given by their own name win
+            else:
+                merged[name] = given
+    for key, given in merged.items():
+        known = OPTIONS.get(key)
+        if known is None:
+            problem, notice = _foreign(key, given, values)
+            problems += [problem] if problem else []
+            notices += [notice] if notice else []
+            continue
+        if key == "save_precision" and given.value == "fp32":
+            given = Given("float", given.where)
+        value, wrong = _value_problem(known, given.value)
+        where[key] = given.where
+        if wrong:
+            problems.append(Problem(key, wrong, given.where))
+        else:
+            values[key] = value
+    config = Config(**values)
+    problems += [Problem(key, text, where.get(key, "")) for key, text in _combination_problems(config)]
+    if config.lr_scheduler == "constant" and config.lr_warmup_steps:
+        notices.append("lr_warmup_steps has no effect with lr_scheduler = constant; constant_with_warmup warms up")
+    return Checked(values, problems, notices)
+
+
+def resolve(*sources: Source) -> tuple[Config, list[str]]:
+    """The config that the sources describe, and notices for the user. Raises ConfigError with every problem."""
+    checked = check(*sources)
+    if checked.problems:
+        raise ConfigError(checked.problems)
+    return Config(**checked.values), checked.notices
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+def to_toml(values: Config | Mapping[str, Any], *, complete: bool = True) -> str:
+    """TOML in sections. `complete`: every option; otherwise only what differs from its default (a preset)."""
+    if isinstance(values, Config):
+        values = {name: getattr(values, name) for name in OPTIONS}
+    document: dict[str, dict[str, Any]] = {}
+    for name, known in OPTIONS.items():
+        value = values.get(name, known.default)
+        if value is None or (not complete and value == known.default):
+            continue
+        section = known.section.lower().replace(" ", "_")
+        document.setdefault(section, {})[name] = list(value) if isinstance(value, tuple) else value
+    return toml.dumps(document)
+
+
+def read_config(path: Path) -> Config:
+    """The config that `to_toml` wrote. Raises ConfigError."""
+    return resolve(read_toml(path))[0]

@@ -1,0 +1,435 @@
+"""Images and captions on disk: found, checked, fingerprinted, compared. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from trainer import buckets, files, randomness
+from trainer.config import OPTIONS, Config
+from trainer.memory import FileMemory, stamp_of
+
+DATASET_VERSION = 1
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".gif", ".tif", ".tiff"})
+FOLDER_NAME = re.compile(r"(\d+)_(.*)", re.DOTALL)
+
+
+class DatasetError(Exception):
+    """The images cannot be trained at all; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image with its caption, as it will be trained."""
+
+    id: str  # of its content; addresses its random draws, so other images do not matter to it
+    path: Path
+    relative: str  # path below train_data_dir
+    digest: str  # SHA-256 of the file
+    size: buckets.Size  # (width, height) in pixels, turned upright
+    bucket: buckets.Size
+    caption: str  # as read; empty when there is none
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that is not trained, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The outcome of looking at train_data_dir. `entries` are ordered by id, which no renaming changes."""
+
+    entries: tuple[Entry, ...]
+    skipped: tuple[Skipped, ...]
+    notices: tuple[str, ...]
+
+    @property
+    def samples(self) -> int:
+        """Samples an epoch: images times repeats."""
+        return sum(entry.repeats for entry in self.entries)
+
+    def bucket_counts(self) -> dict[buckets.Size, int]:
+        """Samples an epoch in each bucket."""
+        counts: Counter[buckets.Size] = Counter()
+        for entry in self.entries:
+            counts[entry.bucket] += entry.repeats
+        return dict(sorted(counts.items()))
+
+
+# --- pictures ------------------------------------------------------------------------------------------------------
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The whole picture in RGB: turned upright by its EXIF orientation, the first frame, transparency on white.
+
+    Raises OSError, ValueError or another of Pillow's errors (see `PICTURE_ERRORS`) when it cannot be read.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path) as opened:
+            opened.load()
+            picture: Image.Image = ImageOps.exif_transpose(opened)
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture).astype(np.uint32) // 257).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        values = np.asarray(picture, dtype=np.float64)
+        values = values / 257 if values.max(initial=0) > 255 else values
+        picture = Image.fromarray(values.clip(0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        with_alpha = picture.convert("RGBA")
+        picture = Image.new("RGBA", with_alpha.size, "white")
+        picture.alpha_composite(with_alpha)
+    return picture.convert("RGB")
+
+
+PICTURE_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+def fit(picture: Image.Image, bucket: buckets.Size, crop: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
+    """The picture scaled to cover the bucket, then cropped to it at `crop`: shares of the slack to the left, above."""
+    covering = buckets.cover(picture.size, bucket)
+    if covering != picture.size:
+        picture = picture.resize(covering, Image.Resampling.LANCZOS)
+    left = int(crop[0] * (covering[0] - bucket[0]) + 0.5)
+    top = int(crop[1] * (covering[1] - bucket[1]) + 0.5)
+    return picture.crop((left, top, left + bucket[0], top + bucket[1]))
+
+
+def to_pixels(picture: Image.Image) -> NDArray[np.float32]:
+    """(3, height, width), from -1 for black to 1 for white."""
+    values = np.asarray(picture, dtype=np.float32) / np.float32(127.5) - np.float32(1)
+    return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
+# --- what is remembered about files --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What reading a picture once told."""
+
+    digest: str
+    width: int
+    height: int
+    problem: str
+
+
+def _look(path: Path) -> _Facts:
+    try:
+        digest = files.sha256_file(path)
+        picture = open_picture(path)
+    except PICTURE_ERRORS as error:
+        return _Facts("", 0, 0, f"cannot be read as a picture: {error}")
+    return _Facts(digest, picture.width, picture.height, "")
+
+
+def _facts(paths: list[Path], config: Config, progress: Callable[[int, int], None], workers: int) -> dict[Path, _Facts]:
+    """The facts of every path; only new and changed files are read."""
+    memory = FileMemory(config.cache_path, "images")
+    stamps = {path: stamp for path in paths if (stamp := stamp_of(path))}
+    result = {
+        path: _Facts(*known) for path, stamp in stamps.items() if (known := memory.recall(path, stamp)) is not None
+    }
+    unknown = [path for path in paths if path not in result]
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for number, (path, facts) in enumerate(zip(unknown, pool.map(_look, unknown), strict=True), start=1):
+            result[path] = facts
+            progress(number, len(unknown))
+    memory.remember(
+        (path, stamps[path], [facts.digest, facts.width, facts.height, facts.problem])
+        for path in unknown
+        if path in stamps
+        for facts in [result[path]]
+    )
+    return result
+
+
+# --- scanning ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Folder:
+    path: Path
+    repeats: int
+    class_tokens: str
+
+
+def _folders(root: Path) -> tuple[list[_Folder], list[str]]:
+    if not root.exists():
+        raise DatasetError(f"train_data_dir: there is no folder {root}")
+    if not root.is_dir():
+        raise DatasetError(f"train_data_dir: {root} is not a folder")
+    notices, found = [], []
+    subfolders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    for entry in subfolders:
+        match = FOLDER_NAME.fullmatch(entry.name)
+        if match and int(match[1]) >= 1:
+            found.append(_Folder(entry, int(match[1]), match[2].strip()))
+        elif match:
+            notices.append(f"{entry} is skipped: 0 repeats")
+    if not found:
+        if not _pictures(root) and subfolders:
+            raise DatasetError(
+                f"train_data_dir: no images in {root}; its folders are not named <repeats>_<class> "
+                f'(like "10_{subfolders[0].name}"), and a plain folder holds the images directly'
+            )
+        return [_Folder(root, 1, "")], notices
+    notices += [
+        f"{entry} is skipped: its name does not begin with a number of repeats, like 10_{entry.name}"
+        for entry in subfolders
+        if not FOLDER_NAME.fullmatch(entry.name)
+    ]
+    if direct := _pictures(root):
+        notices.append(f"{len(direct)} images directly in {root} are skipped: it has folders named <repeats>_<class>")
+    return found, notices
+
+
+def _pictures(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        return sorted(
+            Path(entry.path)
+            for entry in entries
+            if os.path.splitext(entry.name)[1].lower() in EXTENSIONS and not entry.name.startswith(".")
+        )
+
+
+def _caption(path: Path, extension: str) -> tuple[str | None, str]:
+    """The first line of the caption file (None: there is none), and a notice."""
+    caption_file = path.with_name(path.stem + extension)
+    try:
+        data = caption_file.read_bytes()
+    except FileNotFoundError:
+        return None, ""
+    except OSError as error:
+        return None, f"{caption_file} cannot be read: {error}"
+    notice = ""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+        notice = f"{caption_file} is not UTF-8; it was read as Latin-1"
+    lines = text.strip().splitlines()
+    return (lines[0].strip() if lines else ""), notice
+
+
+def scan(
+    config: Config,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    workers: int = 4,
+) -> Scan:
+    """Look at every image of train_data_dir: read the new ones whole, skip and name those that cannot be read.
+
+    Raises DatasetError when nothing can be trained.
+    """
+    root = Path(config.train_data_dir)
+    if not config.train_data_dir:
+        raise DatasetError("train_data_dir is empty: name the folder that holds the images")
+    folders, notices = _folders(root)
+    by_folder = [(folder, _pictures(folder.path)) for folder in folders]
+    every = [path for _, pictures in by_folder for path in pictures]
+    facts = _facts(every, config, progress, workers)
+
+    entries: list[Entry] = []
+    skipped: list[Skipped] = []
+    copies: Counter[str] = Counter()
+    uncaptioned = 0
+    for folder, pictures in by_folder:
+        for path in pictures:
+            fact = facts[path]
+            if fact.problem:
+                skipped.append(Skipped(path, fact.problem))
+                continue
+            caption, notice = _caption(path, config.caption_extension)
+            notices += [notice] if notice else []
+            if caption is None:
+                uncaptioned += 1
+                caption = folder.class_tokens
+            # Copies of one picture are told apart by their number, in the order of their paths.
+            copies[fact.digest] += 1
+            number = copies[fact.digest]
+            entries.append(
+                Entry(
+                    id=fact.digest[:32] if number == 1 else f"{fact.digest[:32]}-{number}",
+                    path=path,
+                    relative=path.relative_to(root).as_posix(),
+                    digest=fact.digest,
+                    size=(fact.width, fact.height),
+                    bucket=_bucket((fact.width, fact.height), config),
+                    caption=caption,
+                    repeats=folder.repeats,
+                )
+            )
+    if not entries:
+        detail = (
+            f"; {len(skipped)} files cannot be read, first {skipped[0].path}: {skipped[0].reason}" if skipped else ""
+        )
+        raise DatasetError(
+            f"train_data_dir: no images in {root}{detail}. Images are {', '.join(sorted(EXTENSIONS))}, directly "
+            "inside or in folders named <repeats>_<class>"
+        )
+    if uncaptioned:
+        notices.append(
+            f"{uncaptioned} of {len(entries)} images have no {config.caption_extension} file; the folder's class is "
+            "their caption"
+        )
+    return Scan(tuple(sorted(entries, key=lambda entry: entry.id)), tuple(skipped), tuple(notices))
+
+
+def _bucket(size: buckets.Size, config: Config) -> buckets.Size:
+    if not config.enable_bucket:
+        return config.resolution_size
+    return buckets.bucket_for(
+        size,
+        config.resolution_size,
+        config.min_bucket_reso,
+        config.max_bucket_reso,
+        config.bucket_reso_steps,
+        config.bucket_no_upscale,
+    )
+
+
+# --- captions ------------------------------------------------------------------------------------------------------
+
+
+def captions_vary(config: Config) -> bool:
+    """Whether an image's caption differs from one use to the next, apart from being dropped whole."""
+    return config.shuffle_caption or config.caption_tag_dropout_rate > 0
+
+
+def plain_caption(entry: Entry, config: Config) -> str:
+    """The caption with prefix and suffix, nothing shuffled or left out."""
+    return " ".join(part for part in (config.caption_prefix, entry.caption, config.caption_suffix) if part)
+
+
+def caption_for(entry: Entry, config: Config, epoch: int, repeat: int) -> str:
+    """The caption of one use of an image: dropped, shuffled and thinned as the options say, drawn by its address."""
+    if config.caption_dropout_every_n_epochs and (epoch + 1) % config.caption_dropout_every_n_epochs == 0:
+        return ""
+    draw = randomness.generator(config.seed, "caption", entry.id, epoch, repeat)
+    if draw.random() < config.caption_dropout_rate:
+        return ""
+    if not captions_vary(config):
+        return plain_caption(entry, config)
+    separator = config.caption_separator
+    parts = [part.strip() for part in entry.caption.split(separator) if part.strip()]
+    kept, rest = parts[: config.keep_tokens], parts[config.keep_tokens :]
+    if config.shuffle_caption:
+        rest = [rest[index] for index in draw.permutation(len(rest))]
+    if config.caption_tag_dropout_rate > 0:
+        rest = [part for part in rest if draw.random() >= config.caption_tag_dropout_rate]
+    joined = f"{separator} ".join(kept + rest)
+    return " ".join(part for part in (config.caption_prefix, joined, config.caption_suffix) if part)
+
+
+# --- fingerprints --------------------------------------------------------------------------------------------------
+
+
+def preprocessing(config: Config) -> dict[str, Any]:
+    """The options that decide what becomes of an image and its caption."""
+    return {
+        name: list(value) if isinstance(value := getattr(config, name), tuple) else value
+        for name, known in OPTIONS.items()
+        if known.section == "Dataset" and known.on_resume == "trajectory"
+    }
+
+
+def record(found: Scan, config: Config) -> dict[str, Any]:
+    """What dataset.json keeps: each image by content, its caption and bucket, and one digest over all."""
+    images = {
+        entry.id: {
+            "path": entry.relative,
+            "caption": hashlib.sha256(entry.caption.encode()).hexdigest()[:32],
+            "bucket": list(entry.bucket),
+            "repeats": entry.repeats,
+        }
+        for entry in found.entries
+    }
+    content = {key: [image["caption"], image["bucket"], image["repeats"]] for key, image in images.items()}
+    settings = preprocessing(config)
+    return {
+        "version": DATASET_VERSION,
+        "preprocessing": settings,
+        "images": images,
+        "digest": hashlib.sha256(files.json_bytes([content, settings])).hexdigest(),
+    }
+
+
+@dataclass(frozen=True)
+class DatasetDifference:
+    """What changed in the images since a checkpoint; paths as they are now, or were."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]  # another picture under the same name
+    captions: tuple[str, ...]
+    treated: tuple[str, ...]  # another bucket or number of repeats
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.changed or self.captions or self.treated)
+
+    def lines(self, most: int = 10) -> list[str]:
+        """For people: each kind of change with its first files by name."""
+        kinds = {
+            "added": self.added,
+            "removed": self.removed,
+            "another picture": self.changed,
+            "caption changed": self.captions,
+            "bucket or repeats changed": self.treated,
+        }
+        result = []
+        for kind, paths in kinds.items():
+            if paths:
+                more = f" and {len(paths) - most} more" if len(paths) > most else ""
+                result.append(f"{kind} ({len(paths)}): {', '.join(paths[:most])}{more}")
+        return result
+
+
+def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> DatasetDifference:
+    """Compare two records by content; times, names and the place of the folder do not matter."""
+    if then["digest"] == now["digest"]:
+        return DatasetDifference((), (), (), (), ())
+    old, new = then["images"], now["images"]
+    gone = {old[key]["path"] for key in old.keys() - new.keys()}
+    come = {new[key]["path"] for key in new.keys() - old.keys()}
+    both = old.keys() & new.keys()
+    return DatasetDifference(
+        added=tuple(sorted(come - gone)),
+        removed=tuple(sorted(gone - come)),
+        changed=tuple(sorted(come & gone)),
+        captions=tuple(sorted(new[key]["path"] for key in both if old[key]["caption"] != new[key]["caption"])),
+        treated=tuple(
+            sorted(
+                new[key]["path"]
+                for key in both
+                if (old[key]["bucket"], old[key]["repeats"]) != (new[key]["bucket"], new[key]["repeats"])
+            )
+        ),
+    )

@@ -1,0 +1,74 @@
+"""Files written whole or not at all, and their digests. No torch here."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def usual_mode() -> int:
+    """The mode a newly created file usually has: 0666 without the process's umask."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+_MODE = usual_mode()  # once, at import: os.umask changes the whole process for an instant
+
+
+def fsync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def fsync_folder(path: Path) -> None:
+    """Make the folder's own entries durable (a rename is only so after this). Not every file system can."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(PermissionError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def restore_mode(path: Path) -> None:
+    """Give a file the usual mode (safetensors and tempfile leave 0600)."""
+    path.chmod(_MODE)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that, whatever happens, its name leads to the old content or to all of the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".tmp-{path.name}-", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        restore_mode(temporary)
+        temporary.replace(path)
+        fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Like `write_bytes`, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def json_bytes(value: Any) -> bytes:
+    """The one JSON form of a value: sorted keys, UTF-8, no NaN."""
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,307 @@
+"""Compares a checkpoint with the present and says whether, where and how exactly a run continues. No torch here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trainer import dataset, manifest, schedule
+from trainer.config import OPTIONS, Config, ConfigError, OnResume, read_config
+from trainer.manifest import CheckpointDamaged, Manifest
+from trainer.runs import RunFolder, RunUnreadable, read_run
+from trainer.schedule import LrCurve
+
+Grade = Literal["bit-exact", "trajectory-exact", "changed", "warm start"]
+LR_OPTIONS = ("lr_scheduler", "lr_warmup_steps", "lr_scheduler_num_cycles", "lr_scheduler_power")
+BUCKET_OPTIONS = (
+    "resolution",
+    "enable_bucket",
+    "min_bucket_reso",
+    "max_bucket_reso",
+    "bucket_reso_steps",
+    "bucket_no_upscale",
+)
+
+
+class ResumeRefused(Exception):
+    """The run cannot, or must not, continue from there. One reason a line, each with the way out."""
+
+    def __init__(self, reasons: list[str]) -> None:
+        self.reasons = reasons
+        super().__init__("\n".join(reasons))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An option whose value is not the checkpoint's."""
+
+    name: str
+    on_resume: OnResume
+    checkpoint: Any
+    now: Any
+    allowed: bool
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The checkpoint that a resume starts from, verified, and those that were passed over because of damage."""
+
+    path: Path
+    manifest: Manifest
+    rejected: tuple[tuple[Path, str], ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a resume will be, known before the base model is loaded."""
+
+    path: Path
+    step: int
+    total_steps: int
+    grade: Grade
+    differences: tuple[Difference, ...]
+    dataset: tuple[str, ...]  # lines that name what changed
+    environment: tuple[str, ...]  # lines that name what differs
+    curve: LrCurve
+    learning_rates: dict[str, float]  # at the first resumed step
+    refusals: tuple[str, ...]
+    rejected: tuple[tuple[Path, str], ...]
+    state: Mapping[str, Any]  # state.json
+    manifest: Manifest
+
+    @property
+    def finished(self) -> bool:
+        """Whether the checkpoint is at or past the run's end, so that nothing is left to train."""
+        return self.step >= self.total_steps
+
+    def sentence(self) -> str:
+        rates = ", ".join(f"{part} {rate:.3g}" for part, rate in self.learning_rates.items())
+        if self.finished:
+            return (
+                f"The run is complete: step {self.step} of {self.total_steps}. "
+                "Raise max_train_steps (or max_train_epochs) to go on."
+            )
+        return (
+            f"Continues at step {self.step + 1} of {self.total_steps} ({self.grade}) from {self.path}; "
+            f"learning rate {rates}, {self.curve.scheduler}."
+        )
+
+    def lines(self) -> list[str]:
+        """For people: the sentence, then whatever differs."""
+        result = [self.sentence()]
+        result += [f"Set aside as damaged: {path.name}: {reason}" for path, reason in self.rejected]
+        for item in self.differences:
+            if item.on_resume != "free":
+                note = "allowed" if item.allowed else item.on_resume
+                result.append(f"{item.name}: {item.checkpoint!r} in the checkpoint, {item.now!r} now ({note})")
+        result += [f"Dataset: {line}" for line in self.dataset]
+        result += [f"Environment: {line}" for line in self.environment]
+        return result
+
+
+# --- choosing ------------------------------------------------------------------------------------------------------
+
+
+def choose(config: Config) -> Chosen:
+    """The checkpoint that resume_from_checkpoint means, every byte verified. Raises ResumeRefused."""
+    run = RunFolder(config.run_dir)
+    wanted = config.resume_from_checkpoint.strip()
+    if wanted == "latest":
+        return _latest(run.checkpoints)
+    path = run.checkpoints / manifest.folder_name(int(wanted)) if wanted.isdigit() else Path(wanted).expanduser()
+    if (path / "checkpoints").is_dir():  # a run folder: its latest
+        return _latest(path / "checkpoints")
+    if not path.is_dir():
+        steps = [str(found.step) for found in manifest.listing(run.checkpoints)]
+        have = f"this run has {', '.join(steps)}" if steps else "this run has no checkpoints"
+        raise ResumeRefused([f"resume_from_checkpoint: there is no checkpoint {path}; {have}"])
+    try:
+        return Chosen(path, manifest.verify(path), ())
+    except CheckpointDamaged as error:
+        good = next((found for found in manifest.listing(path.parent, thorough=True) if found.manifest), None)
+        way_out = f"; the newest sound one is {good.path}" if good else ""
+        raise ResumeRefused([f"resume_from_checkpoint: {path} cannot be used: {error}{way_out}"]) from error
+
+
+def _latest(checkpoints: Path) -> Chosen:
+    rejected: list[tuple[Path, str]] = []
+    for found in manifest.listing(checkpoints):
+        try:
+            return Chosen(found.path, manifest.verify(found.path), tuple(rejected))
+        except CheckpointDamaged as error:
+            rejected.append((found.path, str(error)))
+    if rejected:
+        reasons = [f"{path.name}: {reason}" for path, reason in rejected]
+        raise ResumeRefused(
+            [
+                f"resume_from_checkpoint: every checkpoint in {checkpoints} is damaged; nothing was changed",
+                *reasons,
+                'to start afresh, set resume_from_checkpoint = "" and overwrite_run = true (the old run is kept)',
+            ]
+        )
+    raise ResumeRefused(
+        [
+            f"resume_from_checkpoint: there is no checkpoint in {checkpoints}; "
+            'set resume_from_checkpoint = "" to start afresh'
+        ]
+    )
+
+
+# --- comparing -----------------------------------------------------------------------------------------------------
+
+
+def global_batch(config: Config, processes: int) -> int:
+    """Images a step trains: per device x processes x accumulation."""
+    return config.train_batch_size * config.gradient_accumulation_steps * processes
+
+
+def compare_options(then: Config, now: Config, processes_then: int, processes: int) -> list[Difference]:
+    """Every option that differs, batch sizes as the global batch, paths left to the comparison of content."""
+    differences = []
+    allowed = set(now.resume_allow)
+    same_batch = global_batch(then, processes_then) == global_batch(now, processes)
+    batch_options = ("train_batch_size", "gradient_accumulation_steps")
+    for name, known in OPTIONS.items():
+        old, new = getattr(then, name), getattr(now, name)
+        if known.by_content or old == new:
+            continue
+        on_resume = known.on_resume
+        if name in batch_options and same_batch:
+            on_resume = "free"
+        permitted = on_resume == "trajectory" and ("all" in allowed or name in allowed)
+        differences.append(Difference(name, on_resume, old, new, permitted))
+    if not same_batch and processes_then != processes and all(item.name not in batch_options for item in differences):
+        permitted = "all" in allowed or bool(allowed & set(batch_options))
+        old_batch, new_batch = global_batch(then, processes_then), global_batch(now, processes)
+        differences.append(Difference("train_batch_size", "trajectory", old_batch, new_batch, permitted))
+    return differences
+
+
+def compare_environment(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Lines that name what is not as it was."""
+    names = sorted(then.keys() | now.keys())
+    return [
+        f"{name}: {then.get(name)!r} then, {now.get(name)!r} now" for name in names if then.get(name) != now.get(name)
+    ]
+
+
+def examine(
+    config: Config,
+    chosen: Chosen,
+    *,
+    total_steps: int,
+    images: Mapping[str, Any],
+    base_model: Mapping[str, str],
+    environment: Mapping[str, Any],
+) -> Verdict:
+    """Compare the checkpoint with the options, images, base model and environment of now; nothing is changed.
+
+    `images`: `dataset.record` of now; `base_model`: digests by option. Raises ResumeRefused when the checkpoint
+    cannot be read; all other reasons against the resume are in the verdict's `refusals`.
+    """
+    folder = chosen.path
+    try:
+        state = manifest.read_json(folder, "state.json")
+        images_then = manifest.read_json(folder, "dataset.json")
+        environment_then = manifest.read_json(folder, "environment.json")
+        config_then = read_config(folder / "config.toml")
+        curve_then = LrCurve(**state["lr_curve"])
+        base_model_then = state["base_model"]
+    except (CheckpointDamaged, ConfigError, KeyError, TypeError) as error:
+        raise ResumeRefused([f"resume_from_checkpoint: {folder} cannot be read: {error}"]) from error
+
+    processes_then, processes = int(environment_then["processes"]), int(environment["processes"])
+    differences = compare_options(config_then, config, processes_then, processes)
+    refusals = _other_run(config, chosen)
+    for name in sorted(base_model_then.keys() | base_model.keys()):
+        if base_model_then.get(name) != base_model.get(name):
+            old, new = getattr(config_then, name), getattr(config, name)
+            differences.append(Difference(name, "locked", old, new, False))
+            refusals.append(
+                f"{name}: the checkpoint was trained on another base model (content of {old!r}); "
+                f"{new!r} does not match it: name the same model"
+            )
+    refusals += [
+        f"{item.name}: {item.checkpoint!r} in the checkpoint, {item.now!r} now; a checkpoint fits one value only: "
+        f"set {item.name} = {_toml(item.checkpoint)}, or train a new run under another output_name"
+        for item in differences
+        if item.on_resume == "locked" and not OPTIONS[item.name].by_content
+    ]
+    refusals += [
+        f"{item.name}: {item.checkpoint!r} in the checkpoint, {item.now!r} now; the run would differ: "
+        f'set {item.name} = {_toml(item.checkpoint)}, or allow it with resume_allow = ["{item.name}"]'
+        for item in differences
+        if item.on_resume == "trajectory" and not item.allowed
+    ]
+
+    drift = dataset.compare(images_then, images)
+    if any(item.name in BUCKET_OPTIONS for item in differences):
+        drift = dataclasses.replace(drift, treated=())  # follows from the option, which is listed
+    drift_allowed = bool({"all", "dataset"} & set(config.resume_allow))
+    if drift and not drift_allowed:
+        refusals.append(
+            'dataset: the images are not the checkpoint\'s; restore them, or allow it with resume_allow = ["dataset"]:'
+            + "".join(f"\n    {line}" for line in drift.lines())
+        )
+
+    curve = schedule.resumed_curve(config, curve_then, int(state["global_step"]), total_steps)
+    step = int(state["global_step"])
+    rates = {part: peak * curve.factor(step) for part, peak in schedule.peaks(config).items()}
+    refusals += _dead_curve(curve, step, total_steps)
+
+    surroundings = compare_environment(environment_then, environment)
+    changed = bool(drift) or any(item.on_resume == "trajectory" for item in differences) or curve != curve_then
+    split = any(item.name in ("train_batch_size", "gradient_accumulation_steps") for item in differences)
+    grade: Grade = "changed" if changed else "trajectory-exact" if surroundings or split else "bit-exact"
+    return Verdict(
+        path=folder,
+        step=step,
+        total_steps=total_steps,
+        grade=grade,
+        differences=tuple(differences),
+        dataset=tuple(drift.lines()),
+        environment=tuple(surroundings),
+        curve=curve,
+        learning_rates=rates,
+        refusals=tuple(refusals),
+        rejected=chosen.rejected,
+        state=state,
+        manifest=chosen.manifest,
+    )
+
+
+def _other_run(config: Config, chosen: Chosen) -> list[str]:
+    """A checkpoint of another run may begin a new run, not continue in the middle of a third."""
+    run = RunFolder(config.run_dir)
+    try:
+        record = read_run(run)
+    except RunUnreadable as error:
+        return [str(error)]
+    if record is None or record["run_id"] == chosen.manifest.run_id or not manifest.listing(run.checkpoints):
+        return []
+    return [
+        f"resume_from_checkpoint: {chosen.path} belongs to another run, and {run.path} has checkpoints of its own; "
+        "choose another output_name"
+    ]
+
+
+def _dead_curve(curve: LrCurve, step: int, total_steps: int) -> list[str]:
+    dead = schedule.dead_steps(curve, step, total_steps)
+    if dead is None:
+        return []
+    return [
+        f"learning rate: steps {dead[0]} to {dead[1]} would train at 0, because the checkpoint's {curve.scheduler} "
+        f'curve ends at step {curve.end_step}; set resume_lr_policy = "stretch" (the curve over the new length) or '
+        '"restart" (a new curve from here), or lower max_train_steps'
+    ]
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'"{value}"'
+    return "(nothing)" if value is None else str(list(value) if isinstance(value, tuple) else value)

@@ -1,0 +1,252 @@
+"""A run folder: where things are in it, who works on it, what was asked of it. No torch here."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from trainer import files
+
+RUN_VERSION = 1
+Status = Literal["new", "running", "interrupted", "stopped", "finished", "failed"]
+Request = Literal["stop", "save", "sample"]
+REQUESTS: tuple[Request, ...] = ("stop", "save", "sample")
+
+
+class RunInUse(Exception):
+    """Another live process works on the run."""
+
+
+class RunUnreadable(Exception):
+    """run.json is damaged or of a newer version."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The run folder at `path`; its files need not exist yet."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def run_file(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def events_file(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def console_file(self) -> Path:
+        return self.path / "console.log"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / ".lock"
+
+    @property
+    def control(self) -> Path:
+        return self.path / "control"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def abandoned(self) -> Path:
+        return self.path / "abandoned"
+
+
+# --- processes -----------------------------------------------------------------------------------------------------
+
+
+def boot_id() -> str:
+    """What tells one boot of a machine from the next."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return str(int(psutil.boot_time()))
+
+
+def process_start(pid: int) -> str | None:
+    """When a process started, in a form that a changed clock does not alter; None when there is no such process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] == "Z" else fields[19]  # clock ticks since boot; a zombie is dead
+    except (OSError, IndexError):
+        pass
+    if Path("/proc/self/stat").exists():
+        return None
+    try:
+        return str(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return None
+
+
+def this_process() -> dict[str, Any]:
+    """What identifies this process for as long as the machine is up."""
+    return {
+        "pid": os.getpid(),
+        "process_start": process_start(os.getpid()),
+        "boot_id": boot_id(),
+        "host": socket.gethostname(),
+    }
+
+
+def is_alive(process: dict[str, Any]) -> bool:
+    """Whether the process that `this_process` described still runs on this machine."""
+    if process.get("boot_id") != boot_id() or not isinstance(process.get("pid"), int):
+        return False
+    start = process_start(process["pid"])
+    return start is not None and start == process.get("process_start")
+
+
+# --- the lock ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(run: RunFolder) -> Iterator[None]:
+    """Hold the run for this process. Raises RunInUse when a live process holds it; a stale lock is taken over."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    with run.lock_file.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = False
+        except BlockingIOError:
+            held = True
+        except OSError:
+            held = False  # a file system without locks: what the file says has to do
+        holder = _read_holder(run)
+        if held or (holder.get("pid") != os.getpid() and is_alive(holder)):
+            raise RunInUse(
+                f"the run {run.path} is in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}; "
+                "stop that process first, or choose another output_name"
+            )
+        file.seek(0)
+        file.truncate()
+        json.dump(this_process(), file)
+        file.flush()
+        try:
+            yield
+        finally:
+            file.seek(0)
+            file.truncate()
+            file.flush()
+
+
+def _read_holder(run: RunFolder) -> dict[str, Any]:
+    try:
+        holder = json.loads(run.lock_file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+# --- run.json ------------------------------------------------------------------------------------------------------
+
+
+def read_run(run: RunFolder) -> dict[str, Any] | None:
+    """run.json; None when there is none. Raises RunUnreadable."""
+    try:
+        record = json.loads(run.run_file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise RunUnreadable(f"{run.run_file} cannot be read: {error}") from error
+    if not isinstance(record, dict) or not isinstance(record.get("version"), int):
+        raise RunUnreadable(f"{run.run_file} is not a run's record")
+    if record["version"] > RUN_VERSION:
+        raise RunUnreadable(
+            f"{run.run_file} is of version {record['version']}; this program reads up to {RUN_VERSION}: update it"
+        )
+    return record
+
+
+def new_run(name: str) -> dict[str, Any]:
+    """The record of a run that has not begun."""
+    return {
+        "version": RUN_VERSION,
+        "run_id": uuid.uuid4().hex,
+        "output_name": name,
+        "created": time.time(),
+        "status": "new",
+        "sessions": [],
+    }
+
+
+def write_run(run: RunFolder, record: dict[str, Any]) -> None:
+    files.write_bytes(run.run_file, files.json_bytes(record))
+
+
+def status(run: RunFolder) -> Status:
+    """How the run stands, from its record and from whether its process lives: a stored "running" can be stale."""
+    try:
+        record = read_run(run)
+    except RunUnreadable:
+        return "failed"
+    if record is None:
+        return "new"
+    if record["status"] == "running" and not is_alive(record):
+        return "interrupted"
+    return record["status"]
+
+
+def find_runs(folders: Sequence[Path]) -> list[RunFolder]:
+    """Every run folder directly inside the given output folders, the one that was active last first."""
+    found = []
+    for folder in folders:
+        try:
+            entries = list(folder.iterdir())
+        except OSError:
+            continue
+        found += [RunFolder(entry) for entry in entries if (entry / "run.json").is_file()]
+    return sorted(found, key=_last_active, reverse=True)
+
+
+def _last_active(run: RunFolder) -> float:
+    times = [run.run_file.stat().st_mtime]
+    with contextlib.suppress(OSError):
+        times.append(run.events_file.stat().st_mtime)
+    return max(times)
+
+
+# --- requests ------------------------------------------------------------------------------------------------------
+
+
+def ask(run: RunFolder, request: Request) -> None:
+    """Ask the run's process for something; it answers after the step it is in."""
+    run.control.mkdir(parents=True, exist_ok=True)
+    (run.control / request).touch()
+
+
+def take_requests(run: RunFolder) -> set[Request]:
+    """What was asked since the last call; each request is returned once."""
+    taken: set[Request] = set()
+    try:
+        names = os.listdir(run.control)
+    except OSError:
+        return taken
+    for request in REQUESTS:
+        if request in names:
+            with contextlib.suppress(OSError):
+                (run.control / request).unlink()
+                taken.add(request)
+    return taken
