@@ -9,13 +9,14 @@ from pathlib import Path
 
 from trainer.config import Config
 from trainer.memory import sha256_of
+from trainer.refusal import Refused
 
 WEIGHTS = (".safetensors",)
 DESCRIPTIONS = (".json", ".txt", ".model")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-class BaseModelMissing(Exception):
+class BaseModelMissing(Refused):
     """There is no such model; the message says where it was looked for and what to do."""
 
 
@@ -92,3 +93,11 @@ def digests(config: Config, path: Path, components: Sequence[str]) -> dict[str, 
                 raise BaseModelMissing(f"{name}: there is no folder or file {other}")
             found[name] = digest(other, components, config.cache_path)
     return found
+
+
+def existing_file(name: str, option: str) -> Path:
+    """The path of a file that an option names. Raises BaseModelMissing."""
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise BaseModelMissing(f"{option}: there is no file {path}")
+    return path

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import toml
 
+from trainer.refusal import Refused
+
 OnResume = Literal["locked", "trajectory", "free"]
 FAMILIES = ("sd",)
 
@@ -622,7 +624,7 @@ class Problem:
         return f"{self.key}: {self.message}{place}" if self.key else f"{self.message}{place}"
 
 
-class ConfigError(Exception):
+class ConfigError(Refused):
     """All problems of the options at once."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:

@@ -20,13 +20,14 @@ from PIL import Image, ImageOps
 from trainer import buckets, files, randomness
 from trainer.config import OPTIONS, Config
 from trainer.memory import FileMemory, stamp_of
+from trainer.refusal import Refused
 
 DATASET_VERSION = 1
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".gif", ".tif", ".tiff"})
 FOLDER_NAME = re.compile(r"(\d+)_(.*)", re.DOTALL)
 
 
-class DatasetError(Exception):
+class DatasetError(Refused):
     """The images cannot be trained at all; the message says why and what to do."""
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from trainer import dataset, manifest, schedule
 from trainer.config import OPTIONS, Config, ConfigError, OnResume, read_config
 from trainer.manifest import CheckpointDamaged, Manifest
+from trainer.refusal import Refused
 from trainer.runs import RunFolder, RunUnreadable, read_run
 from trainer.schedule import LrCurve
 
@@ -26,7 +27,7 @@ BUCKET_OPTIONS = (
 )
 
 
-class ResumeRefused(Exception):
+class ResumeRefused(Refused):
     """The run cannot, or must not, continue from there. One reason a line, each with the way out."""
 
     def __init__(self, reasons: list[str]) -> None:

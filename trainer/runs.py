@@ -17,6 +17,7 @@ from typing import Any, Literal
 import psutil
 
 from trainer import files
+from trainer.refusal import Refused
 
 RUN_VERSION = 1
 Status = Literal["new", "running", "interrupted", "stopped", "finished", "failed"]
@@ -24,11 +25,11 @@ Request = Literal["stop", "save", "sample"]
 REQUESTS: tuple[Request, ...] = ("stop", "save", "sample")
 
 
-class RunInUse(Exception):
+class RunInUse(Refused):
     """Another live process works on the run."""
 
 
-class RunUnreadable(Exception):
+class RunUnreadable(Refused):
     """run.json is damaged or of a newer version."""
 
 

@@ -1,0 +1,198 @@
+"""The command line: python -m trainer train | verify | list."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer import manifest, runs
+from trainer.config import Config, ConfigError, Problem, read_arguments, read_toml, resolve
+from trainer.manifest import CheckpointDamaged
+from trainer.refusal import Refused
+from trainer.runs import RunFolder
+from trainer.session import TrainingFailed, advise
+from trainer.signals import StopRequested, StopSignals
+
+FINISHED, FAILED, REFUSED, STOPPED = 0, 1, 3, 4
+logger = logging.getLogger("trainer")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 finished, 1 failed, 3 refused, 4 stopped on request after saving."""
+    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    training = commands.add_parser(
+        "train",
+        help="train a preset, or resume a run",
+        usage="python -m trainer train --config FILE [--option value ...]",
+    )
+    training.add_argument("--config", required=True, help="a preset: TOML; every option can also be given by name")
+    verifying = commands.add_parser("verify", help="check every byte of a checkpoint, or of all those of a run")
+    verifying.add_argument("path", type=Path)
+    verifying.add_argument("--sums", action="store_true", help="print lines for sha256sum -c instead")
+    listing = commands.add_parser("list", help="list the checkpoints of a run")
+    listing.add_argument("run", type=Path)
+    listing.add_argument("--json", action="store_true", help="for programs")
+    known, rest = parser.parse_known_args(arguments)
+    if known.command == "train":
+        return train(known.config, rest)
+    if rest:
+        parser.error(f"unknown: {' '.join(rest)}")
+    if known.command == "verify":
+        return verify(known.path, sums=known.sums)
+    return list_checkpoints(known.run, as_json=known.json)
+
+
+# --- train ---------------------------------------------------------------------------------------------------------
+
+
+def train(preset: str, rest: Sequence[str]) -> int:
+    """Train what a preset and the command line describe."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.captureWarnings(True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for noisy in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(noisy, "error")
+    with StopSignals() as signals:
+        try:
+            config, notices = read_options(preset, rest)
+            write_console_log(config)
+            for notice in notices:
+                logger.warning("%s", notice)
+            from trainer import loop  # torch and diffusers take seconds; a wrong option is told at once
+
+            ending = loop.train(config, signals)
+        except Refused as refusal:
+            for line in str(refusal).splitlines():
+                logger.error("Refused: %s", line)
+            return REFUSED
+        except StopRequested:
+            logger.info("Stopped before the first step; there was nothing to save.")
+            return STOPPED
+        except Exception as error:  # noqa: BLE001 - the last resort, so that the way out is the last thing in the log
+            return tell_failure(error)
+    if ending == "stopped":
+        logger.info("Stopped and saved. Continue with --resume_from_checkpoint latest.")
+        return STOPPED
+    logger.info("Finished.")
+    return FINISHED
+
+
+def read_options(preset: str, rest: Sequence[str]) -> tuple[Config, list[str]]:
+    """The config of a preset file and arguments, with every problem of both reported at once. Raises ConfigError."""
+    problems: list[Problem] = []
+    sources = []
+    for read in (lambda: read_toml(preset), lambda: read_arguments(rest)):
+        try:
+            sources.append(read())
+        except ConfigError as error:
+            problems += error.problems
+    try:
+        config, notices = resolve(*sources)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return config, notices
+
+
+def write_console_log(config: Config) -> None:
+    """Write the log to the run's console.log too, unless standard error already goes there."""
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
+    path = RunFolder(config.run_dir).console_file
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        if os.path.samestat(path.stat(), os.fstat(2)):
+            return
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError([Problem("output_dir", f"{path} cannot be written: {error}")]) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.getLogger().addHandler(handler)
+
+
+def tell_failure(error: Exception) -> int:
+    """Log an error that ended the training: its traceback for those who can read it, then what to do."""
+    if isinstance(error, TrainingFailed):
+        logger.error("Failed: %s. %s", error, error.advice)
+    else:
+        logger.error("Failed: %s", error, exc_info=error)
+        logger.error("%s", advise(error))
+    return FAILED
+
+
+# --- verify and list -----------------------------------------------------------------------------------------------
+
+
+def checkpoint_folders(path: Path) -> list[Path]:
+    """The checkpoints that a path means: itself, or all those of a run, oldest first."""
+    for folder in (path / "checkpoints", path):
+        steps = [found.path for found in manifest.listing(folder)]
+        if steps:
+            return steps[::-1]
+    return [path]
+
+
+def verify(path: Path, *, sums: bool) -> int:
+    """Check every byte. Exit code 1 when anything is damaged."""
+    if not path.is_dir():
+        print(f"there is no folder {path}", file=sys.stderr)
+        return REFUSED
+    damaged = 0
+    for folder in checkpoint_folders(path):
+        try:
+            if sums:
+                print("\n".join(manifest.sums([folder])))
+            else:
+                found = manifest.verify(folder)
+                print(f"{folder}: sound, step {found.step}, {len(found.files)} files, {found.bytes / 1e6:.1f} MB")
+        except CheckpointDamaged as error:
+            damaged += 1
+            print(f"{folder}: DAMAGED: {error}", file=sys.stderr if sums else sys.stdout)
+    return FAILED if damaged else FINISHED
+
+
+def list_checkpoints(path: Path, *, as_json: bool) -> int:
+    """List a run's checkpoints, newest first, by their manifests (verify reads every byte)."""
+    run = RunFolder(path)
+    if not path.is_dir():
+        print(f"there is no folder {path}", file=sys.stderr)
+        return REFUSED
+    found = manifest.listing(run.checkpoints)
+    if as_json:
+        rows = [
+            {
+                "step": item.step,
+                "path": str(item.path),
+                "problem": item.problem,
+                "pinned": item.pinned,
+                "epoch": item.manifest.epoch if item.manifest else None,
+                "loss": item.manifest.loss if item.manifest else None,
+                "bytes": item.manifest.bytes if item.manifest else None,
+                "created": item.manifest.created if item.manifest else None,
+            }
+            for item in found
+        ]
+        print(json.dumps({"run": str(path), "status": runs.status(run), "checkpoints": rows}, indent=1))
+        return FINISHED
+    print(f"{path}: {runs.status(run)}, {len(found)} checkpoints")
+    for item in found:
+        if item.manifest is None:
+            print(f"  step {item.step:>8}  DAMAGED: {item.problem}")
+        else:
+            loss = "-" if item.manifest.loss is None else f"{item.manifest.loss:.4f}"
+            size = f"{item.manifest.bytes / 1e6:.1f} MB"
+            pinned = "  pinned" if item.pinned else ""
+            print(f"  step {item.step:>8}  epoch {item.manifest.epoch:>5}  loss {loss}  {size:>10}{pinned}")
+    return FINISHED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

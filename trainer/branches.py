@@ -1,0 +1,75 @@
+"""What happens to the files of steps that a run goes back behind, or that a new run of the same name replaces.
+
+No torch here.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from pathlib import Path
+
+from trainer import manifest, runs
+from trainer.config import Config
+from trainer.runs import RunFolder
+
+
+def step_file(config: Config, step: int) -> Path:
+    """kohya's name of the model file saved at a step."""
+    return Path(config.output_dir) / f"{config.output_name}-step{step:08d}.safetensors"
+
+
+def epoch_file(config: Config, epoch: int) -> Path:
+    """kohya's name of the model file saved after `epoch` epochs."""
+    return Path(config.output_dir) / f"{config.output_name}-{epoch:06d}.safetensors"
+
+
+def last_file(config: Config) -> Path:
+    """kohya's name of the run's result."""
+    return Path(config.output_dir) / f"{config.output_name}.safetensors"
+
+
+def model_files(config: Config) -> list[tuple[Path, int | None, int | None]]:
+    """Every model file of the run: (path, step, None), (path, None, epoch), and (path, None, None) for the result."""
+    name = re.escape(config.output_name)
+    pattern = re.compile(rf"{name}(?:-step(\d{{8,}})|-(\d{{6,}}))?\.safetensors")
+    folder = Path(config.output_dir)
+    found = []
+    if folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            match = pattern.fullmatch(path.name)
+            if match and path.is_file():
+                step, epoch = (int(group) if group else None for group in match.groups())
+                found.append((path, step, epoch))
+    return found
+
+
+def abandon(config: Config, run: RunFolder, step: int, epochs: int, session: int) -> list[Path]:
+    """Move what came after a step aside, into the run's `abandoned` folder, so that nothing of it is overwritten.
+
+    `epochs`: epochs completed at the step. Returns where the checkpoints are now; nothing moves when there are none.
+    """
+    later = [found for found in manifest.listing(run.checkpoints) if found.step > step]
+    if not later:
+        return []
+    folder = run.abandoned / f"before-session-{session:03d}"
+    moved = [manifest.move_aside(found.path, folder / "checkpoints") for found in later]  # newest first
+    for path, file_step, file_epoch in model_files(config):
+        of_later = (file_step or 0) > step or (file_epoch or 0) > epochs or (file_step is None and file_epoch is None)
+        if of_later:
+            manifest.move_aside(path, folder)
+    return moved
+
+
+def replace_run(config: Config, run: RunFolder) -> Path:
+    """Move a whole run folder and its model files aside, for overwrite_run; returns where the folder is now.
+
+    Raises RunInUse when a process works on it.
+    """
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    with runs.locked(run):
+        aside = run.path.with_name(f"{run.path.name}-replaced-{stamp}")
+        run.path.rename(aside)
+    for path, _, _ in model_files(config):
+        manifest.move_aside(path, aside / "model-files")
+    return aside

@@ -1,0 +1,368 @@
+"""The training loop. It knows steps, checkpoints and requests; no family's name, no file format, no browser."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from trainer import (
+    base_model,
+    branches,
+    checkpoint,
+    dataset,
+    environment,
+    families,
+    loader,
+    network,
+    optimizers,
+    prompts,
+    randomness,
+    resume,
+    runs,
+    sampling,
+    schedule,
+    session,
+)
+from trainer.buckets import steps_per_epoch
+from trainer.config import Config, ConfigError, Problem
+from trainer.families.base import Model
+from trainer.loader import Loader, Origin, Plan, Sources
+from trainer.manifest import CheckpointDamaged
+from trainer.network import DTYPES as FILE_DTYPES
+from trainer.progress import Agreement, Meter, Wish
+from trainer.resume import ResumeRefused, Verdict
+from trainer.runs import RunFolder
+from trainer.saving import Saver
+from trainer.session import Session, Start, TrainingFailed
+from trainer.signals import StopSignals
+from trainer.state import State
+
+logger = logging.getLogger(__name__)
+Ending = Literal["finished", "stopped"]
+DTYPES = {"no": torch.float32, "fp16": FILE_DTYPES["fp16"], "bf16": FILE_DTYPES["bf16"]}
+WISHES = {"stop": Wish.STOP, "save": Wish.SAVE, "sample": Wish.SAMPLE}
+
+
+def train(config: Config, signals: StopSignals) -> Ending:
+    """Train a run from its start or from a checkpoint to its end, or until it is asked to stop.
+
+    Raises ConfigError, DatasetError, BaseModelMissing, NetworkFileError, ResumeRefused or RunInUse when it may not
+    begin, StopRequested when it is stopped before its first step, TrainingFailed when it cannot go on.
+    """
+    accelerator = make_accelerator(config)
+    device, processes = accelerator.device, accelerator.num_processes
+    here = environment.describe(config, device, processes)
+    run = RunFolder(config.run_dir)
+    family = families.get(config.family)
+    sample_prompts = prompts.read(config)
+
+    # What is there, and what a resume would be; nothing is changed yet.
+    found = session.look_at_images(config, signals)
+    model_path = base_model.locate(config.pretrained_model_name_or_path, family.components)
+    digests = base_model.digests(config, model_path, family.components)
+    total_steps = length_in_steps(config, found, processes)
+    with holding(run, config, accelerator):
+        verdict = None
+        if config.resume_from_checkpoint:
+            verdict = session.examine(config, found, total_steps=total_steps, base_model=digests, environment=here)
+            logger.info("%s", "\n".join(verdict.lines()))
+            if verdict.finished and branches.last_file(config).exists():
+                return "finished"
+            require_disk_space(config, verdict.manifest.bytes)
+        start = Start(verdict, found, dataset.record(found, config), digests, model_path)
+        this_session = Session(config, run, verdict)
+        origin = epoch_origin(verdict, start, here)
+        plan = Plan(config, found.entries, resume.global_batch(config, processes), origin)
+        curve = verdict.curve if verdict else schedule.new_curve(config, total_steps)
+        accelerator.wait_for_everyone()
+
+        with recorded(this_session, accelerator, plan, total_steps, found):
+            # The model, its layers and what is computed once.
+            logger.info("Loading %s", config.pretrained_model_name_or_path)
+            model = family.load(config, model_path, DTYPES[config.mixed_precision], device)
+            if config.network_weights and not verdict:
+                network.load_kohya(model.targets, base_model.existing_file(config.network_weights, "network_weights"))
+            prepared = accelerator.prepare(model.module())
+            sources = prepare_sources(config, model, start, device, this_session, signals)
+            state = State(config, model, device)
+            require_disk_space(config, 2 * state.checkpoint_bytes)
+            if verdict:
+                restore(state, verdict)
+                if accelerator.is_main_process:
+                    this_session.resumed(state.model.probe(), epochs=plan.place(state.global_step)[0])
+            state.origin = origin
+            signals.raise_if_requested()
+
+            events = this_session.events if accelerator.is_main_process else None
+            saver = Saver(config, run, state, plan, curve, start, this_session, here, total_steps)
+            meter = Meter(state, events, total_steps)
+            agreement = Agreement(processes)
+
+            def sample() -> None:
+                if sample_prompts and events:
+                    with state.exported_weights():
+                        sampling.make(
+                            model, sample_prompts, config.sample_sampler, device, run, events, state.global_step
+                        )
+
+            if config.sample_at_first and state.global_step == 0:
+                sample()
+            steps = Loader(config, plan, sources, processes, accelerator.process_index).steps(state.global_step)
+            prepared.train()
+            updating = stopping = False
+            try:
+                while state.global_step < total_steps and not stopping:
+                    started = time.perf_counter()
+                    step = next(steps)
+                    data_seconds = time.perf_counter() - started
+                    lr = state.set_learning_rate(curve)
+                    loss = torch.zeros((), device=device)
+                    for number, micro_batch in enumerate(step.micro_batches):
+                        batch = micro_batch.to(device)
+                        key = (state.global_step, number, accelerator.process_index)
+                        torch.manual_seed(randomness.torch_seed(config.seed, "dropout", *key))
+                        is_last = number == len(step.micro_batches) - 1
+                        with contextlib.nullcontext() if is_last else accelerator.no_sync(prepared):
+                            share = (prepared(batch) * batch["weights"]).sum()
+                            # DDP takes the mean over processes; the weights already make it a mean over samples.
+                            scaled = share * processes
+                            (state.scaler.scale(scaled) if state.scaler else scaled).backward()
+                        loss += share.detach()
+                    if processes > 1:
+                        loss = accelerator.reduce(loss, "sum")
+                    grad_norm = state.clip()
+                    finite = torch.isfinite(grad_norm) & torch.isfinite(loss)
+                    updating = True
+                    state.update(finite)
+                    updating = False
+                    this_session.global_step = state.global_step
+                    meter.add(
+                        loss,
+                        grad_norm,
+                        finite,
+                        epoch=step.epoch,
+                        lr=lr,
+                        step_seconds=time.perf_counter() - started,
+                        data_seconds=data_seconds,
+                        batch=step.digest,
+                    )
+
+                    wish = Wish.STOP if signals.requested else Wish(0)
+                    if state.nonfinite_in_a_row >= config.max_nonfinite_steps:
+                        wish |= Wish.GIVE_UP
+                    if accelerator.is_main_process:
+                        for request in runs.take_requests(run):
+                            wish |= WISHES[request]
+                        wish |= Wish.SAVE if saver.due_by_time else Wish(0)
+                    wish = agreement.on(wish)
+                    if wish & Wish.GIVE_UP:
+                        raise not_finite(config, state)
+                    stopping = bool(wish & Wish.STOP) and state.global_step < total_steps
+                    if wish & Wish.SAMPLE or sample_is_due(config, plan, state.global_step):
+                        sample()
+                    due = saver.due_files()
+                    ending = state.global_step == total_steps
+                    if accelerator.is_main_process and not ending and (due or wish & (Wish.SAVE | Wish.STOP)):
+                        meter.flush()
+                        saver.save(due, checkpoint=config.save_state or bool(wish & (Wish.SAVE | Wish.STOP)))
+            except Exception as error:
+                # Weights and moments are those of the last completed step, unless the optimizer itself failed.
+                if accelerator.is_main_process and not updating and not isinstance(error, TrainingFailed):
+                    emergency_save(saver, state, meter, error)
+                raise
+            finally:
+                steps.close()  # type: ignore[attr-defined]
+            meter.flush()
+            if accelerator.is_main_process:
+                if not stopping:
+                    saver.save([*saver.due_files(), branches.last_file(config)], checkpoint=True)
+                saver.close()
+                if saver.last_error:
+                    raise TrainingFailed(
+                        f"the last save failed: {saver.last_error}",
+                        "Earlier checkpoints are intact. Remove the cause, then resume from the latest.",
+                    )
+                this_session.finish("stopped" if stopping else "finished", "stopped" if stopping else "finished")
+            accelerator.wait_for_everyone()
+            return "stopped" if stopping else "finished"
+
+
+# --- before the first step -----------------------------------------------------------------------------------------
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """accelerate, with the switches set on which equal bits depend. Raises ConfigError."""
+    environment.make_deterministic(config)
+    if config.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise ConfigError([Problem("mixed_precision", "fp16 needs a GPU; use bf16 or no")])
+    optimizers.check(config)
+    return Accelerator(
+        mixed_precision=config.mixed_precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def length_in_steps(config: Config, found: dataset.Scan, processes: int) -> int:
+    if config.max_train_epochs is None:
+        return config.max_train_steps
+    return config.max_train_epochs * steps_per_epoch(found.samples, resume.global_batch(config, processes))
+
+
+@contextlib.contextmanager
+def holding(run: RunFolder, config: Config, accelerator: Accelerator) -> Iterator[None]:
+    """Hold the run's lock in the main process; see that a fresh start loses nothing. Raises ResumeRefused, RunInUse."""
+    if not accelerator.is_main_process:
+        yield
+        return
+    if not config.resume_from_checkpoint:
+        session.require_fresh(config, run)
+        if config.overwrite_run and runs.read_run(run):
+            logger.info("The old run is kept at %s", branches.replace_run(config, run))
+    with runs.locked(run):
+        yield
+
+
+@contextlib.contextmanager
+def recorded(
+    this_session: Session, accelerator: Accelerator, plan: Plan, total_steps: int, found: dataset.Scan
+) -> Iterator[None]:
+    """Record the session in the main process."""
+    if not accelerator.is_main_process:
+        yield
+        return
+    with this_session.recorded(
+        total_steps=total_steps,
+        steps_per_epoch=plan.steps_per_epoch,
+        images=len(found.entries),
+        samples=found.samples,
+        skipped=len(found.skipped),
+        processes=accelerator.num_processes,
+        device=str(accelerator.device),
+    ):
+        yield
+
+
+def require_disk_space(config: Config, needed: int) -> None:
+    """Refuse to begin what could not be saved. Raises ResumeRefused."""
+    try:
+        checkpoint.require_space(config.run_dir, needed)
+    except OSError as error:
+        raise ResumeRefused(
+            [f"output_dir: the disk is too small: {error.strerror}; free some space or choose another output_dir"]
+        ) from error
+
+
+def epoch_origin(verdict: Verdict | None, start: Start, here: dict[str, Any]) -> Origin:
+    """Where epochs are counted from: moved to the resumed step when the images or the batch are not as they were."""
+    if verdict is None:
+        return Origin()
+    origin = Origin(**verdict.state["epoch_origin"])
+    batch_changed = any(
+        item.name in ("train_batch_size", "gradient_accumulation_steps") and item.on_resume == "trajectory"
+        for item in verdict.differences
+    )
+    if verdict.dataset or batch_changed:
+        started = verdict.state["epoch"] + (1 if verdict.state["place"] else 0)
+        return Origin(verdict.step, started)
+    return origin
+
+
+def prepare_sources(
+    config: Config, model: Model, start: Start, device: torch.device, this_session: Session, signals: StopSignals
+) -> Sources:
+    """Compute what is to be cached, then move what is no longer needed off the device."""
+    last = 0.0
+
+    def progress(what: str, done: int, total: int) -> None:
+        nonlocal last
+        signals.raise_if_requested()
+        if done == total or time.monotonic() - last > 5:
+            last = time.monotonic()
+            logger.info("Caching %s: %d of %d", what, done, total)
+
+    model.prepare(device, latents_cached=False, text_cached=False)
+    base = start.base_model
+    latents = text_states = None
+    if config.cache_latents:
+        identity = f"{base.get('vae', base['pretrained_model_name_or_path'])} {model.image_identity()}"
+        latents = loader.latent_source(
+            config, start.found.entries, model.encode_images, identity, lambda *args: progress("latents", *args)
+        )
+    if config.cache_text_encoder_outputs:
+        identity = f"{base['pretrained_model_name_or_path']} {model.text_identity()}"
+        text_states = loader.text_source(
+            config, start.found.entries, model.encode_captions, identity, lambda *args: progress("captions", *args)
+        )
+    model.prepare(device, latents_cached=config.cache_latents, text_cached=config.cache_text_encoder_outputs)
+    return Sources(model.tokenize, latents, text_states, model.latent_channels, model.latent_factor)
+
+
+def restore(state: State, verdict: Verdict) -> None:
+    """Load the checkpoint and prove that it is what was saved. Raises ResumeRefused."""
+    try:
+        loaded = checkpoint.load(verdict.path, verdict.manifest, state.weights, with_ema=state.ema is not None)
+        state.restore(loaded)
+    except (CheckpointDamaged, ValueError, KeyError, TypeError) as error:
+        raise ResumeRefused([f"resume_from_checkpoint: {verdict.path} cannot be loaded: {error}"]) from error
+    require_same_probe(state.config, verdict, float(loaded.state["probe_loss"]), state.model.probe())
+
+
+def require_same_probe(config: Config, verdict: Verdict, then: float, now: float) -> None:
+    """Compare the probe losses: equal where everything is equal, close on other hardware. Raises ResumeRefused."""
+    changed = {item.name for item in verdict.differences}
+    if "clip_skip" in changed:
+        return  # decides the probe
+    exact = not verdict.environment and "mixed_precision" not in changed
+    tolerance = 0.0 if exact else 1e-3 if config.mixed_precision == "no" else 3e-2
+    if abs(now - then) > tolerance * abs(then) or now != now:
+        raise ResumeRefused(
+            [
+                f"the probe loss after loading is {now!r}, but it was {then!r} when {verdict.path} was saved: the "
+                "weights, the base model or the arithmetic are not what they were. "
+                + ("Nothing known differs: " if exact else "")
+                + "check the installation and the memory of this machine, or resume an older checkpoint"
+            ]
+        )
+
+
+# --- during training -----------------------------------------------------------------------------------------------
+
+
+def sample_is_due(config: Config, plan: Plan, step: int) -> bool:
+    epoch, place = plan.place(step)
+    by_step = config.sample_every_n_steps and step % config.sample_every_n_steps == 0
+    by_epoch = config.sample_every_n_epochs and place == 0 and epoch % config.sample_every_n_epochs == 0
+    return bool(by_step or by_epoch)
+
+
+def not_finite(config: Config, state: State) -> TrainingFailed:
+    return TrainingFailed(
+        f"{state.nonfinite_in_a_row} steps in a row had no finite loss and gradient",
+        "The weights were not touched by them, and the latest checkpoint is sound. Lower the learning rate, "
+        + ("use bf16 instead of fp16, " if config.mixed_precision == "fp16" else "")
+        + "set no_half_vae = true or look for broken images; then resume.",
+    )
+
+
+def emergency_save(saver: Saver, state: State, meter: Meter, error: Exception) -> None:
+    """Save the last completed step of a training that is about to end with an error."""
+    traceback.clear_frames(error.__traceback__)  # they hold the activations, and memory may be what ran out
+    state.optimizer.zero_grad(set_to_none=True)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    try:
+        meter.flush()
+        if state.global_step and saver.last_step != state.global_step and not state.nonfinite_in_a_row:
+            logger.info("Saving step %d before giving up", state.global_step)
+            saver.save([], checkpoint=True)
+        saver.close()
+    except RuntimeError as second:  # the device is lost
+        logger.warning("Step %d could not be saved: %s", state.global_step, second)

@@ -1,0 +1,51 @@
+"""Sample images during training, which do not disturb it."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from trainer import files
+from trainer.events import EventWriter
+from trainer.families.base import Model
+from trainer.prompts import Prompt
+from trainer.runs import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+def make(
+    model: Model,
+    prompts: Sequence[Prompt],
+    sampler: str,
+    device: torch.device,
+    run: RunFolder,
+    events: EventWriter,
+    step: int,
+) -> None:
+    """Make the prompts' images at a step, write them to the run's samples folder and say so.
+
+    A disk that refuses them is an event and a warning. The random state of the training is addressed, and so is not
+    touched.
+    """
+    for index, (prompt, image) in enumerate(zip(prompts, model.sample(prompts, sampler, device), strict=True)):
+        name = f"step{step:08d}-{index:02d}-{prompt.seed}.png"
+        data = io.BytesIO()
+        image.save(data, "PNG")
+        try:
+            files.write_bytes(run.samples / name, data.getvalue())
+        except OSError as error:
+            logger.warning("The sample image %s cannot be written: %s", name, error)
+            events.write("warning", step, kind="sample_failed", message=f"{name} cannot be written: {error}")
+        else:
+            events.write(
+                "sample_saved",
+                step,
+                path=f"{run.samples.name}/{name}",
+                prompt=prompt.text,
+                index=index,
+                seed=prompt.seed,
+            )

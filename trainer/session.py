@@ -1,0 +1,223 @@
+"""One process's work on a run: what it may begin from, its record in run.json, how it ended. No torch here."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer import branches, dataset, files, manifest, resume, runs
+from trainer.config import Config, to_toml
+from trainer.dataset import Scan
+from trainer.events import EventWriter
+from trainer.resume import ResumeRefused, Verdict
+from trainer.runs import RunFolder
+from trainer.signals import StopRequested, StopSignals
+
+logger = logging.getLogger(__name__)
+SCAN_WORKERS = 4
+
+
+class TrainingFailed(Exception):
+    """The training cannot go on; `advice` says what to change."""
+
+    def __init__(self, message: str, advice: str) -> None:
+        super().__init__(message)
+        self.advice = advice
+
+
+@dataclass(frozen=True)
+class Start:
+    """From where a session starts: a verdict when it resumes, and what the images are now."""
+
+    verdict: Verdict | None
+    found: Scan
+    images: Mapping[str, Any]
+    base_model: Mapping[str, str]
+    model_path: Path
+
+    @property
+    def step(self) -> int:
+        return self.verdict.step if self.verdict else 0
+
+
+def look_at_images(config: Config, signals: StopSignals) -> Scan:
+    """Scan the images and tell the log what was found. Raises DatasetError, StopRequested."""
+    last = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        signals.raise_if_requested()
+        if time.monotonic() - last > 5:
+            last = time.monotonic()
+            logger.info("Reading images: %d of %d", done, total)
+
+    found = dataset.scan(config, progress=progress, workers=SCAN_WORKERS)
+    logger.info(
+        "%d images, %d samples an epoch, %d buckets",
+        len(found.entries),
+        found.samples,
+        len(found.bucket_counts()),
+    )
+    for notice in found.notices:
+        logger.warning("%s", notice)
+    if found.skipped:
+        logger.warning("%d files are skipped:", len(found.skipped))
+        for skipped in found.skipped[:10]:
+            logger.warning("    %s: %s", skipped.path, skipped.reason)
+    return found
+
+
+def require_fresh(config: Config, run: RunFolder) -> None:
+    """Refuse to start afresh where there is something to lose. Raises ResumeRefused."""
+    existing = manifest.listing(run.checkpoints)
+    if existing and not config.overwrite_run:
+        raise ResumeRefused(
+            [
+                f"{run.path} already holds checkpoints, the newest of step {existing[0].step}; continue it with "
+                'resume_from_checkpoint = "latest", choose another output_name, or set overwrite_run = true '
+                "(the old run is moved aside, not deleted)"
+            ]
+        )
+
+
+def examine(
+    config: Config, found: Scan, *, total_steps: int, base_model: Mapping[str, str], environment: Mapping[str, Any]
+) -> Verdict:
+    """The verdict on the checkpoint that the config names. Raises ResumeRefused when it may not be resumed."""
+    verdict = resume.examine(
+        config,
+        resume.choose(config),
+        total_steps=total_steps,
+        images=dataset.record(found, config),
+        base_model=base_model,
+        environment=environment,
+    )
+    if verdict.refusals:
+        raise ResumeRefused(list(verdict.refusals))
+    return verdict
+
+
+class Session:
+    """This process's entry in the run's record. Only the process that holds the run's lock makes one."""
+
+    def __init__(self, config: Config, run: RunFolder, verdict: Verdict | None) -> None:
+        self._config = config
+        self._run = run
+        self._verdict = verdict
+        self.events = EventWriter(run.events_file)
+        self.global_step = verdict.step if verdict else 0
+        record = runs.read_run(run)
+        if record is None or verdict is None or not manifest.listing(run.checkpoints):
+            record = runs.new_run(config.output_name)
+        if verdict and verdict.manifest.run_id != record["run_id"]:
+            record["parent"] = {
+                "run_id": verdict.manifest.run_id,
+                "step": verdict.step,
+                "manifest": verdict.manifest.digest,
+                "path": str(verdict.path),
+            }
+        self.record = record
+        self.number = len(record["sessions"]) + 1
+
+    @property
+    def run_id(self) -> str:
+        return str(self.record["run_id"])
+
+    @contextlib.contextmanager
+    def recorded(self, **started: Any) -> Iterator[Session]:
+        """Write run.json, config.toml and run_started; at the end, how it ended."""
+        run, verdict = self._run, self._verdict
+        for folder in (run.control, run.samples, run.checkpoints):
+            folder.mkdir(parents=True, exist_ok=True)
+        manifest.remove_temporary(run.checkpoints)
+        runs.take_requests(run)  # what was asked of an earlier session
+        entry = {
+            "session": self.number,
+            "started": time.time(),
+            "from_step": self.global_step,
+            "grade": verdict.grade if verdict else None,
+            "resumed_from": str(verdict.path) if verdict else None,
+            "allowed": [item.name for item in verdict.differences if item.allowed] if verdict else [],
+            **runs.this_process(),
+        }
+        self.record |= {"status": "running", **runs.this_process()}
+        self.record["sessions"] = [*self.record["sessions"], entry]
+        runs.write_run(run, self.record)
+        files.write_text(run.config_file, to_toml(self._config))
+        if verdict:
+            for path, reason in verdict.rejected:
+                aside = manifest.set_aside(path, reason)
+                self.events.write("checkpoint_rejected", verdict.step, path=str(aside), reason=reason)
+        self.events.write("run_started", self.global_step, session=self.number, **started)
+        try:
+            yield self
+        except StopRequested:
+            self._end("stopped", "stopped")
+            raise
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def resumed(self, probe_loss: float, epochs: int) -> None:
+        """Record what was restored, and move what came after it aside. `epochs`: completed at the resumed step."""
+        verdict = self._verdict
+        assert verdict is not None
+        moved = branches.abandon(self._config, self._run, verdict.step, epochs, self.number)
+        for path in moved:
+            logger.info("The later checkpoint %s is kept at %s", path.name, path)
+        self.events.write(
+            "resumed",
+            verdict.step,
+            step=verdict.step,
+            session=self.number,
+            path=str(verdict.path),
+            grade=verdict.grade,
+            probe_loss=probe_loss,
+            learning_rates=verdict.learning_rates,
+            differences={
+                item.name: [item.checkpoint, item.now] for item in verdict.differences if item.on_resume != "free"
+            },
+            dataset=list(verdict.dataset),
+            environment=list(verdict.environment),
+            abandoned=[str(path) for path in moved],
+        )
+
+    def finish(self, status: runs.Status, reason: str) -> None:
+        self._end(status, reason)
+
+    def _end(self, status: runs.Status, reason: str) -> None:
+        self.events.write("run_finished", self.global_step, reason=reason)
+        self._write_status(status, reason)
+
+    def _fail(self, error: BaseException) -> None:
+        advice = getattr(error, "advice", "") or advise(error)
+        message = str(error) or type(error).__name__
+        self.events.write("run_failed", self.global_step, error=message, advice=advice)
+        self._write_status("failed", message)
+
+    def _write_status(self, status: runs.Status, reason: str) -> None:
+        self.record["sessions"][-1] |= {"ended": time.time(), "to_step": self.global_step, "reason": reason}
+        self.record["status"] = status
+        try:
+            runs.write_run(self._run, self.record)
+        except OSError as error:  # the status is then derived from the process, which is gone
+            logger.warning("%s cannot be written: %s", self._run.run_file, error)
+
+
+def advise(error: BaseException) -> str:
+    """What a user can do about an error that ended a training."""
+    text = f"{type(error).__name__}: {error}".lower()
+    if "outofmemory" in text or "out of memory" in text or isinstance(error, MemoryError):
+        return (
+            "Memory ran out. Set gradient_checkpointing = true, halve train_batch_size and double "
+            "gradient_accumulation_steps, use optimizer_type = AdamW8bit, set cache_latents = true, or lower "
+            "resolution; then resume."
+        )
+    if isinstance(error, OSError):
+        return "A file could not be read or written; see console.log. Then resume from the latest checkpoint."
+    return "See console.log for the details. The latest checkpoint is intact and can be resumed."

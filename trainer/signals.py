@@ -1,0 +1,47 @@
+"""SIGTERM, SIGINT and SIGHUP ask for a stop; the loop answers between two steps. No torch here."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+EXIT_NOW = 130
+
+
+class StopRequested(Exception):
+    """Raised where there is nothing to save yet."""
+
+
+class StopSignals:
+    """While active, a first signal only sets `requested`; a second SIGINT ends the process at once, unsaved."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._interrupts = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            before = signal.getsignal(number)
+            if number == signal.SIGHUP and before == signal.SIG_IGN:
+                continue  # under nohup a closed terminal means nothing
+            self._before[number] = before
+            signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts > 1:
+                os._exit(EXIT_NOW)
+        self.requested = True
+
+    def raise_if_requested(self) -> None:
+        if self.requested:
+            raise StopRequested
