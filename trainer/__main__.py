@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from trainer import manifest, runs
 from trainer.config import Config, ConfigError, Problem, read_arguments, read_toml, resolve
+from trainer.console import logging_to_console
 from trainer.manifest import CheckpointDamaged
 from trainer.refusal import Refused
 from trainer.runs import RunFolder
@@ -53,20 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(preset: str, rest: Sequence[str]) -> int:
     """Train what a preset and the command line describe."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.captureWarnings(True)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    for noisy in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
-        os.environ.setdefault(noisy, "error")
-    with StopSignals() as signals:
+    with logging_to_console() as console, StopSignals() as signals:
         try:
             config, notices = read_options(preset, rest)
-            write_console_log(config)
             for notice in notices:
                 logger.warning("%s", notice)
             from trainer import loop  # torch and diffusers take seconds; a wrong option is told at once
 
-            ending = loop.train(config, signals)
+            ending = loop.train(config, signals, console)
         except Refused as refusal:
             for line in str(refusal).splitlines():
                 logger.error("Refused: %s", line)
@@ -76,11 +70,11 @@ def train(preset: str, rest: Sequence[str]) -> int:
             return STOPPED
         except Exception as error:  # noqa: BLE001 - the last resort, so that the way out is the last thing in the log
             return tell_failure(error)
-    if ending == "stopped":
-        logger.info("Stopped and saved. Continue with --resume_from_checkpoint latest.")
-        return STOPPED
-    logger.info("Finished.")
-    return FINISHED
+        if ending == "stopped":
+            logger.info("Stopped and saved. Continue with --resume_from_checkpoint latest.")
+            return STOPPED
+        logger.info("Finished.")
+        return FINISHED
 
 
 def read_options(preset: str, rest: Sequence[str]) -> tuple[Config, list[str]]:
@@ -99,23 +93,6 @@ def read_options(preset: str, rest: Sequence[str]) -> tuple[Config, list[str]]:
     if problems:
         raise ConfigError(problems)
     return config, notices
-
-
-def write_console_log(config: Config) -> None:
-    """Write the log to the run's console.log too, unless standard error already goes there."""
-    if int(os.environ.get("RANK", "0")) != 0:
-        return
-    path = RunFolder(config.run_dir).console_file
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        if os.path.samestat(path.stat(), os.fstat(2)):
-            return
-        handler = logging.FileHandler(path, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError([Problem("output_dir", f"{path} cannot be written: {error}")]) from error
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logging.getLogger().addHandler(handler)
 
 
 def tell_failure(error: Exception) -> int:

@@ -33,6 +33,7 @@ from trainer import (
 )
 from trainer.buckets import steps_per_epoch
 from trainer.config import Config, ConfigError, Problem
+from trainer.console import ConsoleLog
 from trainer.families.base import Model
 from trainer.loader import Loader, Origin, Plan, Sources
 from trainer.manifest import CheckpointDamaged
@@ -51,11 +52,12 @@ DTYPES = {"no": torch.float32, "fp16": FILE_DTYPES["fp16"], "bf16": FILE_DTYPES[
 WISHES = {"stop": Wish.STOP, "save": Wish.SAVE, "sample": Wish.SAMPLE}
 
 
-def train(config: Config, signals: StopSignals) -> Ending:
+def train(config: Config, signals: StopSignals, console: ConsoleLog | None = None) -> Ending:
     """Train a run from its start or from a checkpoint to its end, or until it is asked to stop.
 
     Raises ConfigError, DatasetError, BaseModelMissing, NetworkFileError, ResumeRefused or RunInUse when it may not
     begin, StopRequested when it is stopped before its first step, TrainingFailed when it cannot go on.
+    `console`: told the run's console.log once the run is held.
     """
     accelerator = make_accelerator(config)
     device, processes = accelerator.device, accelerator.num_processes
@@ -85,6 +87,8 @@ def train(config: Config, signals: StopSignals) -> Ending:
         accelerator.wait_for_everyone()
 
         with recorded(this_session, accelerator, plan, total_steps, found):
+            if console and accelerator.is_main_process:
+                console.attach(run.console_file)
             # The model, its layers and what is computed once.
             logger.info("Loading %s", config.pretrained_model_name_or_path)
             model = family.load(config, model_path, DTYPES[config.mixed_precision], device)

@@ -373,7 +373,7 @@ def _from_folder(path: Path, dtype: torch.dtype, vae_dtype: torch.dtype) -> dict
         return {
             "unet": UNet2DConditionModel.from_pretrained(
                 path / "unet",
-                torch_dtype=dtype,
+                dtype=dtype,
                 variant=_variant(path / "unet", "diffusion_pytorch_model"),
                 **common,
             ),
@@ -390,11 +390,11 @@ def _from_folder(path: Path, dtype: torch.dtype, vae_dtype: torch.dtype) -> dict
 
 def _load_vae(path: Path, dtype: torch.dtype) -> AutoencoderKL:
     if path.is_file():
-        return AutoencoderKL.from_single_file(path, torch_dtype=dtype)
+        return AutoencoderKL.from_single_file(path, dtype=dtype)
     folder = path if (path / "config.json").is_file() else path / "vae"
     variant = _variant(folder, "diffusion_pytorch_model")
     return AutoencoderKL.from_pretrained(
-        folder, torch_dtype=dtype, variant=variant, local_files_only=True, use_safetensors=True
+        folder, dtype=dtype, variant=variant, local_files_only=True, use_safetensors=True
     )
 
 
@@ -405,7 +405,7 @@ def _from_file(path: Path, config: Config, dtype: torch.dtype) -> dict[str, Any]
             path,
             config=str(described_by) if described_by else None,
             local_files_only=described_by is not None,
-            torch_dtype=dtype,
+            dtype=dtype,
             safety_checker=None,
         )
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -1,0 +1,86 @@
+"""How long a save holds the training up against one clone of the state, and how fast it writes and verifies.
+
+    python -m tests.benchmarks.save_time [--rounds 9]
+
+Target: blocking at most 1.3 clones. The clone is of the same tensors, in turns with the saves, in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from trainer import manifest
+from trainer.checkpoint import Contents, Save, Saved, Writer
+
+MEGABYTES = (1, 50, 500)
+
+
+def state_of(megabytes: int) -> Contents:
+    """Weights and two moments like a LoRA's: many small matrices."""
+    count = max(2, megabytes * 1_000_000 // (3 * 4 * 16 * 640))
+    group = {f"layer{number}.weight": torch.randn(16, 640) for number in range(count)}
+    moments = {f"{name}/{kind}": torch.randn(16, 640) for name in group for kind in ("exp_avg", "exp_avg_sq")}
+    documents = {name: {"version": 1} for name in ("dataset.json", "environment.json")}
+    return Contents(group, moments, {}, {"version": 1}, documents, "")
+
+
+def plain_write(path: Path, size: int) -> float:
+    data = os.urandom(1 << 20) * (size >> 20 or 1)
+    started = time.perf_counter()
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    seconds = time.perf_counter() - started
+    path.unlink()
+    return len(data) / seconds
+
+
+def measure(megabytes: int, rounds: int) -> str:
+    contents = state_of(megabytes)
+    size = contents.tensor_bytes
+    done: list[Saved] = []
+    blocking, clones, plain, verify = [], [], [], []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        writer = Writer(done.append)
+        for step in range(rounds):
+            started = time.perf_counter()
+            copies = [tensor.clone() for group in (contents.weights, contents.optimizer) for tensor in group.values()]
+            clones.append(time.perf_counter() - started)
+            del copies
+            blocking.append(writer.save(Save(folder, step, 0, None, "run", contents)))
+            writer.wait()
+            started = time.perf_counter()
+            manifest.verify(folder / manifest.folder_name(step))
+            verify.append(size / (time.perf_counter() - started))
+            plain.append(plain_write(folder / "plain", size))
+            manifest.delete(folder / manifest.folder_name(step))
+        writer.close()
+    written = [size / saved.write_seconds for saved in done]
+    ratio = statistics.median(blocking[1:]) / statistics.median(clones[1:])
+    return (
+        f"{size / 1e6:6.1f} MB: blocking {statistics.median(blocking[1:]) * 1e3:8.2f} ms = {ratio:.2f} clones "
+        f"(first save {blocking[0] / statistics.median(clones):.2f}); written and re-read at "
+        f"{statistics.median(written) / 1e6:.0f} MB/s, plain write with fsync {statistics.median(plain) / 1e6:.0f} MB/s; "
+        f"verified at {statistics.median(verify) / 1e6:.0f} MB/s"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    for megabytes in MEGABYTES:
+        print(measure(megabytes, arguments.rounds), flush=True)
+
+
+if __name__ == "__main__":
+    main()

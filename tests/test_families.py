@@ -1,0 +1,163 @@
+"""Stable Diffusion is loaded from a folder, a single file or the hub, and trains what its scheduler says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from tests import single_file, tiny
+from trainer import base_model, families
+from trainer.base_model import BaseModelMissing
+from trainer.config import Config
+from trainer.families.base import Model
+from trainer.prompts import Prompt
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_model(tmp_path_factory.mktemp("model"))
+
+
+def load(path: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Model:
+    config = Config(pretrained_model_name_or_path=str(path), resolution="64", network_dim=4, **options)
+    return families.get("sd").load(config, path, dtype, CPU)
+
+
+def batch_for(model: Model, timestep: int = 500) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    shape = (2, 4, 8, 8)
+    return {
+        "latent_mean": torch.randn(shape, generator=generator),
+        "latent_std": torch.ones(shape),
+        "latent_noise": torch.zeros(shape),
+        "noise": torch.randn(shape, generator=generator),
+        "timesteps": torch.full((2,), timestep),
+        "tokens": model.tokenize(["a thing", ""]),
+    }
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise AssertionError("the network was tried")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_local_folder_is_loaded_without_trying_the_network(folder: Path) -> None:
+    losses = load(folder).module()(batch_for(load(folder)))
+    assert losses.shape == (2,) and torch.isfinite(losses).all()
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_single_file_with_a_local_config_gives_the_same_model_as_the_folder(folder: Path, tmp_path: Path) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    path = single_file.write(pipeline, tmp_path / "model.safetensors")
+    model, expected = load(path, single_file_config=str(folder)), load(folder)
+    batch = batch_for(expected)
+    assert torch.equal(model.module()(batch), expected.module()(batch))
+    pixels = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
+    for left, right in zip(model.encode_images(pixels), expected.encode_images(pixels), strict=True):
+        torch.testing.assert_close(left, right)
+
+
+def test_a_folder_in_half_precision_files_is_loaded(folder: Path, tmp_path: Path) -> None:
+    StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float16).save_pretrained(tmp_path, variant="fp16")
+    assert load(tmp_path).module().unet.dtype == torch.float32
+
+
+def test_a_scheduler_that_says_v_prediction_is_trained_so(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "v")
+    settings = tmp_path / "v" / "scheduler" / "scheduler_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "prediction_type": "v_prediction"}))
+    by_scheduler, by_option = load(tmp_path / "v"), load(folder, v_parameterization=True)
+    noise = load(folder)
+    batch = batch_for(noise)
+    assert by_scheduler.prediction_type == by_option.prediction_type == "v_prediction"
+    assert torch.equal(by_scheduler.module()(batch), by_option.module()(batch))
+    assert not torch.equal(by_option.module()(batch), noise.module()(batch))
+
+
+def test_zero_terminal_snr_leaves_no_signal_at_the_end(folder: Path) -> None:
+    model = load(folder, v_parameterization=True, zero_terminal_snr=True)
+    assert model.module().noise_scheduler.alphas_cumprod[-1] < 1e-6
+    assert torch.isfinite(model.module()(batch_for(model, timestep=999))).all()
+
+
+def test_gradients_reach_every_lora_matrix_of_what_is_trained(folder: Path) -> None:
+    model = load(folder)
+    with torch.no_grad():
+        for name, parameter in model.module().named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    model.module()(batch_for(model)).sum().backward()
+    trained = {name: parameter for name, parameter in model.module().named_parameters() if parameter.requires_grad}
+    assert trained and all("lora_" in name for name in trained)
+    assert [name for name, parameter in trained.items() if parameter.grad is None or not parameter.grad.any()] == []
+
+
+def test_clip_skip_uses_an_earlier_layer(folder: Path) -> None:
+    last, skipped = load(folder), load(folder, clip_skip=2)
+    assert not torch.equal(last.encode_captions(["a thing"]), skipped.encode_captions(["a thing"]))
+
+
+def test_a_sample_depends_on_its_prompt_alone(folder: Path) -> None:
+    model = load(folder)
+    prompt = Prompt("a thing", "", 64, 64, seed=3, guidance_scale=2.0, steps=3)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    (first,) = model.sample([prompt], "euler_a", CPU)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    _, second = model.sample([prompt, prompt], "euler_a", CPU)
+    assert first.tobytes() == second.tobytes()
+
+
+def test_every_sampler_makes_a_picture(folder: Path) -> None:
+    from trainer.families.sd import SAMPLERS
+
+    model = load(folder)
+    prompt = Prompt("a thing", "", 64, 64, seed=3, guidance_scale=2.0, steps=4)
+    pictures = {name: model.sample([prompt], name, CPU)[0].tobytes() for name in SAMPLERS}
+    assert len(set(pictures.values())) >= len(SAMPLERS) - 1
+
+
+def test_a_model_that_is_not_there_is_named_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(BaseModelMissing, match="there is no folder or file"):
+        base_model.locate(str(tmp_path / "nothing"), ())
+    with pytest.raises(BaseModelMissing, match=r"model_index\.json"):
+        base_model.locate(str(tmp_path), ())
+    (tmp_path / "model.ckpt").touch()
+    with pytest.raises(BaseModelMissing, match="can run code"):
+        base_model.locate(str(tmp_path / "model.ckpt"), ())
+
+
+def test_a_hub_id_without_a_connection_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BaseModelMissing, match="could not be had from Hugging Face"):
+        base_model.locate("nobody/no-such-model", ("unet",))
+
+
+def test_the_digest_follows_content_not_names_or_times(folder: Path, tmp_path: Path) -> None:
+    components = families.get("sd").components
+    original = base_model.digest(folder, components, tmp_path / "memory")
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    assert base_model.digest(copy, components, tmp_path / "memory") == original
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    assert base_model.digest(copy, components, tmp_path / "memory") != original

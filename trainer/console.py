@@ -1,0 +1,57 @@
+"""The log of a session: on standard error, and in the run's console.log once the run is held. No torch here."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import logging.handlers
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+FORMAT = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+KEPT = 100_000  # records kept until the file is known
+
+
+class ConsoleLog:
+    """Keeps the log until `attach` names the file it belongs in."""
+
+    def __init__(self) -> None:
+        self._kept = logging.handlers.MemoryHandler(KEPT, flushLevel=logging.CRITICAL + 1)
+
+    def attach(self, path: Path) -> None:
+        """Write what was kept and all that follows to a file, unless standard error goes there already."""
+        logging.getLogger().removeHandler(self._kept)
+        path.touch()
+        if os.path.samestat(path.stat(), os.fstat(2)):
+            return
+        file = logging.FileHandler(path, encoding="utf-8")
+        file.setFormatter(FORMAT)
+        self._kept.setTarget(file)
+        self._kept.flush()
+        logging.getLogger().addHandler(file)
+
+
+@contextlib.contextmanager
+def logging_to_console() -> Iterator[ConsoleLog]:
+    """Set logging up for a command; afterwards it is as it was."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    console = ConsoleLog()
+    stream = logging.StreamHandler()
+    stream.setFormatter(FORMAT)
+    root.addHandler(stream)
+    root.addHandler(console._kept)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(library, "error")
+    try:
+        yield console
+    finally:
+        logging.captureWarnings(False)
+        for handler in set(root.handlers) - set(before):
+            root.removeHandler(handler)
+            handler.close()
+        root.setLevel(level)
