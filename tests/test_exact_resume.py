@@ -7,19 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
-from accelerate.state import AcceleratorState
 
-from tests import tiny
-from trainer import loop
+from tests.runs_at_tiny_size import STEPS, assert_bit_equal, config_for, run, steps_of, tensors_of
 from trainer.config import Config
-from trainer.events import read_events
-from trainer.runs import RunFolder
-from trainer.signals import StopSignals
-
-STEPS = 8
-COMPARED = ("epoch", "loss", "lr", "grad_norm", "batch")
 
 # Every value of every dimension appears, most pairs of them too.
 COMBINATIONS: dict[str, dict[str, Any]] = {
@@ -81,64 +72,6 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sizes = ((64, 64), (96, 48), (48, 96), (80, 64))
-    return tiny.make_images(tmp_path_factory.mktemp("images"), count=7, repeats=2, sizes=sizes)
-
-
-def config_for(model: Path, images: Path, output: Path, **options: Any) -> Config:
-    defaults: dict[str, Any] = {
-        "pretrained_model_name_or_path": str(model),
-        "train_data_dir": str(images),
-        "output_dir": str(output),
-        "output_name": "run",
-        "resolution": "64",
-        "network_dim": 2,
-        "network_alpha": 2.0,
-        "learning_rate": 1e-3,
-        "train_batch_size": 2,
-        "max_train_steps": STEPS,
-        "save_every_n_steps": 1,
-        "keep_last_n_checkpoints": 0,
-        "max_data_loader_n_workers": 2,
-        "deterministic": True,
-    }
-    return Config(**{**defaults, **options})
-
-
-def run(config: Config) -> loop.Ending:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    with StopSignals() as signals:
-        return loop.train(config, signals)
-
-
-def steps_of(config: Config) -> dict[int, tuple[Any, ...]]:
-    """What was recorded of each step; a later session's record replaces an earlier one's."""
-    events, _ = read_events(RunFolder(config.run_dir).events_file)
-    return {event["global_step"]: tuple(event[name] for name in COMPARED) for event in events if event["event"] == "step"}
-
-
-def tensors_of(config: Config, step: int = STEPS) -> dict[str, torch.Tensor]:
-    folder = RunFolder(config.run_dir).checkpoints / f"step-{step:08d}"
-    return {
-        f"{path.stem}/{name}": tensor
-        for path in sorted(folder.glob("*.safetensors"))
-        for name, tensor in safetensors.torch.load_file(path).items()
-    }
-
-
-def assert_bit_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
-    assert left.keys() == right.keys()
-    different = [name for name in left if not torch.equal(left[name], right[name])]
-    assert different == []
-
-
 def copy_at(straight: Config, output: Path, step: int) -> Config:
     """A copy of the run as it was just after a step: its folder without the later checkpoints."""
     shutil.copytree(straight.output_dir, output)
@@ -151,9 +84,9 @@ def copy_at(straight: Config, output: Path, step: int) -> Config:
 
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_a_run_resumed_after_any_step_ends_bit_equal_to_a_straight_one(
-    name: str, model: Path, images: Path, tmp_path: Path
+    name: str, tiny_model: Path, tiny_images: Path, tmp_path: Path
 ) -> None:
-    straight = config_for(model, images, tmp_path / "straight", **COMBINATIONS[name])
+    straight = config_for(tiny_model, tiny_images, tmp_path / "straight", **COMBINATIONS[name])
     assert run(straight) == "finished"
     expected, weights = steps_of(straight), tensors_of(straight)
     assert sorted(expected) == list(range(1, STEPS + 1))
@@ -162,7 +95,8 @@ def test_a_run_resumed_after_any_step_ends_bit_equal_to_a_straight_one(
     for step in range(1, STEPS):
         resumed = copy_at(straight, tmp_path / f"at{step}", step)
         # Neither the number of workers nor when it saves may matter.
-        resumed = resumed.replace(max_data_loader_n_workers=2 - straight.max_data_loader_n_workers, save_every_n_steps=3)
+        workers = 2 - straight.max_data_loader_n_workers
+        resumed = resumed.replace(max_data_loader_n_workers=workers, save_every_n_steps=3)
         torch.manual_seed(step)  # nor what became of the global random numbers
         assert run(resumed) == "finished"
         assert steps_of(resumed) == expected
@@ -170,8 +104,8 @@ def test_a_run_resumed_after_any_step_ends_bit_equal_to_a_straight_one(
         shutil.rmtree(resumed.output_dir)
 
 
-def test_two_resumes_in_a_row_end_bit_equal(model: Path, images: Path, tmp_path: Path) -> None:
-    straight = config_for(model, images, tmp_path / "straight", network_dropout=0.2, flip_aug=True)
+def test_two_resumes_in_a_row_end_bit_equal(tiny_model: Path, tiny_images: Path, tmp_path: Path) -> None:
+    straight = config_for(tiny_model, tiny_images, tmp_path / "straight", network_dropout=0.2, flip_aug=True)
     run(straight)
     once = copy_at(straight, tmp_path / "once", 3)
     run(once.replace(max_train_steps=5))

@@ -9,7 +9,7 @@ import re
 from datetime import datetime
 from pathlib import Path
 
-from trainer import manifest, runs
+from trainer import files, manifest, runs
 from trainer.config import Config
 from trainer.runs import RunFolder
 
@@ -29,10 +29,20 @@ def last_file(config: Config) -> Path:
     return Path(config.output_dir) / f"{config.output_name}.safetensors"
 
 
+def _model_file_name(config: Config) -> str:
+    return rf"{re.escape(config.output_name)}(?:-step(\d{{8,}})|-(\d{{6,}}))?\.safetensors"
+
+
+def remove_temporary(config: Config, run: RunFolder) -> None:
+    """Remove what an interrupted session left of what it was writing. Only for the process that holds the run."""
+    for folder in (run.path, run.checkpoints, run.samples):
+        files.remove_temporary(folder)
+    files.remove_temporary(Path(config.output_dir), _model_file_name(config))
+
+
 def model_files(config: Config) -> list[tuple[Path, int | None, int | None]]:
     """Every model file of the run: (path, step, None), (path, None, epoch), and (path, None, None) for the result."""
-    name = re.escape(config.output_name)
-    pattern = re.compile(rf"{name}(?:-step(\d{{8,}})|-(\d{{6,}}))?\.safetensors")
+    pattern = re.compile(_model_file_name(config))
     folder = Path(config.output_dir)
     found = []
     if folder.is_dir():
@@ -53,12 +63,12 @@ def abandon(config: Config, run: RunFolder, step: int, epochs: int, session: int
     if not later:
         return []
     folder = run.abandoned / f"before-session-{session:03d}"
-    moved = [manifest.move_aside(found.path, folder / "checkpoints") for found in later]  # newest first
+    # Model files first: if this is cut short, the checkpoints left are why the next resume at this step does the rest.
     for path, file_step, file_epoch in model_files(config):
         of_later = (file_step or 0) > step or (file_epoch or 0) > epochs or (file_step is None and file_epoch is None)
         if of_later:
             manifest.move_aside(path, folder)
-    return moved
+    return [manifest.move_aside(found.path, folder / "checkpoints") for found in later]  # newest first
 
 
 def replace_run(config: Config, run: RunFolder) -> Path:

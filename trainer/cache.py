@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from trainer import files
 logger = logging.getLogger(__name__)
 Arrays = dict[str, NDArray[np.float32]]
 Progress = Callable[[str, int, int], None]
+STALE_SECONDS = 3600  # a temporary file that was not written to for so long belongs to a process that was killed
 
 
 class Cache:
@@ -26,6 +29,8 @@ class Cache:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._memory: dict[str, Arrays] = {}
+        if folder:
+            _remove_stale(folder)
 
     def _path(self, key: str) -> Path:
         assert self._folder is not None
@@ -73,6 +78,14 @@ class Cache:
                     if place in missing:
                         self.put(keys[place], arrays)
             progress(min(number * group, len(keys)), len(keys))
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove what killed processes left. Other runs may be writing here now, so only what is no longer written to."""
+    for path in folder.glob("*/.tmp-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()
 
 
 def key_of(settings: Mapping[str, Any]) -> str:

@@ -172,13 +172,15 @@ def write_model_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str,
     """Write a model file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     require_space(path.parent, sum(tensor.nbytes for tensor in tensors.values()))
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}")
+    # A folder, because safetensors in its turn writes to a temporary file beside its target.
+    temporary = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
+    temporary.mkdir()
     try:
-        _write_tensors(temporary, tensors, metadata)
-        temporary.replace(path)
+        _write_tensors(temporary / path.name, tensors, metadata)
+        (temporary / path.name).replace(path)
         files.fsync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write(folder: Path, save: Save) -> Path:

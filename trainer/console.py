@@ -32,6 +32,11 @@ class ConsoleLog:
         logging.getLogger().addHandler(file)
 
 
+def is_main_process() -> bool:
+    """Whether this is the one of several processes that speaks for all (torch's launchers set RANK)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextlib.contextmanager
 def logging_to_console() -> Iterator[ConsoleLog]:
     """Set logging up for a command; afterwards it is as it was."""
@@ -42,7 +47,7 @@ def logging_to_console() -> Iterator[ConsoleLog]:
     stream.setFormatter(FORMAT)
     root.addHandler(stream)
     root.addHandler(console._kept)
-    root.setLevel(logging.INFO)
+    root.setLevel(logging.INFO if is_main_process() else logging.ERROR)
     logging.captureWarnings(True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):

@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ def usual_mode() -> int:
 
 
 _MODE = usual_mode()  # once, at import: os.umask changes the whole process for an instant
+_TEMPORARY = re.compile(r"\.tmp-(.+)-[a-z0-9_]{8}", re.DOTALL)  # every temporary name is of this form
 
 
 def fsync_file(path: Path) -> None:
@@ -56,6 +59,21 @@ def write_bytes(path: Path, data: bytes) -> None:
         fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporary(folder: Path, name: str = ".*") -> None:
+    """Remove what interrupted writes and deletions left in a folder, of files and folders whose name matches `name`.
+
+    Only for the process that alone writes such names there. What cannot be removed stays.
+    """
+    with contextlib.suppress(OSError):
+        for entry in list(folder.iterdir()):
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match and re.fullmatch(name, match[1], re.DOTALL):
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -77,6 +77,8 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
             verdict = session.examine(config, found, total_steps=total_steps, base_model=digests, environment=here)
             logger.info("%s", "\n".join(verdict.lines()))
             if verdict.finished and branches.last_file(config).exists():
+                if accelerator.is_main_process:
+                    session.record_finished(config, run, verdict.step)
                 return "finished"
             require_disk_space(config, verdict.manifest.bytes)
         start = Start(verdict, found, dataset.record(found, config), digests, model_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -244,11 +243,7 @@ def delete(checkpoint: Path) -> None:
     shutil.rmtree(trash, ignore_errors=True)
 
 
-def remove_temporary(checkpoints: Path) -> None:
-    """Remove what an interrupted save or deletion left. Only for the process that holds the run."""
-    with contextlib.suppress(OSError):
-        for entry in checkpoints.glob(".tmp-*"):
-            shutil.rmtree(entry, ignore_errors=True)
+
 
 
 def sums(folders: Sequence[Path]) -> list[str]:

@@ -102,6 +102,15 @@ def examine(
     return verdict
 
 
+def record_finished(config: Config, run: RunFolder, step: int) -> None:
+    """Complete the record of a run whose process was killed after the last checkpoint and before it could say so."""
+    branches.remove_temporary(config, run)
+    record = runs.read_run(run)
+    if record and record["status"] == "running":
+        EventWriter(run.events_file).write("run_finished", step, reason="finished")
+        runs.write_run(run, record | {"status": "finished"})
+
+
 class Session:
     """This process's entry in the run's record. Only the process that holds the run's lock makes one."""
 
@@ -134,7 +143,7 @@ class Session:
         run, verdict = self._run, self._verdict
         for folder in (run.control, run.samples, run.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)
-        manifest.remove_temporary(run.checkpoints)
+        branches.remove_temporary(self._config, run)
         runs.take_requests(run)  # what was asked of an earlier session
         entry = {
             "session": self.number,

@@ -1,0 +1,49 @@
+"""One thread for everything: the tests' tensors are tiny, and threads would only wait for one another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.forked_trainer import Server
+
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before torch is imported anywhere
+    os.environ[variable] = "1"
+
+settings.register_profile("untimed", deadline=None, database=None, print_blob=True)
+settings.load_profile("untimed")
+
+
+# The model takes seconds of imports, which tests that need none do not wait for.
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion in diffusers' folder format."""
+    from tests import tiny
+
+    return tiny.make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven pictures of four sizes, each used twice an epoch."""
+    from tests import tiny
+
+    sizes = ((64, 64), (96, 48), (48, 96), (80, 64))
+    return tiny.make_images(tmp_path_factory.mktemp("images"), count=7, repeats=2, sizes=sizes)
+
+
+@pytest.fixture(scope="session")
+def trainers() -> Iterator[Server]:
+    """Starts trainer processes without the seconds that their imports take."""
+    from tests.forked_trainer import Server
+
+    with Server() as server:
+        yield server
