@@ -151,7 +151,7 @@ def test_a_hub_id_without_a_connection_says_so(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_the_digest_follows_content_not_names_or_times(folder: Path, tmp_path: Path) -> None:
-    components = families.get("sd").components
+    components = base_model.COMPONENTS["sd"]
     original = base_model.digest(folder, components, tmp_path / "memory")
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)

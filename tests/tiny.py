@@ -60,13 +60,14 @@ def make_model(folder: Path, **scheduler: Any) -> Path:
             latent_channels=4,
             norm_num_groups=8,
         )
-    noise = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1}
+    noise = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    defaults = {"clip_sample": False, "steps_offset": 1, **noise}
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=DDPMScheduler(**{**noise, **scheduler}),
+        scheduler=DDPMScheduler(**{**defaults, **scheduler}),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -1,15 +1,16 @@
-"""The command line: python -m trainer train | verify | list."""
+"""The command line: python -m trainer train | verify | list | drill."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer import manifest, runs
+from trainer import drill, manifest, preflight, runs
 from trainer.config import Config, ConfigError, Problem, read_arguments, read_toml, resolve
 from trainer.console import logging_to_console
 from trainer.manifest import CheckpointDamaged
@@ -32,6 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         usage="python -m trainer train --config FILE [--option value ...]",
     )
     training.add_argument("--config", required=True, help="a preset: TOML; every option can also be given by name")
+    training.add_argument("--dry-run", action="store_true", help="say what the training would be, and change nothing")
+    training.add_argument("--json", action="store_true", help="with --dry-run: for programs")
+    drilling = commands.add_parser(
+        "drill", help="interrupt a few steps of a preset on this machine and see that they resume bit-equal"
+    )
+    drilling.add_argument("--config", required=True, help="a preset")
+    drilling.add_argument("--steps", type=int, default=8, help="steps of the rehearsal (4 or more)")
     verifying = commands.add_parser("verify", help="check every byte of a checkpoint, or of all those of a run")
     verifying.add_argument("path", type=Path)
     verifying.add_argument("--sums", action="store_true", help="print lines for sha256sum -c instead")
@@ -40,7 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     listing.add_argument("--json", action="store_true", help="for programs")
     known, rest = parser.parse_known_args(arguments)
     if known.command == "train":
+        if known.dry_run:
+            return dry_run(known.config, rest, as_json=known.json)
         return train(known.config, rest)
+    if known.command == "drill":
+        return drill.run(known.config, rest, steps=known.steps)
     if rest:
         parser.error(f"unknown: {' '.join(rest)}")
     if known.command == "verify":
@@ -75,6 +87,34 @@ def train(preset: str, rest: Sequence[str]) -> int:
             return STOPPED
         logger.info("Finished.")
         return FINISHED
+
+
+def dry_run(preset: str, rest: Sequence[str], *, as_json: bool) -> int:
+    """Print what a training would be and every reason why it may not begin."""
+    try:
+        config, notices = read_options(preset, rest)
+    except ConfigError as error:
+        if as_json:
+            print(json.dumps({"version": 1, "refusals": [str(problem) for problem in error.problems]}, indent=1))
+        else:
+            print("\n".join(f"Refused: {problem}" for problem in error.problems))
+        return REFUSED
+    from trainer import environment, loop  # torch, which only the comparison of the environment needs
+
+    refusals = []
+    here = None
+    try:
+        accelerator = loop.make_accelerator(config)
+        here = environment.describe(config, accelerator.device, accelerator.num_processes)
+    except Refused as refusal:
+        refusals.append(str(refusal))
+    looked = preflight.look(config, processes=here["processes"] if here else 1, environment=here)
+    looked = dataclasses.replace(looked, refusals=(*refusals, *looked.refusals))
+    if as_json:
+        print(json.dumps({**looked.as_json(), "option_notices": notices}, indent=1))
+    else:
+        print("\n".join([*notices, *looked.lines()]))
+    return REFUSED if looked.refusals else FINISHED
 
 
 def read_options(preset: str, rest: Sequence[str]) -> tuple[Config, list[str]]:

@@ -11,6 +11,8 @@ from trainer.config import Config
 from trainer.memory import sha256_of
 from trainer.refusal import Refused
 
+# Subfolders of a diffusers model that each family needs.
+COMPONENTS = {"sd": ("unet", "vae", "text_encoder", "tokenizer", "scheduler")}
 WEIGHTS = (".safetensors",)
 DESCRIPTIONS = (".json", ".txt", ".model")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

@@ -6,8 +6,8 @@ import contextlib
 import logging
 import time
 import traceback
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -17,12 +17,12 @@ from trainer import (
     base_model,
     branches,
     checkpoint,
-    dataset,
     environment,
     families,
     loader,
     network,
     optimizers,
+    preflight,
     prompts,
     randomness,
     resume,
@@ -31,18 +31,18 @@ from trainer import (
     schedule,
     session,
 )
-from trainer.buckets import steps_per_epoch
 from trainer.config import Config, ConfigError, Problem
 from trainer.console import ConsoleLog
 from trainer.families.base import Model
 from trainer.loader import Loader, Origin, Plan, Sources
 from trainer.manifest import CheckpointDamaged
 from trainer.network import DTYPES as FILE_DTYPES
+from trainer.preflight import Inputs
 from trainer.progress import Agreement, Meter, Wish
 from trainer.resume import ResumeRefused, Verdict
 from trainer.runs import RunFolder
 from trainer.saving import Saver
-from trainer.session import Session, Start, TrainingFailed
+from trainer.session import Session, TrainingFailed
 from trainer.signals import StopSignals
 from trainer.state import State
 
@@ -63,41 +63,39 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
     device, processes = accelerator.device, accelerator.num_processes
     here = environment.describe(config, device, processes)
     run = RunFolder(config.run_dir)
-    family = families.get(config.family)
     sample_prompts = prompts.read(config)
 
     # What is there, and what a resume would be; nothing is changed yet.
-    found = session.look_at_images(config, signals)
-    model_path = base_model.locate(config.pretrained_model_name_or_path, family.components)
-    digests = base_model.digests(config, model_path, family.components)
-    total_steps = length_in_steps(config, found, processes)
+    inputs = preflight.look_at_inputs(config, processes, watch_scan(signals))
+    logger.info("%s", "\n".join(inputs.lines()))
+    total_steps = inputs.total_steps
     with holding(run, config, accelerator):
-        verdict = None
-        if config.resume_from_checkpoint:
-            verdict = session.examine(config, found, total_steps=total_steps, base_model=digests, environment=here)
+        verdict = preflight.look_at_checkpoint(config, inputs, here)
+        if verdict:
             logger.info("%s", "\n".join(verdict.lines()))
+            if verdict.refusals:
+                raise ResumeRefused(list(verdict.refusals))
             if verdict.finished and branches.last_file(config).exists():
                 if accelerator.is_main_process:
                     session.record_finished(config, run, verdict.step)
                 return "finished"
             require_disk_space(config, verdict.manifest.bytes)
-        start = Start(verdict, found, dataset.record(found, config), digests, model_path)
         this_session = Session(config, run, verdict)
-        origin = epoch_origin(verdict, start, here)
-        plan = Plan(config, found.entries, resume.global_batch(config, processes), origin)
+        origin = epoch_origin(verdict)
+        plan = Plan(config, inputs.found.entries, resume.global_batch(config, processes), origin)
         curve = verdict.curve if verdict else schedule.new_curve(config, total_steps)
         accelerator.wait_for_everyone()
 
-        with recorded(this_session, accelerator, plan, total_steps, found):
+        with recorded(this_session, accelerator, inputs):
             if console and accelerator.is_main_process:
                 console.attach(run.console_file)
             # The model, its layers and what is computed once.
             logger.info("Loading %s", config.pretrained_model_name_or_path)
-            model = family.load(config, model_path, DTYPES[config.mixed_precision], device)
+            model = families.get(config.family).load(config, inputs.model_path, DTYPES[config.mixed_precision], device)
             if config.network_weights and not verdict:
                 network.load_kohya(model.targets, base_model.existing_file(config.network_weights, "network_weights"))
             prepared = accelerator.prepare(model.module())
-            sources = prepare_sources(config, model, start, device, this_session, signals)
+            sources = prepare_sources(config, model, inputs, device, signals)
             state = State(config, model, device)
             require_disk_space(config, 2 * state.checkpoint_bytes)
             if verdict:
@@ -108,7 +106,7 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
             signals.raise_if_requested()
 
             events = this_session.events if accelerator.is_main_process else None
-            saver = Saver(config, run, state, plan, curve, start, this_session, here, total_steps)
+            saver = Saver(config, run, state, plan, curve, inputs, this_session, here)
             meter = Meter(state, events, total_steps)
             agreement = Agreement(processes)
 
@@ -216,10 +214,18 @@ def make_accelerator(config: Config) -> Accelerator:
     )
 
 
-def length_in_steps(config: Config, found: dataset.Scan, processes: int) -> int:
-    if config.max_train_epochs is None:
-        return config.max_train_steps
-    return config.max_train_epochs * steps_per_epoch(found.samples, resume.global_batch(config, processes))
+def watch_scan(signals: StopSignals) -> Callable[[int, int], None]:
+    """Tells the log how far the scan of the images is, now and then. Raises StopRequested."""
+    last = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        signals.raise_if_requested()
+        if time.monotonic() - last > 5:
+            last = time.monotonic()
+            logger.info("Reading images: %d of %d", done, total)
+
+    return progress
 
 
 @contextlib.contextmanager
@@ -229,7 +235,7 @@ def holding(run: RunFolder, config: Config, accelerator: Accelerator) -> Iterato
         yield
         return
     if not config.resume_from_checkpoint:
-        session.require_fresh(config, run)
+        preflight.require_fresh(config)
         if config.overwrite_run and runs.read_run(run):
             logger.info("The old run is kept at %s", branches.replace_run(config, run))
     with runs.locked(run):
@@ -237,19 +243,17 @@ def holding(run: RunFolder, config: Config, accelerator: Accelerator) -> Iterato
 
 
 @contextlib.contextmanager
-def recorded(
-    this_session: Session, accelerator: Accelerator, plan: Plan, total_steps: int, found: dataset.Scan
-) -> Iterator[None]:
+def recorded(this_session: Session, accelerator: Accelerator, inputs: Inputs) -> Iterator[None]:
     """Record the session in the main process."""
     if not accelerator.is_main_process:
         yield
         return
     with this_session.recorded(
-        total_steps=total_steps,
-        steps_per_epoch=plan.steps_per_epoch,
-        images=len(found.entries),
-        samples=found.samples,
-        skipped=len(found.skipped),
+        total_steps=inputs.total_steps,
+        steps_per_epoch=inputs.steps_per_epoch,
+        images=len(inputs.found.entries),
+        samples=inputs.found.samples,
+        skipped=len(inputs.found.skipped),
         processes=accelerator.num_processes,
         device=str(accelerator.device),
     ):
@@ -266,7 +270,7 @@ def require_disk_space(config: Config, needed: int) -> None:
         ) from error
 
 
-def epoch_origin(verdict: Verdict | None, start: Start, here: dict[str, Any]) -> Origin:
+def epoch_origin(verdict: Verdict | None) -> Origin:
     """Where epochs are counted from: moved to the resumed step when the images or the batch are not as they were."""
     if verdict is None:
         return Origin()
@@ -282,7 +286,7 @@ def epoch_origin(verdict: Verdict | None, start: Start, here: dict[str, Any]) ->
 
 
 def prepare_sources(
-    config: Config, model: Model, start: Start, device: torch.device, this_session: Session, signals: StopSignals
+    config: Config, model: Model, inputs: Inputs, device: torch.device, signals: StopSignals
 ) -> Sources:
     """Compute what is to be cached, then move what is no longer needed off the device."""
     last = 0.0
@@ -295,17 +299,17 @@ def prepare_sources(
             logger.info("Caching %s: %d of %d", what, done, total)
 
     model.prepare(device, latents_cached=False, text_cached=False)
-    base = start.base_model
+    base = inputs.base_model
     latents = text_states = None
     if config.cache_latents:
         identity = f"{base.get('vae', base['pretrained_model_name_or_path'])} {model.image_identity()}"
         latents = loader.latent_source(
-            config, start.found.entries, model.encode_images, identity, lambda *args: progress("latents", *args)
+            config, inputs.found.entries, model.encode_images, identity, lambda *args: progress("latents", *args)
         )
     if config.cache_text_encoder_outputs:
         identity = f"{base['pretrained_model_name_or_path']} {model.text_identity()}"
         text_states = loader.text_source(
-            config, start.found.entries, model.encode_captions, identity, lambda *args: progress("captions", *args)
+            config, inputs.found.entries, model.encode_captions, identity, lambda *args: progress("captions", *args)
         )
     model.prepare(device, latents_cached=config.cache_latents, text_cached=config.cache_text_encoder_outputs)
     return Sources(model.tokenize, latents, text_states, model.latent_channels, model.latent_factor)

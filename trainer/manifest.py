@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,10 @@ def read(folder: Path) -> Manifest:
     """The folder's manifest, checked against itself but not against the files. Raises CheckpointDamaged."""
     path = folder / MANIFEST
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            raise CheckpointDamaged(f"{MANIFEST} is not a plain file")
+        if found.st_size > MAX_MANIFEST_BYTES:
             raise CheckpointDamaged(f"{MANIFEST} is too large")
         data = path.read_bytes()
     except FileNotFoundError:
@@ -241,9 +245,6 @@ def delete(checkpoint: Path) -> None:
     checkpoint.rename(trash)
     _pin(checkpoint).unlink(missing_ok=True)
     shutil.rmtree(trash, ignore_errors=True)
-
-
-
 
 
 def sums(folders: Sequence[Path]) -> list[str]:

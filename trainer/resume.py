@@ -196,11 +196,12 @@ def examine(
     total_steps: int,
     images: Mapping[str, Any],
     base_model: Mapping[str, str],
-    environment: Mapping[str, Any],
+    environment: Mapping[str, Any] | None,
 ) -> Verdict:
     """Compare the checkpoint with the options, images, base model and environment of now; nothing is changed.
 
-    `images`: `dataset.record` of now; `base_model`: digests by option. Raises ResumeRefused when the checkpoint
+    `images`: `dataset.record` of now; `base_model`: digests by option; `environment`: None where it is not known and
+    so is not compared. Raises ResumeRefused when the checkpoint
     cannot be read; all other reasons against the resume are in the verdict's `refusals`.
     """
     folder = chosen.path
@@ -214,6 +215,7 @@ def examine(
     except (CheckpointDamaged, ConfigError, KeyError, TypeError) as error:
         raise ResumeRefused([f"resume_from_checkpoint: {folder} cannot be read: {error}"]) from error
 
+    environment = environment_then if environment is None else environment
     processes_then, processes = int(environment_then["processes"]), int(environment["processes"])
     differences = compare_options(config_then, config, processes_then, processes)
     refusals = _other_run(config, chosen)

@@ -14,9 +14,10 @@ from trainer.checkpoint import Contents, Save, Saved, Writer
 from trainer.config import Config, to_toml
 from trainer.events import EventWriter
 from trainer.loader import Plan
+from trainer.preflight import Inputs
 from trainer.runs import RunFolder
 from trainer.schedule import LrCurve
-from trainer.session import Session, Start
+from trainer.session import Session
 from trainer.state import State
 
 logger = logging.getLogger(__name__)
@@ -32,29 +33,32 @@ class Saver:
         state: State,
         plan: Plan,
         curve: LrCurve,
-        start: Start,
+        inputs: Inputs,
         this_session: Session,
         here: dict[str, Any],
-        total_steps: int,
     ) -> None:
         self._config = config
         self._run = run
         self._state = state
         self._plan = plan
         self._curve = curve
-        self._start = start
+        self._inputs = inputs
         self._session = this_session
         self._events: EventWriter = this_session.events
-        self._documents = {"dataset.json": dict(start.images), "environment.json": here}
-        self._total_steps = total_steps
+        self._documents = {"dataset.json": dict(inputs.images), "environment.json": here}
+        self._total_steps = inputs.total_steps
         self._writer = Writer(self._report)
-        self._kept_step = start.verdict.step if start.verdict else None
+        self._kept_step = this_session.resumed_from
         self._saved_at = time.monotonic()
         self.last_step = self._kept_step
         self.last_error = ""
         self._constant = metadata.constant(
-            config, start.found, state.model, total_steps=total_steps, steps_per_epoch=plan.steps_per_epoch
-        ) | metadata.model_hashes(start.model_path, start.base_model["pretrained_model_name_or_path"])
+            config,
+            inputs.found,
+            state.model,
+            total_steps=inputs.total_steps,
+            steps_per_epoch=inputs.steps_per_epoch,
+        ) | metadata.model_hashes(inputs.model_path, inputs.base_model["pretrained_model_name_or_path"])
 
     # --- when ------------------------------------------------------------------------------------------------------
 
@@ -86,7 +90,7 @@ class Saver:
             "epoch": epoch,
             "place": place,
             "lr_curve": self._curve.as_dict(),
-            "base_model": dict(self._start.base_model),
+            "base_model": dict(self._inputs.base_model),
             "probe_loss": state.model.probe() if checkpoint else None,
             "session": self._session.number,
         }

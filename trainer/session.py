@@ -5,21 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-from trainer import branches, dataset, files, manifest, resume, runs
+from trainer import branches, files, manifest, runs
 from trainer.config import Config, to_toml
-from trainer.dataset import Scan
 from trainer.events import EventWriter
-from trainer.resume import ResumeRefused, Verdict
+from trainer.resume import Verdict
 from trainer.runs import RunFolder
-from trainer.signals import StopRequested, StopSignals
+from trainer.signals import StopRequested
 
 logger = logging.getLogger(__name__)
-SCAN_WORKERS = 4
 
 
 class TrainingFailed(Exception):
@@ -28,78 +24,6 @@ class TrainingFailed(Exception):
     def __init__(self, message: str, advice: str) -> None:
         super().__init__(message)
         self.advice = advice
-
-
-@dataclass(frozen=True)
-class Start:
-    """From where a session starts: a verdict when it resumes, and what the images are now."""
-
-    verdict: Verdict | None
-    found: Scan
-    images: Mapping[str, Any]
-    base_model: Mapping[str, str]
-    model_path: Path
-
-    @property
-    def step(self) -> int:
-        return self.verdict.step if self.verdict else 0
-
-
-def look_at_images(config: Config, signals: StopSignals) -> Scan:
-    """Scan the images and tell the log what was found. Raises DatasetError, StopRequested."""
-    last = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        nonlocal last
-        signals.raise_if_requested()
-        if time.monotonic() - last > 5:
-            last = time.monotonic()
-            logger.info("Reading images: %d of %d", done, total)
-
-    found = dataset.scan(config, progress=progress, workers=SCAN_WORKERS)
-    logger.info(
-        "%d images, %d samples an epoch, %d buckets",
-        len(found.entries),
-        found.samples,
-        len(found.bucket_counts()),
-    )
-    for notice in found.notices:
-        logger.warning("%s", notice)
-    if found.skipped:
-        logger.warning("%d files are skipped:", len(found.skipped))
-        for skipped in found.skipped[:10]:
-            logger.warning("    %s: %s", skipped.path, skipped.reason)
-    return found
-
-
-def require_fresh(config: Config, run: RunFolder) -> None:
-    """Refuse to start afresh where there is something to lose. Raises ResumeRefused."""
-    existing = manifest.listing(run.checkpoints)
-    if existing and not config.overwrite_run:
-        raise ResumeRefused(
-            [
-                f"{run.path} already holds checkpoints, the newest of step {existing[0].step}; continue it with "
-                'resume_from_checkpoint = "latest", choose another output_name, or set overwrite_run = true '
-                "(the old run is moved aside, not deleted)"
-            ]
-        )
-
-
-def examine(
-    config: Config, found: Scan, *, total_steps: int, base_model: Mapping[str, str], environment: Mapping[str, Any]
-) -> Verdict:
-    """The verdict on the checkpoint that the config names. Raises ResumeRefused when it may not be resumed."""
-    verdict = resume.examine(
-        config,
-        resume.choose(config),
-        total_steps=total_steps,
-        images=dataset.record(found, config),
-        base_model=base_model,
-        environment=environment,
-    )
-    if verdict.refusals:
-        raise ResumeRefused(list(verdict.refusals))
-    return verdict
 
 
 def record_finished(config: Config, run: RunFolder, step: int) -> None:
@@ -132,6 +56,12 @@ class Session:
             }
         self.record = record
         self.number = len(record["sessions"]) + 1
+
+    @property
+    def resumed_from(self) -> int | None:
+        """The step of the run's own checkpoint that this session continues; None for a fresh start or a branch."""
+        own = self._verdict is not None and self._verdict.manifest.run_id == self.run_id
+        return self._verdict.step if self._verdict and own else None
 
     @property
     def run_id(self) -> str:

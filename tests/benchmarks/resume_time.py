@@ -79,9 +79,8 @@ def main() -> None:
             for step in (EARLY, LATE) if number % 2 else (LATE, EARLY):
                 times[step].append(seconds_to_first_step(folder, source, step, number))
     for step, seconds in times.items():
-        print(
-            f"resumed at step {step:>9,}: median {statistics.median(seconds):.2f} s, {min(seconds):.2f} to {max(seconds):.2f}"
-        )
+        median = statistics.median(seconds)
+        print(f"resumed at step {step:>9,}: median {median:.2f} s, {min(seconds):.2f} to {max(seconds):.2f} s")
     print(f"ratio of medians: {statistics.median(times[LATE]) / statistics.median(times[EARLY]):.3f}")
 
 

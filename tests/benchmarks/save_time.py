@@ -64,13 +64,13 @@ def measure(megabytes: int, rounds: int) -> str:
             plain.append(plain_write(folder / "plain", size))
             manifest.delete(folder / manifest.folder_name(step))
         writer.close()
-    written = [size / saved.write_seconds for saved in done]
-    ratio = statistics.median(blocking[1:]) / statistics.median(clones[1:])
+    median = statistics.median
+    written = median(size / saved.write_seconds for saved in done)
     return (
-        f"{size / 1e6:6.1f} MB: blocking {statistics.median(blocking[1:]) * 1e3:8.2f} ms = {ratio:.2f} clones "
-        f"(first save {blocking[0] / statistics.median(clones):.2f}); written and re-read at "
-        f"{statistics.median(written) / 1e6:.0f} MB/s, plain write with fsync {statistics.median(plain) / 1e6:.0f} MB/s; "
-        f"verified at {statistics.median(verify) / 1e6:.0f} MB/s"
+        f"{size / 1e6:6.1f} MB: blocking {median(blocking[1:]) * 1e3:8.2f} ms = "
+        f"{median(blocking[1:]) / median(clones[1:]):.2f} clones (first save {blocking[0] / median(clones):.2f}); "
+        f"written and re-read at {written / 1e6:.0f} MB/s, plain write with fsync {median(plain) / 1e6:.0f} MB/s; "
+        f"verified at {median(verify) / 1e6:.0f} MB/s"
     )
 
 

@@ -110,10 +110,9 @@ def main() -> None:
             mine = ours(config.replace(output_name=f"round{number}"))[1:]
             all_bare += theirs
             all_ours += mine
-            ratios.append(statistics.median(theirs) / statistics.median(mine))
-            print(
-                f"round {number + 1}: bare {statistics.median(theirs):.3f} s, loop {statistics.median(mine):.3f} s a step"
-            )
+            medians = statistics.median(theirs), statistics.median(mine)
+            ratios.append(medians[0] / medians[1])
+            print(f"round {number + 1}: bare {medians[0]:.3f} s, loop {medians[1]:.3f} s a step", flush=True)
     ratio = statistics.median(all_bare) / statistics.median(all_ours)
     print(f"speed of the bare loop reached: {ratio:.3f} (rounds: {', '.join(f'{ratio:.3f}' for ratio in ratios)})")
 

@@ -69,8 +69,6 @@ class Model(Protocol):
 class Family(Protocol):
     """An architecture."""
 
-    components: tuple[str, ...]  # subfolders of a diffusers model that are needed
-
     def load(self, config: Config, path: Path, dtype: torch.dtype, device: torch.device) -> Model:
         """Load the base model from a diffusers folder or a single file and put the LoRA layers in.
 

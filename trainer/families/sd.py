@@ -30,12 +30,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from trainer import losses, network, randomness
-from trainer.base_model import BaseModelMissing
+from trainer.base_model import COMPONENTS, BaseModelMissing
 from trainer.config import Config
 from trainer.network import Target
 from trainer.prompts import Prompt
 
-COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {"clip_sample": False}),
     "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
@@ -324,8 +323,6 @@ class StableDiffusion(nn.Module):
 
 
 class _Family:
-    components = COMPONENTS
-
     def load(self, config: Config, path: Path, dtype: torch.dtype, device: torch.device) -> StableDiffusion:
         vae_dtype = torch.float32 if config.no_half_vae else dtype
         parts = _from_file(path, config, dtype) if path.is_file() else _from_folder(path, dtype, vae_dtype)
@@ -361,7 +358,7 @@ def _variant(folder: Path, stem: str) -> str | None:
 
 
 def _from_folder(path: Path, dtype: torch.dtype, vae_dtype: torch.dtype) -> dict[str, Any]:
-    missing = [name for name in COMPONENTS if not (path / name).is_dir()]
+    missing = [name for name in COMPONENTS["sd"] if not (path / name).is_dir()]
     if missing:
         raise BaseModelMissing(
             f"pretrained_model_name_or_path: {path} is not a Stable Diffusion 1.x or 2.x model: "
@@ -419,4 +416,4 @@ def _from_file(path: Path, config: Config, dtype: torch.dtype) -> dict[str, Any]
         raise BaseModelMissing(
             f"pretrained_model_name_or_path: {path} cannot be loaded: {first[0]}; {way_out}"
         ) from error
-    return {name: getattr(pipeline, name) for name in COMPONENTS}
+    return {name: getattr(pipeline, name) for name in COMPONENTS["sd"]}

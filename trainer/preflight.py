@@ -1,0 +1,184 @@
+"""What can be known of a training before its base model is loaded; the same for command line and browser.
+
+No torch here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer import base_model, buckets, dataset, manifest, prompts, resume, schedule
+from trainer.config import Config
+from trainer.dataset import Scan
+from trainer.refusal import Refused
+from trainer.resume import ResumeRefused, Verdict
+from trainer.runs import RunFolder
+
+logger = logging.getLogger(__name__)
+SCAN_WORKERS = 4
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The images, the base model's files and what follows from them."""
+
+    found: Scan
+    images: Mapping[str, Any]  # what dataset.json keeps
+    model_path: Path
+    base_model: Mapping[str, str]  # digests by option
+    steps_per_epoch: int
+    total_steps: int
+
+    def lines(self) -> list[str]:
+        """For people: how much there is, what it makes, and what was left out."""
+        found = self.found
+        lines = [
+            f"{len(found.entries)} images, {found.samples} samples an epoch in {len(found.bucket_counts())} buckets: "
+            f"{self.steps_per_epoch} steps an epoch, {self.total_steps} steps in all",
+            *found.notices,
+        ]
+        if found.skipped:
+            lines.append(f"{len(found.skipped)} files are skipped:")
+            lines += [f"    {skipped.path}: {skipped.reason}" for skipped in found.skipped[:10]]
+        return lines
+
+
+def nothing_to_tell(done: int, total: int) -> None:
+    """The progress of a scan that nobody watches."""
+
+
+def look_at_inputs(
+    config: Config, processes: int = 1, progress: Callable[[int, int], None] = nothing_to_tell
+) -> Inputs:
+    """Find images and base model. Raises Refused with the first thing that is missing."""
+    found = dataset.scan(config, progress=progress, workers=SCAN_WORKERS)
+    components = base_model.COMPONENTS[config.family]
+    model_path = base_model.locate(config.pretrained_model_name_or_path, components)
+    steps_per_epoch = buckets.steps_per_epoch(found.samples, resume.global_batch(config, processes))
+    epochs = config.max_train_epochs
+    return Inputs(
+        found=found,
+        images=dataset.record(found, config),
+        model_path=model_path,
+        base_model=base_model.digests(config, model_path, components),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=config.max_train_steps if epochs is None else epochs * steps_per_epoch,
+    )
+
+
+def require_fresh(config: Config) -> None:
+    """Refuse to start afresh where there is something to lose. Raises ResumeRefused."""
+    run = RunFolder(config.run_dir)
+    existing = manifest.listing(run.checkpoints)
+    if existing and not config.overwrite_run:
+        raise ResumeRefused(
+            [
+                f"{run.path} already holds checkpoints, the newest of step {existing[0].step}; continue it with "
+                'resume_from_checkpoint = "latest", choose another output_name, or set overwrite_run = true '
+                "(the old run is moved aside, not deleted)"
+            ]
+        )
+
+
+def look_at_checkpoint(config: Config, inputs: Inputs, environment: Mapping[str, Any] | None) -> Verdict | None:
+    """What a resume would be; None for a fresh start. `environment`: None where it is not known; not compared then.
+
+    Raises ResumeRefused when there is nothing to resume, or something to lose; other reasons are in the verdict.
+    """
+    if not config.resume_from_checkpoint:
+        require_fresh(config)
+        return None
+    return resume.examine(
+        config,
+        resume.choose(config),
+        total_steps=inputs.total_steps,
+        images=inputs.images,
+        base_model=inputs.base_model,
+        environment=environment,
+    )
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a training would be. `refusals`: every reason why it may not begin; empty when it may."""
+
+    config: Config
+    inputs: Inputs | None
+    verdict: Verdict | None
+    refusals: tuple[str, ...]
+    disk_free: int  # bytes
+
+    def lines(self) -> list[str]:
+        """For people."""
+        lines = self.inputs.lines() if self.inputs else []
+        lines += self.verdict.lines() if self.verdict else []
+        if not self.refusals and self.verdict is None:
+            rates = ", ".join(f"{part} {peak:.3g}" for part, peak in schedule.peaks(self.config).items())
+            lines.append(f"Starts afresh; learning rate {rates}, {self.config.lr_scheduler}")
+        lines.append(f"{self.disk_free / 1e9:.1f} GB free for {self.config.output_dir}")
+        return lines + [f"Refused: {line}" for refusal in self.refusals for line in refusal.splitlines()]
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        inputs, verdict = self.inputs, self.verdict
+        return {
+            "version": 1,
+            "refusals": list(self.refusals),
+            "images": len(inputs.found.entries) if inputs else None,
+            "samples": inputs.found.samples if inputs else None,
+            "skipped": [[str(item.path), item.reason] for item in inputs.found.skipped] if inputs else None,
+            "notices": list(inputs.found.notices) if inputs else None,
+            "steps_per_epoch": inputs.steps_per_epoch if inputs else None,
+            "total_steps": inputs.total_steps if inputs else None,
+            "disk_free": self.disk_free,
+            "resume": self._resume_json(verdict) if verdict else None,
+        }
+
+    def _resume_json(self, verdict: Verdict) -> dict[str, Any]:
+        return {
+            "sentence": verdict.sentence(),
+            "path": str(verdict.path),
+            "step": verdict.step,
+            "grade": verdict.grade,
+            "finished": verdict.finished,
+            "disk_needed": verdict.manifest.bytes,
+            "differences": [
+                {**dataclasses.asdict(item), "checkpoint": _plain(item.checkpoint), "now": _plain(item.now)}
+                for item in verdict.differences
+            ],
+            "dataset": list(verdict.dataset),
+            "environment": list(verdict.environment),
+            "lr_curve": verdict.curve.as_dict(),
+            "learning_rates": verdict.learning_rates,
+            "rejected": [[str(path), reason] for path, reason in verdict.rejected],
+        }
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def look(config: Config, *, processes: int = 1, environment: Mapping[str, Any] | None = None) -> Preflight:
+    """Look at everything, change nothing, and report every reason against beginning at once."""
+    refusals: list[str] = []
+    inputs, verdict = None, None
+    try:
+        prompts.read(config)
+    except Refused as error:
+        refusals.append(str(error))
+    try:
+        inputs = look_at_inputs(config, processes)
+        verdict = look_at_checkpoint(config, inputs, environment)
+        refusals += verdict.refusals if verdict else ()
+    except Refused as error:
+        refusals.append(str(error))
+    existing = config.run_dir.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return Preflight(config, inputs, verdict, tuple(refusals), shutil.disk_usage(existing).free)
