@@ -191,6 +191,7 @@ def write(folder: Path, save: Save) -> Path:
     target = folder / manifest.folder_name(save.step)
     if target.exists():  # a rewind has moved later checkpoints aside, so this one is of this very step and branch
         return target
+    files.remove_temporary(folder)  # what could not be removed when an earlier save failed
     require_space(folder, save.contents.tensor_bytes)
     temporary = folder / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
     temporary.mkdir(parents=True)

@@ -54,9 +54,8 @@ class MicroBatch:
     tensors: dict[str, Tensor]
 
     def to(self, device: torch.device) -> dict[str, Tensor]:
-        if device.type != "cuda":
-            return {name: tensor.to(device) for name, tensor in self.tensors.items()}
-        return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in self.tensors.items()}
+        """Its tensors on the device; from pinned memory the host does not wait for the copy."""
+        return {name: tensor.to(device, non_blocking=tensor.is_pinned()) for name, tensor in self.tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -190,6 +189,8 @@ class Loader:
             tensors["text_states"] = torch.stack([self._sources.text_states(caption) for caption in captions])
         else:
             tensors["tokens"] = self._sources.tokenize(captions)
+        if torch.cuda.is_available():
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
         return MicroBatch(tuple(uses), tensors)
 
     def _sample(self, use: Use) -> cache.Arrays:

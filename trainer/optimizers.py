@@ -154,18 +154,23 @@ def restore(
     foreign = sorted(entries.keys() - by_name.keys())
     if foreign or len(saved["groups"]) != len(optimizer.param_groups):
         raise ValueError(f"the optimizer's state belongs to other parameters: {', '.join(foreign[:3]) or 'groups'}")
+    on_device = {
+        id(parameter): bool(group.get("fused") or group.get("capturable"))
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
     for name, values in entries.items():
         parameter = by_name[name]
         optimizer.state[parameter] = {
-            entry: _placed(entry, value, parameter) if isinstance(value, Tensor) else value
+            entry: _placed(value, parameter, on_host=entry == "step" and not on_device[id(parameter)])
+            if isinstance(value, Tensor)
+            else value
             for entry, value in values.items()
         }
     for group, values in zip(optimizer.param_groups, saved["groups"], strict=True):
         group.update(values)
 
 
-def _placed(entry: str, value: Tensor, parameter: Tensor) -> Tensor:
-    """A copy where the optimizer expects it: with its parameter, but a step count stays on the host unless fused."""
-    if entry == "step" and parameter.device.type == "cpu":
-        return value.clone()
-    return value.to(parameter.device, copy=True)
+def _placed(value: Tensor, parameter: Tensor, on_host: bool) -> Tensor:
+    """A copy where the optimizer keeps it: with its parameter; torch's step counts on the host, unless it is fused."""
+    return value.clone() if on_host else value.to(parameter.device, copy=True)

@@ -157,8 +157,12 @@ class Saver:
                 write_seconds=saved.write_seconds,
                 probe_seconds=saved.save.contents.state["probe_seconds"],
             )
-            self._prune_checkpoints()
-        self._prune_model_files(step)
+        try:
+            if saved.path:
+                self._prune_checkpoints()
+            self._prune_model_files(step)
+        except OSError as error:
+            logger.warning("Older files could not be deleted: %s. It is tried again after the next save.", error)
 
     def _prune_checkpoints(self) -> None:
         config = self._config

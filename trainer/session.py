@@ -130,6 +130,7 @@ class Session:
         self._end(status, reason)
 
     def _end(self, status: runs.Status, reason: str) -> None:
+        branches.remove_temporary(self._config, self._run)  # what a failed save could not remove
         self.events.write("run_finished", self.global_step, reason=reason)
         self._write_status(status, reason)
 
