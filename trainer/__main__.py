@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer import drill, manifest, preflight, runs
-from trainer.config import Config, ConfigError, Problem, read_arguments, read_toml, resolve
+from trainer.config import Config, ConfigError, Problem, read_arguments, read_toml, reference, resolve
 from trainer.console import logging_to_console
 from trainer.manifest import CheckpointDamaged
 from trainer.refusal import Refused
@@ -30,7 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     training = commands.add_parser(
         "train",
         help="train a preset, or resume a run",
-        usage="python -m trainer train --config FILE [--option value ...]",
+        usage="python -m trainer train --config FILE [--dry-run [--json]] [--option value ...]",
+        epilog="Options, and what a changed one means for a resume "
+        "(locked: refused; trajectory: refused unless in resume_allow; free):\n" + reference(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     training.add_argument("--config", required=True, help="a preset: TOML; every option can also be given by name")
     training.add_argument("--dry-run", action="store_true", help="say what the training would be, and change nothing")

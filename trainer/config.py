@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import textwrap
 import tomllib
 import types
 import typing
@@ -1000,6 +1001,23 @@ def resolve(*sources: Source) -> tuple[Config, list[str]]:
     if checked.problems:
         raise ConfigError(checked.problems)
     return Config(**checked.values), checked.notices
+
+
+def reference() -> str:
+    """Every option by section, for people: its kind, default and meaning, and what a change means on resume."""
+    lines = []
+    section = ""
+    for known in OPTIONS.values():
+        if known.section != section:
+            section = known.section
+            lines += ["", f"{section}:"]
+        kind = "|".join(known.choices) or known.kind
+        default = "" if known.default in (None, "", ()) else f", default {known.default}"
+        switch = f"--{known.name} / --no-{known.name}" if known.kind == "bool" else f"--{known.name} ({kind}{default})"
+        lines += textwrap.wrap(
+            f"{switch}  {known.help} [{known.on_resume}]", 110, initial_indent="  ", subsequent_indent="      "
+        )
+    return "\n".join(lines)
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
