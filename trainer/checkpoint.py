@@ -137,7 +137,10 @@ class Writer:
 
 
 def _explain(problem: Exception) -> str:
-    if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
+    full = (errno.ENOSPC, errno.EDQUOT)
+    number = problem.errno if isinstance(problem, OSError) else None
+    # safetensors tells the system's number in its text only.
+    if number in full or any(f"(os error {code})" in str(problem) for code in full):
         return f"the disk is full ({problem})"
     return str(problem) or type(problem).__name__
 

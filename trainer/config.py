@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import toml
 
+from trainer import sd_scripts
 from trainer.refusal import Refused
 
 OnResume = Literal["locked", "trajectory", "free"]
@@ -68,7 +69,20 @@ def option(
 
 LrScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 OptimizerType = Literal["AdamW", "AdamW8bit", "Adafactor", "Lion", "Prodigy", "SGDNesterov"]
-Sampler = Literal["ddim", "pndm", "lms", "euler", "euler_a", "heun", "dpm_2", "dpm_2_a", "dpmsolver++", "unipc"]
+Sampler = Literal[
+    "ddim",
+    "pndm",
+    "lms",
+    "euler",
+    "euler_a",
+    "heun",
+    "dpm_2",
+    "dpm_2_a",
+    "dpmsolver",
+    "dpmsolver++",
+    "dpmsingle",
+    "unipc",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -524,91 +538,6 @@ def _declared() -> dict[str, Option]:
 
 OPTIONS: dict[str, Option] = _declared()
 
-# --- options of sd-scripts and kohya_ss that are not ours ----------------------------------------------------------
-
-_RENAMED = {"caption_extention": "caption_extension"}
-
-# They cannot change what is trained: accepted, with a notice.
-_WITHOUT_EFFECT = {
-    **dict.fromkeys(
-        ("xformers", "sdpa", "mem_eff_attn", "diffusers_xformers"), "PyTorch's own attention kernels are always used"
-    ),
-    **dict.fromkeys(("lowram", "highvram", "lowvram"), "models leave GPU memory once their outputs are cached"),
-    **dict.fromkeys(
-        ("persistent_data_loader_workers", "cache_info", "skip_cache_check"), "the loader and the caches always do so"
-    ),
-    **dict.fromkeys(
-        ("log_with", "logging_dir", "log_prefix", "log_tracker_name", "log_tracker_config", "log_config",
-         "wandb_run_name", "console_log_level", "console_log_file", "console_log_simple"),
-        "the run folder's events.jsonl and console.log record the run",
-    ),
-    **dict.fromkeys(
-        ("huggingface_repo_id", "huggingface_repo_type", "huggingface_path_in_repo", "huggingface_repo_visibility",
-         "save_state_to_huggingface", "resume_from_huggingface", "async_upload"),
-        "nothing is uploaded",
-    ),
-    **dict.fromkeys(("ddp_timeout", "ddp_gradient_as_bucket_view", "ddp_static_graph"), "accelerate decides"),
-    **dict.fromkeys(
-        ("save_last_n_epochs_state", "save_n_epoch_ratio"),
-        "keep_last_n_checkpoints, keep_every_n_steps and save_last_n_steps_state decide which checkpoints are kept",
-    ),
-    **dict.fromkeys(
-        ("metadata_usage_hint", "metadata_thumbnail", "metadata_merged_from", "metadata_trigger_phrase",
-         "metadata_preprocessor", "metadata_is_negative_embedding"),
-        "not written to the model file",
-    ),
-    "v2": "the architecture is read from the model itself",
-    "save_state_on_train_end": "the last step always writes a checkpoint",
-    "output_config": "the run folder's config.toml holds the complete config",
-    "use_safetensors": "model files are always safetensors",
-    "disable_mmap_load_safetensors": "not needed",
-    "tokenizer_cache_dir": "the tokenizer comes with the model",
-    "dynamo_backend": "used by torch_compile only",
-    "epoch": "the length is max_train_steps or max_train_epochs",
-    "noise_offset_type": "noise_offset or multires_noise_iterations choose the type",
-    "num_cpu_threads_per_process": "set by accelerate launch or OMP_NUM_THREADS",
-}  # fmt: skip
-
-# They would change the training, or where it continues: refused by name, with the way out.
-_NOT_SUPPORTED = {
-    "resume": 'states of sd-scripts cannot be continued; resume_from_checkpoint = "latest" continues a run of ours',
-    "skip_until_initial_step": "not needed: a resume continues at its step by itself",
-    "initial_step": "not needed: a resume continues at its step by itself",
-    "initial_epoch": "not needed: a resume continues at its step by itself",
-    "huggingface_token": "secrets do not belong in a preset; set the environment variable HF_TOKEN",
-    "wandb_api_key": "secrets do not belong in a preset",
-    "use_8bit_adam": 'use optimizer_type = "AdamW8bit"',
-    "use_lion_optimizer": 'use optimizer_type = "Lion"',
-    "sdxl": "Stable Diffusion XL is not supported",
-    "lr_scheduler_type": "custom schedulers are not supported; choose lr_scheduler",
-    "lr_scheduler_args": "custom schedulers are not supported; choose lr_scheduler",
-    "train_inpainting": "inpainting models are not supported",
-    "dim_from_weights": "set network_dim to the rank of network_weights",
-    **dict.fromkeys(
-        ("reg_data_dir", "in_json", "dataset_config", "dataset_class", "dataset_repeats", "conditioning_data_dir",
-         "masked_loss", "alpha_mask", "color_aug", "face_crop_aug_range", "keep_tokens_separator",
-         "secondary_separator", "enable_wildcard", "token_warmup_min", "token_warmup_step", "weighted_captions",
-         "max_token_length", "resize_interpolation", "debug_dataset", "validation_split", "validation_seed",
-         "validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps", "full_fp16", "full_bf16",
-         "fp8_base", "fp8_base_unet", "fused_backward_pass", "blocks_to_swap", "torch_compile", "deepspeed",
-         "lr_decay_steps", "lr_scheduler_timescale", "lr_scheduler_min_lr_ratio", "scale_weight_norms",
-         "base_weights", "base_weights_multiplier", "cpu_offload_checkpointing", "stop_text_encoder_training",
-         "no_token_padding", "additional_parameters"),
-        "not supported yet; remove it to train without",
-    ),
-}  # fmt: skip
-
-# Values with which even an unsupported option changes nothing (beside false, 0, "" and an empty list).
-_HARMLESS = {
-    "max_token_length": (75,),
-    "token_warmup_min": (1,),
-    "dataset_repeats": (1,),
-    "huggingface_token": (),
-}
-_NETWORK_MODULES = ("networks.lora",)
-_NETWORK_ARGS = {"conv_dim": "conv_dim", "conv_alpha": "conv_alpha"}
-
-
 # --- problems ------------------------------------------------------------------------------------------------------
 
 
@@ -740,7 +669,7 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, Given]:
         if negated in OPTIONS and OPTIONS[negated].kind == "bool" and not has_value:
             source[negated] = Given(False, where)
             continue
-        known = OPTIONS.get(_RENAMED.get(name, name))
+        known = OPTIONS.get(sd_scripts.RENAMED.get(name, name))
         following = arguments[position] if position < len(arguments) else None
         if known and known.kind == "bool" and not has_value:
             source[name] = Given(True, where)
@@ -812,6 +741,21 @@ def _value_problem(known: Option, value: Any) -> tuple[Any, str | None]:
     return value, None
 
 
+def _as_ours(known: Option, value: Any) -> Any:
+    """What sd-scripts and kohya_ss write for the same thing; None where they mean "not given"."""
+    if known.kind == "choice" and isinstance(value, str):
+        value = {"fp32": "float"}.get(value, value) if known.name == "save_precision" else value
+        value = value.removeprefix("k_") if known.name == "sample_sampler" else value
+        if value == "":
+            return None
+        return next((choice for choice in known.choices if choice.lower() == value.lower()), value)
+    if known.name == "max_train_epochs" and value == 0:
+        return None
+    if known.name == "text_encoder_lr" and isinstance(value, list):  # one rate for each text encoder
+        return value[0] if len(set(map(str, value))) == 1 else value or None
+    return value
+
+
 def _check_resolution(value: Any) -> tuple[Any, str | None]:
     parts = value if isinstance(value, list | tuple) else str(value).split(",")
     try:
@@ -836,15 +780,15 @@ def _foreign(key: str, given: Given, values: dict[str, Any]) -> tuple[Problem | 
     """What to say of an option that is not ours: a problem, or a notice. `network_*` may set values of ours."""
     value = given.value
     if key == "network_module":
-        if value in _NETWORK_MODULES or value == "":
+        if value in sd_scripts.NETWORK_MODULES or value == "":
             return None, None
         return Problem(key, f"{value!r} is not supported; only networks.lora is", given.where), None
     if key == "network_args":
         for argument in value if isinstance(value, list) else str(value).split():
             name, _, text = str(argument).partition("=")
-            if name not in _NETWORK_ARGS:
+            if name not in sd_scripts.NETWORK_ARGS:
                 return Problem(key, f"{argument!r} is not supported; remove it", given.where), None
-            ours = _NETWORK_ARGS[name]
+            ours = sd_scripts.NETWORK_ARGS[name]
             values[ours], wrong = _value_problem(OPTIONS[ours], _from_text(OPTIONS[ours], text))
             if wrong:
                 return Problem(key, f"{name}: {wrong}", given.where), None
@@ -854,12 +798,14 @@ def _foreign(key: str, given: Given, values: dict[str, Any]) -> tuple[Problem | 
             return None, None
         return Problem(key, f"{value!r} is not supported; model files are safetensors", given.where), None
     off = value in (False, 0, "", None) or value == []
-    if (off or value in _HARMLESS.get(key, ())) and (key in _WITHOUT_EFFECT or key in _NOT_SUPPORTED):
+    if (off or value in sd_scripts.HARMLESS.get(key, ())) and (
+        key in sd_scripts.WITHOUT_EFFECT or key in sd_scripts.NOT_SUPPORTED
+    ):
         return None, None
-    if key in _WITHOUT_EFFECT:
-        return None, f"{key} has no effect here: {_WITHOUT_EFFECT[key]} ({given.where})"
-    if key in _NOT_SUPPORTED:
-        return Problem(key, _NOT_SUPPORTED[key], given.where), None
+    if key in sd_scripts.WITHOUT_EFFECT:
+        return None, f"{key} has no effect here: {sd_scripts.WITHOUT_EFFECT[key]} ({given.where})"
+    if key in sd_scripts.NOT_SUPPORTED:
+        return Problem(key, sd_scripts.NOT_SUPPORTED[key], given.where), None
     return Problem(key, f"there is no such option{_nearest(key, OPTIONS)}", given.where), None
 
 
@@ -968,7 +914,7 @@ def check(*sources: Source) -> Checked:
     merged: dict[str, Given] = {}
     for source in sources:
         for key, given in source.items():
-            name = _RENAMED.get(key, key)
+            name = sd_scripts.RENAMED.get(key, key)
             if name not in merged and key in ("network_args",):
                 merged = {name: given, **merged}  # options given by their own name win
             else:
@@ -980,8 +926,9 @@ def check(*sources: Source) -> Checked:
             problems += [problem] if problem else []
             notices += [notice] if notice else []
             continue
-        if key == "save_precision" and given.value == "fp32":
-            given = Given("float", given.where)
+        given = Given(_as_ours(known, given.value), given.where)
+        if given.value is None:
+            continue
         value, wrong = _value_problem(known, given.value)
         where[key] = given.where
         if wrong:

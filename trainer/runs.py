@@ -238,6 +238,15 @@ def ask(run: RunFolder, request: Request) -> None:
     (run.control / request).touch()
 
 
+def drop_old_requests(run: RunFolder) -> None:
+    """Forget what was asked before this process began: it was meant for an earlier one."""
+    began = psutil.Process().create_time()  # exact to a second
+    for request in REQUESTS:
+        with contextlib.suppress(OSError):
+            if (run.control / request).stat().st_mtime < began:
+                (run.control / request).unlink()
+
+
 def take_requests(run: RunFolder) -> set[Request]:
     """What was asked since the last call; each request is returned once."""
     taken: set[Request] = set()

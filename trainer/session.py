@@ -74,7 +74,7 @@ class Session:
         for folder in (run.control, run.samples, run.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)
         branches.remove_temporary(self._config, run)
-        runs.take_requests(run)  # what was asked of an earlier session
+        runs.drop_old_requests(run)
         entry = {
             "session": self.number,
             "started": time.time(),

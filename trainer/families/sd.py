@@ -13,6 +13,7 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
@@ -44,6 +45,8 @@ SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "heun": (HeunDiscreteScheduler, {}),
     "dpm_2": (KDPM2DiscreteScheduler, {}),
     "dpm_2_a": (KDPM2AncestralDiscreteScheduler, {}),
+    "dpmsolver": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
+    "dpmsingle": (DPMSolverSinglestepScheduler, {}),
     "dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
     "unipc": (UniPCMultistepScheduler, {}),
 }

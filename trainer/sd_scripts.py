@@ -1,0 +1,116 @@
+"""Options of sd-scripts and kohya_ss that are not ours, and what becomes of each. Facts only; no torch here."""
+
+from __future__ import annotations
+
+RENAMED = {"caption_extention": "caption_extension"}
+
+# They cannot change what is trained: accepted, with a notice.
+WITHOUT_EFFECT = {
+    **dict.fromkeys(
+        ("xformers", "sdpa", "mem_eff_attn", "diffusers_xformers"), "PyTorch's own attention kernels are always used"
+    ),
+    **dict.fromkeys(("lowram", "highvram", "lowvram"), "models leave GPU memory once their outputs are cached"),
+    **dict.fromkeys(
+        ("persistent_data_loader_workers", "cache_info", "skip_cache_check"), "the loader and the caches always do so"
+    ),
+    **dict.fromkeys(
+        ("log_with", "logging_dir", "log_prefix", "log_tracker_name", "log_tracker_config", "log_config",
+         "wandb_run_name", "console_log_level", "console_log_file", "console_log_simple"),
+        "the run folder's events.jsonl and console.log record the run",
+    ),
+    **dict.fromkeys(
+        ("huggingface_repo_id", "huggingface_repo_type", "huggingface_path_in_repo", "huggingface_repo_visibility",
+         "save_state_to_huggingface", "resume_from_huggingface", "async_upload"),
+        "nothing is uploaded",
+    ),
+    **dict.fromkeys(("ddp_timeout", "ddp_gradient_as_bucket_view", "ddp_static_graph"), "accelerate decides"),
+    **dict.fromkeys(
+        ("save_last_n_epochs_state", "save_n_epoch_ratio"),
+        "keep_last_n_checkpoints, keep_every_n_steps and save_last_n_steps_state decide which checkpoints are kept",
+    ),
+    **dict.fromkeys(
+        ("metadata_usage_hint", "metadata_thumbnail", "metadata_merged_from", "metadata_trigger_phrase",
+         "metadata_preprocessor", "metadata_is_negative_embedding"),
+        "not written to the model file",
+    ),
+    **dict.fromkeys(
+        ("zero_stage", "offload_optimizer_device", "offload_optimizer_nvme_path", "offload_param_device",
+         "offload_param_nvme_path", "zero3_init_flag", "zero3_save_16bit_model", "fp16_master_weights_and_gradients"),
+        "it belongs to deepspeed",
+    ),
+    **dict.fromkeys(
+        ("learning_rate_te", "learning_rate_te1", "learning_rate_te2", "learning_rate_te3", "train_text_encoder",
+         "block_lr", "fused_optimizer_groups", "blockwise_fused_optimizers", "skip_latents_validity_check",
+         "mem_eff_save", "num_last_block_to_freeze", "weights", "num_vectors_per_token", "token_string", "init_word",
+         "use_object_template", "use_style_template", "cond_emb_dim"),
+        "it belongs to sd-scripts' other trainings, not to LoRA",
+    ),
+    **dict.fromkeys(
+        ("text_encoder_batch_size", "weighting_scheme", "logit_mean", "logit_std", "mode_scale", "split_mode",
+         "double_blocks_to_swap", "single_blocks_to_swap", "clip_l", "clip_g", "t5xxl", "ae",
+         "controlnet_model_name_or_path", "t5xxl_max_token_length", "apply_t5_attn_mask", "apply_lg_attn_mask",
+         "guidance_scale", "timestep_sampling", "sigmoid_scale", "model_prediction_type", "discrete_flow_shift",
+         "model_type", "train_t5xxl", "use_t5xxl_cache_only", "save_clip", "save_t5xxl", "t5xxl_device", "t5xxl_dtype",
+         "clip_l_dropout_rate", "clip_g_dropout_rate", "t5_dropout_rate", "pos_emb_random_crop_rate",
+         "enable_scaled_pos_embed", "training_shift", "gemma2", "gemma2_max_token_length", "use_flash_attn",
+         "use_sage_attn", "system_prompt", "sample_batch_size", "qwen3", "llm_adapter_path", "llm_adapter_lr",
+         "self_attn_lr", "cross_attn_lr", "mlp_lr", "mod_lr", "t5_tokenizer_path", "qwen3_max_token_length",
+         "t5_max_token_length", "attn_mode", "split_attn", "vae_chunk_size", "vae_disable_cache", "qwen_image_vae_2d",
+         "unsloth_offload_checkpointing", "text_encoder", "byt5", "fp8_scaled", "fp8_vl", "text_encoder_cpu",
+         "show_timesteps", "show_timesteps_resolution", "compile", "compile_backend", "compile_cache_size_limit",
+         "compile_dynamic", "compile_fullgraph", "compile_mode"),
+        "it belongs to another architecture",
+    ),
+    "prior_loss_weight": "it weighs regularisation images, of which there are none",
+    "config_file": "this is the config file",
+    "v2": "the architecture is read from the model itself",
+    "save_state_on_train_end": "the last step always writes a checkpoint",
+    "output_config": "the run folder's config.toml holds the complete config",
+    "use_safetensors": "model files are always safetensors",
+    "disable_mmap_load_safetensors": "not needed",
+    "tokenizer_cache_dir": "the tokenizer comes with the model",
+    "dynamo_backend": "used by torch_compile only",
+    "epoch": "the length is max_train_steps or max_train_epochs",
+    "noise_offset_type": "noise_offset or multires_noise_iterations choose the type",
+    "num_cpu_threads_per_process": "set by accelerate launch or OMP_NUM_THREADS",
+}  # fmt: skip
+
+# They would change the training, or where it continues: refused by name, with the way out.
+NOT_SUPPORTED = {
+    "resume": 'states of sd-scripts cannot be continued; resume_from_checkpoint = "latest" continues a run of ours',
+    "skip_until_initial_step": "not needed: a resume continues at its step by itself",
+    "initial_step": "not needed: a resume continues at its step by itself",
+    "initial_epoch": "not needed: a resume continues at its step by itself",
+    "huggingface_token": "secrets do not belong in a preset; set the environment variable HF_TOKEN",
+    "wandb_api_key": "secrets do not belong in a preset",
+    "use_8bit_adam": 'use optimizer_type = "AdamW8bit"',
+    "use_lion_optimizer": 'use optimizer_type = "Lion"',
+    "sdxl": "Stable Diffusion XL is not supported",
+    "lr_scheduler_type": "custom schedulers are not supported; choose lr_scheduler",
+    "lr_scheduler_args": "custom schedulers are not supported; choose lr_scheduler",
+    "train_inpainting": "inpainting models are not supported",
+    "dim_from_weights": "set network_dim to the rank of network_weights",
+    **dict.fromkeys(
+        ("reg_data_dir", "in_json", "dataset_config", "dataset_class", "dataset_repeats", "conditioning_data_dir",
+         "masked_loss", "alpha_mask", "color_aug", "face_crop_aug_range", "keep_tokens_separator",
+         "secondary_separator", "enable_wildcard", "token_warmup_min", "token_warmup_step", "weighted_captions",
+         "max_token_length", "resize_interpolation", "debug_dataset", "validation_split", "validation_seed",
+         "validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps", "full_fp16", "full_bf16",
+         "fp8_base", "fp8_base_unet", "fused_backward_pass", "blocks_to_swap", "torch_compile", "deepspeed",
+         "lr_decay_steps", "lr_scheduler_timescale", "lr_scheduler_min_lr_ratio", "scale_weight_norms",
+         "base_weights", "base_weights_multiplier", "cpu_offload_checkpointing", "stop_text_encoder_training",
+         "no_token_padding", "additional_parameters"),
+        "not supported yet; remove it to train without",
+    ),
+}  # fmt: skip
+
+# Values with which even an unsupported option changes nothing (beside false, 0, "" and an empty list).
+HARMLESS = {
+    "max_token_length": (75,),
+    "token_warmup_min": (1,),
+    "dataset_repeats": (1,),
+    "prior_loss_weight": (1,),
+    "dynamo_backend": ("no",),
+}
+NETWORK_MODULES = ("networks.lora",)
+NETWORK_ARGS = {"conv_dim": "conv_dim", "conv_alpha": "conv_alpha"}
