@@ -175,6 +175,8 @@ def verify(path: Path, *, sums: bool) -> int:
                 found = manifest.verify(folder)
                 print(f"{folder}: sound, step {found.step}, {len(found.files)} files, {found.bytes / 1e6:.1f} MB")
         except CheckpointDamaged as error:
+            if not folder.is_dir():  # deleted meanwhile, by a trainer that goes on
+                continue
             damaged += 1
             print(f"{folder}: DAMAGED: {error}", file=sys.stderr if sums else sys.stdout)
     return FAILED if damaged else FINISHED

@@ -158,25 +158,39 @@ def listing(checkpoints: Path, *, thorough: bool = False) -> list[Found]:
 
     Safe while another process saves and prunes: a folder that vanishes meanwhile is left out.
     """
+    found, vanished = _look(checkpoints, thorough)
+    for _ in range(10):
+        if found or not vanished:
+            break
+        found, vanished = _look(checkpoints, thorough)  # the only one was deleted because there is a newer one
+    return found
+
+
+def _look(checkpoints: Path, thorough: bool) -> tuple[list[Found], bool]:
+    """What `listing` finds at once, and whether a folder vanished meanwhile."""
     try:
         names = os.listdir(checkpoints)
     except OSError:
-        return []
-    found = []
+        return [], False
+    found, vanished = [], False
     for name in names:
         match = STEP_FOLDER.fullmatch(name)
         path = checkpoints / name
-        if not match or not path.is_dir():
+        if not match:
+            continue
+        if not path.is_dir():
+            vanished = vanished or not path.exists()
             continue
         manifest, problem = None, ""
         try:
             manifest = verify(path) if thorough else read(path)
         except CheckpointDamaged as error:
             if not path.is_dir():
+                vanished = True
                 continue
             problem = str(error)
         found.append(Found(path, int(match[1]), manifest, problem, _pin(path).exists()))
-    return sorted(found, key=lambda item: item.step, reverse=True)
+    return sorted(found, key=lambda item: item.step, reverse=True), vanished
 
 
 def _unused(path: Path) -> Path:

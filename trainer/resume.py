@@ -133,6 +133,8 @@ def _latest(checkpoints: Path) -> Chosen:
         try:
             return Chosen(found.path, manifest.verify(found.path), tuple(rejected))
         except CheckpointDamaged as error:
+            if not found.path.is_dir():  # deleted by a trainer that goes on, because there is a newer one
+                return _latest(checkpoints)
             rejected.append((found.path, str(error)))
     if rejected:
         reasons = [f"{path.name}: {reason}" for path, reason in rejected]
