@@ -17,6 +17,7 @@ from trainer import base_model, families
 from trainer.base_model import BaseModelMissing
 from trainer.config import Config
 from trainer.families.base import Model
+from trainer.families.sd import SAMPLERS, StableDiffusion
 from trainer.prompts import Prompt
 
 CPU = torch.device("cpu")
@@ -91,7 +92,8 @@ def test_a_scheduler_that_says_v_prediction_is_trained_so(folder: Path, tmp_path
 
 def test_zero_terminal_snr_leaves_no_signal_at_the_end(folder: Path) -> None:
     model = load(folder, v_parameterization=True, zero_terminal_snr=True)
-    assert model.module().noise_scheduler.alphas_cumprod[-1] < 1e-6
+    assert isinstance(module := model.module(), StableDiffusion)
+    assert module.noise_scheduler.alphas_cumprod[-1] < 1e-6
     assert torch.isfinite(model.module()(batch_for(model, timestep=999))).all()
 
 
@@ -125,8 +127,6 @@ def test_a_sample_depends_on_its_prompt_alone(folder: Path) -> None:
 
 
 def test_every_sampler_makes_a_picture(folder: Path) -> None:
-    from trainer.families.sd import SAMPLERS
-
     model = load(folder)
     prompt = Prompt("a thing", "", 64, 64, seed=3, guidance_scale=2.0, steps=4)
     pictures = {name: model.sample([prompt], name, CPU)[0].tobytes() for name in SAMPLERS}

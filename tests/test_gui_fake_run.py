@@ -36,12 +36,16 @@ def write_checkpoint(run: RunFolder, of: Config, step: int, run_id: str, loss: f
     folder.mkdir(parents=True)
     curve = schedule.new_curve(of, of.max_train_steps).as_dict()
     state = {"version": 1, "global_step": step, "lr_curve": curve, "base_model": {}}
-    documents = {"state.json": state, "dataset.json": {"version": 1}, "environment.json": {"version": 1, "processes": 1}}
+    documents = {
+        "state.json": state,
+        "dataset.json": {"version": 1},
+        "environment.json": {"version": 1, "processes": 1},
+    }
     for file, content in documents.items():
         files.write_bytes(folder / file, files.json_bytes(content))
     files.write_text(folder / "config.toml", config.to_toml(of))
     for file in ("weights.safetensors", "optimizer.safetensors"):
-        files.write_bytes(folder / file, bytes(range(256)) * 400)
+        files.write_bytes(folder / file, bytes(range(256)))
     data = manifest.compose(folder, step, run_id, time.time(), step // 20, loss)
     files.write_bytes(folder / manifest.MANIFEST, data)
     return folder
@@ -52,7 +56,13 @@ def loss_at(step: int) -> float:
 
 
 def write_session(
-    run: RunFolder, of: Config, number: int, steps: Sequence[int], *, resumed_at: int | None = None, seconds: float = 0.4
+    run: RunFolder,
+    of: Config,
+    number: int,
+    steps: Sequence[int],
+    *,
+    resumed_at: int | None = None,
+    seconds: float = 0.4,
 ) -> None:
     """The events of a session that did these steps, a second apart from the next."""
     now = time.time() - seconds * len(steps)
@@ -67,7 +77,7 @@ def write_session(
     for step in steps:
         now += seconds
         tell(
-            "step", step, epoch=(step - 1) // 20 + 1, loss=loss_at(step + number), lr=1e-4, grad_norm=0.5,
+            "step", step, epoch=(step - 1) // 20, loss=loss_at(step + number), lr=1e-4, grad_norm=0.5,
             step_seconds=seconds, data_seconds=0.01,
         )  # fmt: skip
         if step % 50 == 0:
@@ -75,13 +85,15 @@ def write_session(
             for index in range(2):
                 name = f"samples/{step:08d}-{index}.png"
                 (run.path / "samples").mkdir(exist_ok=True)
-                Image.new("RGB", (512, 512), (step % 256, 90 * index, 120)).save(run.path / name)
+                Image.new("RGB", (64, 64), (step % 256, 90 * index, 120)).save(run.path / name)
                 tell("sample_saved", step, path=name, prompt=["a fox in the snow", "a red fox"][index], index=index)
     with run.events_file.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
-def make_run(output: Path, name: str = "fox", *, status: str = "stopped", alive: bool = False, **options: Any) -> RunFolder:
+def make_run(
+    output: Path, name: str = "fox", *, status: str = "stopped", alive: bool = False, **options: Any
+) -> RunFolder:
     """A run of two sessions: 130 steps, then resumed at 100 and stopped at 150. `alive`: this process works on it."""
     of = settings(output, name, **options)
     run = RunFolder(of.run_dir)

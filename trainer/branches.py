@@ -78,8 +78,8 @@ def replace_run(config: Config, run: RunFolder) -> Path:
     """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     with runs.locked(run):
+        for path, _, _ in model_files(config):  # first, so that a run cut short here is still found, and moved whole
+            manifest.move_aside(path, run.path / "model-files")
         aside = run.path.with_name(f"{run.path.name}-replaced-{stamp}")
         run.path.rename(aside)
-    for path, _, _ in model_files(config):
-        manifest.move_aside(path, aside / "model-files")
-    return aside
+        return aside

@@ -20,6 +20,7 @@ from trainer import (
     environment,
     families,
     loader,
+    manifest,
     network,
     optimizers,
     preflight,
@@ -236,7 +237,7 @@ def holding(run: RunFolder, config: Config, accelerator: Accelerator) -> Iterato
         return
     if not config.resume_from_checkpoint:
         preflight.require_fresh(config)
-        if config.overwrite_run and runs.read_run(run):
+        if config.overwrite_run and (runs.read_run(run) or manifest.listing(run.checkpoints)):
             logger.info("The old run is kept at %s", branches.replace_run(config, run))
     with runs.locked(run):
         yield

@@ -207,6 +207,8 @@ def move_aside(path: Path, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     target = _unused(folder / path.name)
     path.rename(target)
+    if _pin(path).exists():
+        _pin(path).rename(_pin(target))
     files.fsync_folder(folder)
     files.fsync_folder(path.parent)
     return target

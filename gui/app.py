@@ -1,0 +1,391 @@
+"""Builds the page and serves it. The page keeps no state of a run: a timer reads the run's folder."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import webbrowser
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
+
+import fastapi
+import gradio as gr
+import uvicorn
+
+from gui import form as forms
+from gui import look, resume_tab, run_bar, runner, samples_tab, security, train_tab
+from gui.monitor import View, Watch
+from gui.monitor_tab import TO_THE_END_OF_THE_LOG, MonitorTab
+from gui.places import Places, usual_places
+from gui.resume_tab import ResumeTab
+from gui.run_bar import RunBar
+from gui.samples_tab import SamplesTab
+from gui.security import Guard
+from gui.train_tab import TrainTab
+
+logger = logging.getLogger(__name__)
+TICK_SECONDS = 1.0
+QUEUE_SECONDS = 0.02  # how often Gradio's queue looks for events; by itself it does so every millisecond
+STOP_SECONDS = 60.0
+STOP_RUNS = "REKINDLE_STOP_RUNS_ON_EXIT"
+
+# --- the page ------------------------------------------------------------------------------------------------------
+
+QUIET = {"preprocess": False, "api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+Updates = dict[Any, Any]
+
+
+class Page:
+    """All widgets and what they do. A handler gets the data of its inputs by widget and returns updates by widget."""
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+        self.watch = Watch()
+        with gr.Blocks(title="Rekindle", analytics_enabled=False, fill_width=True) as self.blocks:
+            gr.HTML('<div id="page-title">Rekindle<small>LoRA training that resumes exactly</small></div>')
+            self.bar = RunBar()
+            with gr.Tabs(selected="tab-train") as self.tabs:
+                with gr.Tab("Train", id="tab-train", elem_id="tab-train"):
+                    self.train = TrainTab(places)
+                with gr.Tab("Resume", id="tab-resume", elem_id="tab-resume") as resume_item:
+                    self.resume = ResumeTab()
+                with gr.Tab("Monitor", id="tab-monitor", elem_id="tab-monitor") as monitor_item:
+                    self.monitor = MonitorTab()
+                with gr.Tab("Samples", id="tab-samples", elem_id="tab-samples"):
+                    self.samples = SamplesTab(places)
+            self.seen = gr.State({})  # what this page was last shown, so that only what changed is sent
+            self.form = self.train.form
+            self._wire(resume_item, monitor_item)
+
+    def _wire(self, resume_item: gr.Tab, monitor_item: gr.Tab) -> None:
+        options = self.form.inputs()
+        self.resume_option = self.form.widgets["resume_from_checkpoint"]
+        watched = {self.bar.picker, self.seen}
+        run_parts = self.bar.outputs() | self.monitor.outputs() | self.samples.outputs() | {self.seen, self.bar.picker}
+        message = self.bar.message
+
+        self.blocks.load(self.open, watched, run_parts | options | {self.train.picker}, **QUIET)
+        gr.Timer(TICK_SECONDS).tick(self.refresh, watched, run_parts, queue=False, **QUIET)
+        self.bar.picker.input(self.choose_run, watched, run_parts | {message}, **QUIET)
+        self.bar.picker.focus(self.list_runs, watched | {self.form.widgets["output_dir"]}, {self.bar.picker}, **QUIET)
+
+        monitor_item.select(None, js=TO_THE_END_OF_THE_LOG, api_visibility="private")
+
+        self.bar.start.click(
+            self.start, options | watched, run_parts | {message, self.tabs}, **(QUIET | {"concurrency_limit": 1})
+        )
+        self.bar.stop.click(self.stop, watched, run_parts | {message}, **QUIET)
+        self.bar.save.click(self.save_now, watched, {message}, **QUIET)
+
+        self.train.load.click(
+            self.load_preset, {self.train.picker}, options | {message, self.train.picker, self.train.name}, **QUIET
+        )
+        self.train.save.click(self.save_preset, options | {self.train.name}, {message, self.train.picker}, **QUIET)
+        self.train.picker.focus(self.list_presets, {self.train.picker}, {self.train.picker}, **QUIET)
+        edits = [item.blur if hasattr(item, "blur") else item.input for item in self.form.widgets.values()]
+        gr.on(edits, self.keep_draft, options, None, **(QUIET | {"trigger_mode": "always_last"}))
+
+        shown = self.resume.outputs()
+        resume_item.select(self.show_resume, options, shown, **QUIET)
+        self.resume.refresh.click(self.show_resume, options, shown, **QUIET)
+        choose = options | {self.resume.picker}
+        self.resume.picker.input(self.choose_checkpoint, choose, shown | {self.resume_option}, **QUIET)
+        self.resume.adopt.click(self.adopt_run, {self.bar.picker}, options | shown | {message}, **QUIET)
+        self.resume.restore.click(self.restore_options, options, options | shown, **QUIET)
+        self.resume.allow.click(self.allow_differences, options, options | shown, **QUIET)
+
+    # --- watching ---------------------------------------------------------------------------------------------------
+
+    def open(self, data: Mapping[Any, Any]) -> Updates:
+        """A page was opened or reloaded: the form as it was left, the latest run, fresh lists."""
+        draft = forms.read_draft(self.places.draft_file)
+        updates = self.refresh({self.bar.picker: data[self.bar.picker], self.seen: {}})
+        names = gr.update(choices=train_tab.preset_choices(self.places), value=train_tab.first_preset(self.places))
+        return updates | {self.train.picker: names} | (self.form.show(draft) if draft is not None else {})
+
+    def choose_run(self, data: Mapping[Any, Any]) -> Updates:
+        return self.refresh(data) | {self.bar.message: ""}
+
+    def refresh(self, data: Mapping[Any, Any]) -> Updates:
+        """What changed since this page was last shown something."""
+        value, seen = data[self.bar.picker], dict(data[self.seen] or {})
+        updates: Updates = {}
+        run = run_bar.chosen(self.places, value)
+        if run is None:
+            picker = run_bar.picker_update(self.places, None)
+            run = run_bar.chosen(self.places, picker["value"])
+            if run is not None or value:
+                updates[self.bar.picker] = picker
+        view = self.watch.look(run) if run is not None else None
+        return updates | self.show(view, seen)
+
+    def show(self, view: View | None, seen: dict[str, Any]) -> Updates:
+        """The parts of the page that tell of the run, as far as they are not what `seen` says."""
+        updates: Updates = {}
+        for widget, update in self.bar.show(view).items():
+            key = f"bar {widget.elem_id}"
+            if seen.get(key, "") != update:
+                seen[key] = update
+                updates[widget] = update
+        stamps = self.monitor.stamps(view)
+        stale = {part for part, stamp in stamps.items() if seen.get(part, "") != stamp}
+        updates |= self.monitor.show(view, stale)
+        pictures, seen["samples"] = self.samples.show(view, seen.get("samples"))
+        return updates | pictures | {self.seen: seen | stamps}
+
+    def list_runs(self, data: Mapping[Any, Any]) -> Updates:
+        """Runs to choose from, those in the form's output folder among them."""
+        folder = data[self.form.widgets["output_dir"]]
+        if isinstance(folder, str) and folder.strip() and "\0" not in folder:
+            path = self.places.home / folder.strip()
+            if runner.has_runs(path):
+                self.places.remember_output_folder(path)
+        return {self.bar.picker: run_bar.picker_update(self.places, data[self.bar.picker])}
+
+    # --- acting on a run --------------------------------------------------------------------------------------------
+
+    def start(self, data: Mapping[Any, Any]) -> Updates:
+        values = self.form.values(data)
+        forms.keep_draft(self.places.draft_file, values)
+        run, message = train_tab.start_training(self.places, values)
+        if run is None:
+            return {self.bar.message: message}
+        found = gr.update(choices=run_bar.choices(self.places), value=str(run.path))
+        updates = self.show(self.watch.look(run), dict(data[self.seen] or {}))
+        return updates | {
+            self.bar.message: message,
+            self.bar.picker: found,
+            self.tabs: gr.update(selected="tab-monitor"),
+        }
+
+    def stop(self, data: Mapping[Any, Any]) -> Updates:
+        run = run_bar.chosen(self.places, data[self.bar.picker])
+        if run is None:
+            return {self.bar.message: look.note("There is no run to stop.")}
+        loading = not self.watch.look(run).history.stepped
+        asked = runner.ask_stop(run, before_first_step=loading)
+        message = "" if asked else look.note(f"{run.path.name} is not running.")
+        return self.show(self.watch.look(run), dict(data[self.seen] or {})) | {self.bar.message: message}
+
+    def save_now(self, data: Mapping[Any, Any]) -> Updates:
+        run = run_bar.chosen(self.places, data[self.bar.picker])
+        if run is None or not runner.ask_save(run):
+            return {self.bar.message: look.note("There is no running run to save.")}
+        now = time.strftime("%H:%M:%S")
+        return {self.bar.message: look.note(f"A checkpoint was asked for at {now}; it is written after that step.")}
+
+    # --- presets ----------------------------------------------------------------------------------------------------
+
+    def load_preset(self, data: Mapping[Any, Any]) -> Updates:
+        name = data[self.train.picker]
+        values, message = train_tab.load_preset(self.places, name)
+        listed = self.list_presets(data)
+        if values is None:
+            return listed | {self.bar.message: message}
+        forms.keep_draft(self.places.draft_file, values)
+        plain = str(name or "").removeprefix(train_tab.presets.USER)
+        return listed | self.form.show(values) | {self.bar.message: message, self.train.name: plain}
+
+    def save_preset(self, data: Mapping[Any, Any]) -> Updates:
+        saved, message = train_tab.save_preset(self.places, data[self.train.name], self.form.values(data))
+        if saved is None:
+            return {self.bar.message: message}
+        names = gr.update(choices=train_tab.preset_choices(self.places), value=saved)
+        return {self.bar.message: message, self.train.picker: names}
+
+    def list_presets(self, data: Mapping[Any, Any]) -> Updates:
+        names = train_tab.preset_choices(self.places)
+        value = data[self.train.picker]
+        known = [entry for _, entry in names]
+        return {self.train.picker: gr.update(choices=names, value=value if value in known else known[0])}
+
+    def keep_draft(self, data: Mapping[Any, Any]) -> None:
+        forms.keep_draft(self.places.draft_file, self.form.values(data))
+
+    # --- resuming ---------------------------------------------------------------------------------------------------
+
+    def show_resume(self, data: Mapping[Any, Any]) -> Updates:
+        return self.resume.show(self.places, self.form.values(data))
+
+    def choose_checkpoint(self, data: Mapping[Any, Any]) -> Updates:
+        return self._with_options(data, {"resume_from_checkpoint": data[self.resume.picker] or ""})
+
+    def restore_options(self, data: Mapping[Any, Any]) -> Updates:
+        return self._with_options(data, resume_tab.restored(self.places, self.form.values(data)))
+
+    def allow_differences(self, data: Mapping[Any, Any]) -> Updates:
+        return self._with_options(data, resume_tab.allowed(self.places, self.form.values(data)))
+
+    def _with_options(self, data: Mapping[Any, Any], changes: Mapping[str, Any]) -> Updates:
+        """Change options in the form and show what that means for the resume."""
+        values = self.form.values(data) | dict(changes)
+        forms.keep_draft(self.places.draft_file, values)
+        return self.form.show(changes) | self.resume.show(self.places, values)
+
+    def adopt_run(self, data: Mapping[Any, Any]) -> Updates:
+        values, message = resume_tab.adopted(run_bar.chosen(self.places, data[self.bar.picker]))
+        if values is None:
+            return {self.bar.message: message}
+        forms.keep_draft(self.places.draft_file, values)
+        return self.form.show(values) | self.resume.show(self.places, values) | {self.bar.message: message}
+
+
+def make_application(places: Places, *, root_path: str = "") -> security.App:
+    """The page as an ASGI application. It lets everybody in: put a Guard around it."""
+    for folder in (places.state, places.thumbnails):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    samples_tab.prune_thumbnails(places.thumbnails)
+    gr.set_static_paths([places.thumbnails])
+    server = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    page = Page(places)
+    page.blocks._queue.sleep_when_free = QUEUE_SECONDS
+    return gr.mount_gradio_app(
+        server,
+        page.blocks,
+        path="/",
+        root_path=root_path or None,
+        allowed_paths=[],
+        footer_links=[],
+        run_history=False,
+        show_error=True,
+        max_file_size=security.LARGEST_BODY,
+        ssr_mode=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        pwa=False,
+        theme=look.theme(),
+        css=look.CSS,
+    )
+
+
+# --- the server ----------------------------------------------------------------------------------------------------
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="app.py", description="Train Stable Diffusion LoRAs in the browser.")
+    parser.add_argument("--listen", default="127.0.0.1", metavar="HOST", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--server_port", type=int, default=7860, metavar="N", help="port (7860)")
+    parser.add_argument("--username", default="", help="ask for this name (or the variable REKINDLE_USERNAME)")
+    parser.add_argument("--password", default="", help="and this password (or the variable REKINDLE_PASSWORD)")
+    parser.add_argument("--headless", action="store_true", help="never open a browser")
+    parser.add_argument("--inbrowser", action="store_true", help="open a browser")
+    parser.add_argument("--root_path", default="", metavar="P", help="the path a reverse proxy serves this under")
+    parser.add_argument(
+        "--allowed_host", action="append", default=[], metavar="NAME", help="another name the server answers under"
+    )
+    known = parser.parse_args(arguments)
+    known.username = known.username or os.environ.get("REKINDLE_USERNAME", "")
+    known.password = known.password or os.environ.get("REKINDLE_PASSWORD", "")
+    if bool(known.username) != bool(known.password):
+        parser.error("--username and --password go together")
+    if not 0 <= known.server_port <= 65535:
+        parser.error("--server_port is between 0 and 65535")
+    return known
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve the page until SIGTERM or Ctrl+C. Returns the exit code; 2 when it cannot be served."""
+    known = parse(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    places = usual_places()
+    os.chdir(places.home)  # relative paths mean the same here and in the trainer
+    try:
+        listener = bind(known.listen, known.server_port)
+    except OSError as error:
+        print(f"Cannot listen on {known.listen}:{known.server_port}: {error.strerror or error}.", file=sys.stderr)
+        print("Another program may use that port: choose one with --server_port N.", file=sys.stderr)
+        return 2
+    port = listener.getsockname()[1]
+    try:
+        guarded = security.is_loopback(known.listen) or known.username
+        token = "" if guarded else security.kept_token(places.token_file)
+        policy = security.make_policy(
+            known.listen,
+            port,
+            username=known.username,
+            password=known.password,
+            token=token,
+            allowed_hosts=known.allowed_host,
+        )
+        application = Guard(make_application(places, root_path=known.root_path), policy)
+    except OSError as error:
+        print(f"{places.state} cannot be used: {error}. Set XDG_STATE_HOME to a folder that can.", file=sys.stderr)
+        return 2
+    server = make_server(application)
+    address = f"http://{reachable(known.listen)}:{port}/"
+    if token:
+        print(f"Rekindle: {address}?token={token}", flush=True)
+        print(f"The token is kept in {places.token_file}; whoever has it can use this server.", flush=True)
+    else:
+        print(f"Rekindle: {address}", flush=True)
+    if known.inbrowser and not known.headless:
+        opened = f"{address}?token={token}" if token else address
+        threading.Timer(1.0, webbrowser.open, [opened]).start()
+    server.run(sockets=[listener])
+    if os.environ.get(STOP_RUNS) == "1":
+        stop_runs(places)
+    return 0
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host.strip("[]"), port))
+        listener.listen(128)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def reachable(host: str) -> str:
+    """A name for the address line. Where the server listens on every address it is the machine's own; in a container
+    that means nothing outside, where the port is usually published on localhost."""
+    if host in ("0.0.0.0", "::", ""):
+        return "localhost" if os.environ.get(STOP_RUNS) == "1" else socket.gethostname()
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def make_server(application: security.App) -> uvicorn.Server:
+    """A server that ends on SIGTERM or Ctrl+C; pages that are open do not hold it up."""
+    server = uvicorn.Server(
+        uvicorn.Config(
+            application,
+            log_level="warning",
+            access_log=False,  # it would write down the token
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=1,
+            lifespan="on",
+        )
+    )
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    # For signals before uvicorn handles them itself, and for the one that it sends itself once more at its end:
+    # what is left to do comes after that.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
+    # Pages that are still open are cut off in the end, which uvicorn would tell in a screen full of calls.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
+    return server
+
+
+def stop_runs(places: Places) -> None:
+    """Where the runs end with this process, as in a container: have them saved first."""
+    logger.warning("Asking the runs to save and stop; waiting up to %d seconds", STOP_SECONDS)
+    for run in runner.stop_all(places, STOP_SECONDS):
+        logger.warning("%s is still running", run.path)

@@ -1,0 +1,107 @@
+"""Colours, fonts and small pieces of HTML. No outside request: system fonts only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+
+import gradio as gr
+
+SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
+MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
+
+CSS = """
+.gradio-container, .gradio-container .fillable { max-width: 1500px !important; width: 100%; margin: 0 auto; }
+#page-title { font-size: 1.35rem; font-weight: 650; }
+#page-title small { font-weight: 400; font-size: .85rem; color: var(--body-text-color-subdued); margin-left: .5rem; }
+#run-bar { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 12px;
+  background: var(--block-background-fill); gap: 10px; }
+#run-bar .form, #run-bar .block { border-width: 0 !important; box-shadow: none; padding: 0; background: none; }
+#run-bar .run-buttons, #preset-row, .beside { align-items: end; }
+#run-bar button { white-space: nowrap; }
+#form-message:not(:has(.note)), #run-notice:not(:has(.note)), #resume-where:not(:has(.note)) { display: none; }
+.run-line { display: flex; flex-wrap: wrap; gap: .35rem 1rem; align-items: center; line-height: 1.5; }
+.run-line b { font-weight: 600; }
+.badge { border-radius: 999px; padding: .1rem .65rem; font-weight: 600; font-size: .9rem; color: #fff;
+  background: #4b5563; }
+.badge.running, .badge.starting { background: #1d4ed8; }
+.badge.stopping, .badge.interrupted, .badge.stopped { background: #92400e; }
+.badge.finished { background: #166534; }
+.badge.failed, .badge.refused { background: #b91c1c; }
+.bar { height: 10px; border-radius: 5px; background: var(--border-color-primary); overflow: hidden; }
+.bar > div { height: 100%; background: #1d4ed8; border-radius: 5px; transition: width .4s; }
+.dark .bar > div { background: #60a5fa; }
+.note { border-left: 4px solid #4b5563; background: var(--background-fill-secondary); border-radius: 6px;
+  padding: .6rem .9rem; line-height: 1.5; overflow-wrap: anywhere; }
+.note.bad { border-color: #b91c1c; } .note.warn { border-color: #b45309; } .note.good { border-color: #15803d; }
+.note ul { margin: .3rem 0 0 1.1rem; list-style: disc; } .note p { margin: 0 0 .3rem 0; }
+.note pre { white-space: pre-wrap; font-size: .85rem; max-height: 16rem; overflow: auto; margin: .4rem 0 0 0; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(125px, 1fr)); gap: .6rem; }
+.facts div { background: var(--block-background-fill); border: 1px solid var(--border-color-primary);
+  border-radius: 8px; padding: .5rem .75rem; }
+.facts span { display: block; font-size: .8rem; color: var(--body-text-color-subdued); }
+table.plain { width: 100%; border-collapse: collapse; margin-top: .6rem; }
+table.plain, table.plain thead, table.plain tr, table.plain th, table.plain td { border: 0 !important; }
+table.plain th, table.plain td { text-align: left; padding: .35rem .6rem; vertical-align: top;
+  border-bottom: 1px solid var(--border-color-primary) !important; overflow-wrap: anywhere; }
+.option-grid > .form, .option-grid { display: grid !important; gap: 10px;
+  grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); border: none !important; background: none; }
+.option-grid > .form { grid-column: 1 / -1; }
+.option-grid .wide { grid-column: span 2; }
+.option-grid > .form > .block, .option-grid > .block { padding: 4px 8px; }
+.html-container { padding: 0 !important; }
+@media (max-width: 640px) { .option-grid .wide { grid-column: span 1; } }
+#run-log { max-height: 400px; overflow: auto !important; }
+#run-log pre { font-family: var(--font-mono); font-size: .82rem; line-height: 1.45; margin: 0; padding: .6rem .8rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
+.js-plotly-plot .plotly text { fill: var(--body-text-color) !important; }
+"""
+
+
+def theme() -> gr.themes.Base:
+    """Gradio's default with enough contrast to read, in light and dark."""
+    return gr.themes.Default(primary_hue="blue", font=SANS, font_mono=MONO).set(
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_label_text_color="*neutral_700",
+        input_placeholder_color="*neutral_500",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
+        button_primary_text_color="white",
+        button_cancel_background_fill="#b91c1c",
+        button_cancel_background_fill_hover="#991b1b",
+        button_cancel_background_fill_dark="#b91c1c",
+        button_cancel_background_fill_hover_dark="#991b1b",
+        button_cancel_text_color="white",
+        button_cancel_text_color_dark="white",
+    )
+
+
+def note(text: str, items: Iterable[str] = (), *, kind: str = "", log: str = "") -> str:
+    """A framed message: a sentence, perhaps a list, perhaps an excerpt of a log. All of it is escaped."""
+    listed = "".join(f"<li>{escape(item)}</li>" for item in items)
+    body = f"<p>{escape(text)}</p>" + (f"<ul>{listed}</ul>" if listed else "")
+    body += f"<pre>{escape(log)}</pre>" if log else ""
+    role = "alert" if kind == "bad" else "status"
+    return f'<div class="note {kind}" role="{role}">{body}</div>'
+
+
+def log(text: str) -> str:
+    """The text of a log, as it is."""
+    return f"<pre>{escape(text) or 'What the trainer prints appears here.'}</pre>"
+
+
+def table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> str:
+    """Small labelled values, side by side."""
+    cells = "".join(f"<div><span>{escape(name)}</span>{escape(value)}</div>" for name, value in pairs)
+    return f'<div class="facts">{cells}</div>'

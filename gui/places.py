@@ -1,0 +1,87 @@
+"""Where the browser interface finds and keeps its own files. It knows nothing of a run's content."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer import files, runs
+from trainer.config import OPTIONS
+from trainer.runs import RunFolder
+
+logger = logging.getLogger(__name__)
+CODE = Path(__file__).resolve().parent.parent
+MOST_FOLDERS = 30
+
+
+@dataclass(frozen=True)
+class Places:
+    """`home`: where relative paths begin and the user's presets are; `state`: what the interface itself remembers."""
+
+    home: Path
+    state: Path
+
+    @property
+    def shipped_presets(self) -> Path:
+        return CODE / "presets"
+
+    @property
+    def user_presets(self) -> Path:
+        return self.home / "presets" / "user"
+
+    @property
+    def thumbnails(self) -> Path:
+        return self.state / "thumbnails"
+
+    @property
+    def token_file(self) -> Path:
+        return self.state / "token"
+
+    @property
+    def draft_file(self) -> Path:
+        return self.state / "draft.json"
+
+    @property
+    def _folders_file(self) -> Path:
+        return self.state / "output_folders.json"
+
+    def output_folders(self) -> list[Path]:
+        """Every output folder in which runs are looked for: the usual one and those that were used before."""
+        remembered: list[str] = []
+        with contextlib.suppress(OSError, ValueError):
+            content = json.loads(self._folders_file.read_text(encoding="utf-8"))
+            remembered = [entry for entry in content if isinstance(entry, str)] if isinstance(content, list) else []
+        folders = [self.home / OPTIONS["output_dir"].default, *(Path(entry) for entry in remembered)]
+        return list(dict.fromkeys(folder.resolve() for folder in folders))
+
+    def remember_output_folder(self, folder: Path) -> None:
+        """Look for runs there from now on."""
+        folder = (self.home / folder).resolve()
+        known = self.output_folders()
+        if folder in known:
+            return
+        names = [str(folder), *(str(entry) for entry in known)][:MOST_FOLDERS]
+        try:
+            files.write_text(self._folders_file, json.dumps(names, indent=1) + "\n")
+        except OSError as error:
+            logger.warning("the output folder %s cannot be remembered: %s", folder, error)
+
+    def known_runs(self) -> list[RunFolder]:
+        """Every run in the output folders, the one that was active last first."""
+        return runs.find_runs(self.output_folders())
+
+
+def usual_places(environment: Mapping[str, str] = os.environ) -> Places:
+    """Home is the folder of the source checkout, or the current folder when installed; REKINDLE_HOME names another.
+
+    State is kept in $XDG_STATE_HOME/rekindle, usually ~/.local/state/rekindle.
+    """
+    checkout = CODE if (CODE / "pyproject.toml").is_file() else Path.cwd()
+    home = Path(environment.get("REKINDLE_HOME") or checkout).expanduser().resolve()
+    state = Path(environment.get("XDG_STATE_HOME") or "~/.local/state").expanduser().resolve() / "rekindle"
+    return Places(home, state)

@@ -1,0 +1,267 @@
+"""Values go from TOML to the form and back unchanged; presets are saved under plain names; no torch is imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from gui import form as forms
+from gui import presets, train_tab
+from gui.form import Form
+from gui.places import CODE, Places
+from trainer import config
+from trainer.config import OPTIONS, Option
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return Places(tmp_path, tmp_path / "state")
+
+
+def other_values(known: Option) -> Iterator[Any]:
+    """Values that differ from the default, awkward ones among them."""
+    special: dict[str, list[Any]] = {
+        "resolution": ["768,512"],
+        "optimizer_args": [("weight_decay=0.01", "betas=(0.9, 0.99)"), ("a=1",)],
+        "resume_allow": [("learning_rate", "dataset"), ("all",)],
+        "seed": [0, 2**63 - 1, 2**53 + 1],
+        "learning_rate": [0.0, 1e-7, 3e-5],
+        "sample_prompts": ['a "fox" --n bad\nein Fuchs – größer --w 512'],
+        "output_name": ["näme with space"],
+        "bucket_reso_steps": [8],
+    }
+    if known.name in special:
+        yield from special[known.name]
+    elif known.kind == "bool":
+        yield not known.default
+    elif known.kind == "choice":
+        yield from (choice for choice in known.choices if choice != known.default)
+    elif known.kind == "str":
+        yield from (r"C:\some\path", 'it\'s "quoted" ü', "#5")
+    elif known.kind == "list":
+        yield ("a=1", "b=2")
+    else:
+        low = known.low if known.low is not None else -1
+        yield int(low) if known.kind == "int" else float(low)
+        high = known.high if known.high is not None else (12345 if known.kind == "int" else 0.123456789012345)
+        yield int(high) if known.kind == "int" else float(high)
+    if known.optional:
+        yield None
+
+
+@pytest.fixture(scope="module")
+def form() -> Form:
+    with gr.Blocks():
+        return Form()
+
+
+def through_the_browser(item: gr.components.Component, known: Option, value: Any) -> Any:
+    """The value as it comes back from its widget untouched, by way of JSON in both directions."""
+    shown = item.postprocess(forms.to_browser(known, value))
+    return forms.from_browser(known, json.loads(json.dumps(shown)))
+
+
+@pytest.mark.parametrize("known", OPTIONS.values(), ids=OPTIONS)
+def test_every_option_comes_back_from_its_widget_and_from_its_preset_as_it_was(form: Form, known: Option) -> None:
+    for value in [known.default, *other_values(known)]:
+        came_back = through_the_browser(form.widgets[known.name], known, value)
+        checked = forms.check_values({known.name: came_back})
+        assert forms.wrong_values({known.name: came_back}, checked) == set()
+        values = forms.complete(checked.values)
+        assert values[known.name] == value
+        assert type(values[known.name]) is type(value)
+        text = config.to_toml(values, complete=False)
+        reread = forms.complete(config.check(config.read_toml_text(text, "preset")).values)
+        assert reread == values
+
+
+@pytest.mark.parametrize("known", OPTIONS.values(), ids=OPTIONS)
+def test_every_option_has_a_widget_with_its_name_help_and_bounds(form: Form, known: Option) -> None:
+    item = form.widgets[known.name]
+    assert item.elem_id == f"opt-{known.name}"
+    assert item.label and known.help in item.info
+    if isinstance(item, gr.Dropdown):
+        assert [value for _, value in item.choices] == list(known.choices)
+    if isinstance(item, gr.Number):
+        assert (item.minimum, item.maximum) == (known.low, known.high)
+
+
+def test_the_form_has_every_option_once(form: Form) -> None:
+    assert sorted(form.widgets) == sorted(OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "words"),
+    [
+        ("network_dim", 0, "Network › Network dim (rank): 0 is below 1"),
+        ("network_dim", None, "Network › Network dim (rank): is empty; the default is 16"),
+        ("max_train_epochs", "ten", "Training › Max train epochs: 'ten' is not a number"),
+        ("max_train_epochs", "2.5", "Training › Max train epochs: 2.5 is not a whole number"),
+        ("lr_scheduler", "cosin", "Training › LR scheduler: 'cosin' is not one of"),
+        ("lr_scheduler", None, "Training › LR scheduler: is empty"),
+        ("learning_rate", "nan", "Training › Learning rate: nan is not a finite number"),
+        ("resolution", "500", "Dataset › Resolution: '500': each side must be a multiple of 8 pixels"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_section_and_label(name: str, raw: Any, words: str) -> None:
+    checked = forms.check_values({name: forms.from_browser(OPTIONS[name], raw)})
+    assert [forms.describe(problem)[: len(words)] for problem in checked.problems] == [words]
+
+
+@pytest.mark.parametrize("raw", ["", None, "  "])
+def test_an_empty_field_of_an_optional_number_means_not_given(raw: Any) -> None:
+    value = forms.from_browser(OPTIONS["unet_lr"], raw)
+    assert forms.complete(forms.check_values({"unet_lr": value}).values)["unet_lr"] is None
+
+
+def test_zero_in_an_optional_number_is_zero() -> None:
+    assert forms.from_browser(OPTIONS["unet_lr"], "0") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("weight_decay=0.1 betas=0.9,0.99", ["weight_decay=0.1", "betas=0.9,0.99"]),
+        ("learning_rate, seed", ["learning_rate", "seed"]),
+        ("a=1\n\n  b=(1, 2)  \n", ["a=1", "b=(1, 2)"]),
+        ("", []),
+    ],
+)
+def test_a_list_may_be_written_on_lines_or_on_one_line(text: str, items: list[str]) -> None:
+    assert forms.from_browser(OPTIONS["optimizer_args"], text) == items
+
+
+# --- the draft ---
+
+
+def test_the_draft_brings_back_what_was_right_and_defaults_for_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "draft.json"
+    assert forms.read_draft(path) is None
+    forms.keep_draft(path, {"network_dim": 64, "learning_rate": "fast", "unet_lr": None, "gone": 1})
+    draft = forms.read_draft(path)
+    assert draft is not None
+    assert set(draft) == set(OPTIONS)
+    assert (draft["network_dim"], draft["learning_rate"], draft["unet_lr"]) == (64, 1e-4, None)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '"text"', "\x00"])
+def test_a_damaged_draft_is_no_draft(tmp_path: Path, text: str) -> None:
+    (tmp_path / "draft.json").write_text(text)
+    assert forms.read_draft(tmp_path / "draft.json") is None
+
+
+# --- presets ---
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "a/b", "a\\b", "..", ".hidden", "", "  ", "x\0y", "x\ny", "con", "NUL.toml", "a" * 81, "~", "-x", "x."],
+)
+def test_a_preset_is_only_saved_under_a_plain_name(places: Places, name: str) -> None:
+    with pytest.raises(presets.NameRefused):
+        presets.save(places, name, {})
+    assert not places.user_presets.exists()
+
+
+@pytest.mark.parametrize("name", ["fox", "my fox 2", "fox.v1", "füchse", "user/fox", "fox.toml"])
+def test_a_plain_name_is_saved_in_the_users_folder(places: Places, name: str) -> None:
+    path = presets.save(places, name, {"network_dim": 4})
+    assert path.parent == places.user_presets
+    assert forms.complete(presets.read(places, f"user/{path.stem}").values)["network_dim"] == 4
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "user/../fox", "/etc/passwd", "user/", "none"])
+def test_only_a_listed_preset_can_be_read(places: Places, name: str) -> None:
+    (places.home / "fox.toml").write_text("network_dim = 4\n")
+    with pytest.raises(presets.NameRefused):
+        presets.read(places, name)
+
+
+def test_a_link_out_of_the_users_folder_is_not_listed(places: Places) -> None:
+    presets.save(places, "good", {})
+    (places.home / "secret.toml").write_text("network_dim = 4\n")
+    (places.user_presets / "link.toml").symlink_to(places.home / "secret.toml")
+    assert [name for name in presets.listing(places) if name.startswith("user/")] == ["user/good"]
+
+
+def test_loading_a_preset_gives_every_option_a_value(places: Places) -> None:
+    presets.save(places, "fox", {"network_dim": 4, "unet_lr": 0.0})
+    values, message = train_tab.load_preset(places, "user/fox")
+    assert values is not None and set(values) == set(OPTIONS)
+    assert (values["network_dim"], values["unet_lr"], values["learning_rate"]) == (4, 0.0, 1e-4)
+    assert "was loaded" in message
+
+
+def test_a_preset_with_mistakes_is_loaded_except_for_them_and_they_are_named(places: Places) -> None:
+    places.user_presets.mkdir(parents=True)
+    (places.user_presets / "odd.toml").write_text("network_dim = 4\nlearning_rat = 1\nseed = -1\n")
+    values, message = train_tab.load_preset(places, "user/odd")
+    assert values is not None and values["network_dim"] == 4
+    assert "did you mean learning_rate?" in message
+    assert "Training › Seed: -1 is below 0" in message and "line 3" in message
+
+
+def test_a_preset_that_is_no_toml_is_refused_in_words(places: Places) -> None:
+    places.user_presets.mkdir(parents=True)
+    (places.user_presets / "odd.toml").write_text("network_dim = = 4\n")
+    values, message = train_tab.load_preset(places, "user/odd")
+    assert values is None
+    assert "is not valid TOML" in message
+
+
+def test_values_that_are_wrong_are_not_saved(places: Places) -> None:
+    saved, message = train_tab.save_preset(places, "odd", forms.complete({"network_dim": 0}))
+    assert saved is None
+    assert "0 is below 1" in message
+    assert not places.user_presets.exists()
+
+
+def test_options_that_do_not_go_together_yet_can_be_saved_with_a_remark(places: Places) -> None:
+    saved, message = train_tab.save_preset(places, "half", forms.complete({"sample_every_n_steps": 5}))
+    assert saved == "user/half"
+    assert "Before it can start" in message and "sample_prompts" not in message.split("Before")[0]
+
+
+def test_starting_with_mistakes_lists_all_of_them_and_starts_nothing(places: Places) -> None:
+    values = forms.complete({"network_dim": 0, "learning_rate": -1.0, "output_name": "a/b"})
+    run, message = train_tab.start_training(places, values)
+    assert run is None
+    for words in ("3 things", "Network dim", "Learning rate", "Output name"):
+        assert words in message
+    assert list(places.home.iterdir()) == []
+
+
+def test_starting_without_a_model_or_images_says_so(places: Places) -> None:
+    run, message = train_tab.start_training(places, forms.complete({}))
+    assert run is None
+    assert "Pretrained model name or path: is empty" in message
+    assert "Train data folder: is empty" in message
+
+
+def test_messages_are_escaped(places: Places) -> None:
+    _, message = train_tab.save_preset(places, "<img src=x>", forms.complete({}))
+    assert "<img" not in message
+
+
+def test_every_shipped_preset_loads_without_a_problem(places: Places) -> None:
+    for name in presets.listing(places):
+        assert presets.read(places, name).problems == []
+
+
+# --- imports ---
+
+
+def test_the_browser_interface_imports_no_torch_and_no_diffusers() -> None:
+    code = (
+        "import sys, gui, gui.app; "
+        "print([name for name in ('torch', 'diffusers', 'transformers', 'accelerate', 'peft') if name in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], cwd=CODE, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"

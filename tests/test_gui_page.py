@@ -1,0 +1,402 @@
+"""The page in a real browser: what a person sees and does, with a ready-made run folder and with a real training."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+from gui import presets
+from gui.places import CODE, Places
+from tests.test_gui_fake_run import make_run, settings, write_session
+from trainer import config, manifest, runs
+from trainer.runs import RunFolder
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SLOW = 30_000  # ms: for what takes the server a moment on a busy machine
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome")
+
+
+class Served:
+    """`python app.py` with a home of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.places = Places(home, home / "state" / "rekindle")
+        self.process: subprocess.Popen[str] | None = None
+        self.address = ""
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(CODE / "app.py"), "--headless", "--server_port", "0"],
+            env=os.environ | {"REKINDLE_HOME": str(self.home), "XDG_STATE_HOME": str(self.home / "state")},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.address = self.process.stdout.readline().partition("Rekindle: ")[2].strip()
+        assert self.address
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.communicate(timeout=30)
+            finally:
+                self.process.kill()
+                self.process = None
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    home = tmp_path_factory.mktemp("home")
+    make_run(home / "output", "old", status="finished")
+    make_run(home / "output", "fox", status="running", alive=True)
+    values = {"output_name": "fox", "network_dim": 8, "unet_lr": 0.0, "min_timestep": 7, "use_ema": True}
+    presets.save(Places(home, home), "tiny fox", values)
+    server = Served(home)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=SLOW)
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Browser, served: Served) -> Iterator[Page]:
+    served.places.draft_file.unlink(missing_ok=True)
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(SLOW)
+    open_page(page, served)
+    yield page
+    page.close()
+
+
+def open_page(page: Page, served: Served) -> None:
+    page.goto(served.address)
+    expect(page.locator("#run-status .badge")).to_be_visible()
+    expect(page.locator("#run-picker input")).not_to_have_value("")
+
+
+def field(page: Page, name: str) -> Locator:
+    return page.locator(f"#opt-{name}").locator("input, textarea").first
+
+
+def open_tab(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def choose(page: Page, picker: str, words: str) -> None:
+    page.locator(f"#{picker} input").click()
+    page.get_by_role("option", name=words).first.click()
+
+
+def load_preset(page: Page, name: str) -> None:
+    choose(page, "preset-picker", name)
+    page.locator("#preset-load button, button#preset-load").click()
+    expect(page.locator("#form-message")).to_contain_text(f"{name} was loaded")
+
+
+def save_preset(page: Page, name: str) -> None:
+    page.locator("#preset-name").locator("input, textarea").first.fill(name)
+    page.locator("button#preset-save").click()
+
+
+# --- the form ---
+
+
+def test_loading_a_preset_sets_every_option(page: Page) -> None:
+    field(page, "network_alpha").fill("3")
+    load_preset(page, "user/tiny fox")
+    expect(field(page, "network_dim")).to_have_value("8")
+    expect(field(page, "unet_lr")).to_have_value("0.0")
+    expect(field(page, "text_encoder_lr")).to_have_value("")
+    expect(field(page, "network_alpha")).to_have_value("1")
+    expect(page.locator("#opt-use_ema input")).to_be_checked()
+    page.get_by_role("button", name="Loss and noise: advanced").click()
+    expect(field(page, "min_timestep")).to_have_value("7")
+
+
+def test_a_changed_option_is_saved_with_the_others(page: Page, served: Served) -> None:
+    load_preset(page, "user/tiny fox")
+    field(page, "learning_rate").fill("3e-5")
+    save_preset(page, "second fox")
+    expect(page.locator("#form-message")).to_contain_text("Saved as presets/user/second fox.toml")
+    saved = config.check(config.read_toml(served.places.user_presets / "second fox.toml"))
+    assert saved.problems == []
+    assert saved.values == {
+        "output_name": "fox",
+        "network_dim": 8,
+        "unet_lr": 0.0,
+        "min_timestep": 7,
+        "use_ema": True,
+        "learning_rate": 3e-5,
+    }
+    expect(page.locator("#preset-picker input")).to_have_value("user/second fox")
+
+
+def test_a_name_with_a_path_in_it_is_refused_in_words(page: Page, served: Served) -> None:
+    save_preset(page, "../escape")
+    expect(page.locator("#form-message")).to_contain_text("cannot be a preset's name")
+    assert not (served.home / "presets" / "escape.toml").exists()
+
+
+def test_starting_with_a_wrong_value_names_section_and_option(page: Page) -> None:
+    load_preset(page, "user/tiny fox")
+    field(page, "network_dim").fill("0")
+    field(page, "max_train_epochs").fill("many")
+    page.locator("#start-training").click()
+    message = page.locator("#form-message")
+    expect(message).to_contain_text("Network › Network dim (rank): 0 is below 1")
+    expect(message).to_contain_text("Training › Max train epochs: 'many' is not a number")
+
+
+def test_edits_are_there_again_after_a_reload(page: Page, served: Served) -> None:
+    field(page, "network_dim").fill("24")
+    field(page, "network_dim").blur()
+    page.locator("#opt-flip_aug input").check()
+    for _ in range(100):
+        if served.places.draft_file.exists() and '"flip_aug": true' in served.places.draft_file.read_text():
+            break
+        page.wait_for_timeout(100)
+    open_page(page, served)
+    expect(field(page, "network_dim")).to_have_value("24")
+    expect(page.locator("#opt-flip_aug input")).to_be_checked()
+
+
+# --- watching ---
+
+
+def test_the_run_that_was_active_last_is_shown_with_status_log_and_chart(page: Page) -> None:
+    expect(page.locator("#run-picker input")).to_have_value("fox")
+    expect(page.locator("#run-status")).to_contain_text("running")
+    expect(page.locator("#run-status")).to_contain_text("of 200")
+    expect(page.locator("#run-progress [role=progressbar]")).to_have_attribute("aria-valuenow", re.compile("7[5-9]|8"))
+    open_tab(page, "Monitor")
+    expect(page.locator("#loss-chart .js-plotly-plot")).to_be_visible()
+    expect(page.locator("#loss-chart")).to_contain_text("abandoned branch")
+    expect(page.locator("#loss-chart")).to_contain_text("resumed")
+    expect(page.locator("#run-log pre")).to_have_text("Loading model\nstep 150/200\nSaved")
+
+
+def test_new_steps_appear_by_themselves(page: Page, served: Served) -> None:
+    run = RunFolder(served.home / "output" / "fox")
+    with run.console_file.open("a") as console:
+        console.write("step 160/200\n")
+    write_session(run, settings(served.home / "output"), 3, range(151, 161), resumed_at=150)
+    expect(page.locator("#run-status")).to_contain_text("step 160 of 200")
+    open_tab(page, "Monitor")
+    expect(page.locator("#run-log")).to_contain_text("step 160/200")
+    run.console_file.write_text("Loading model\r\nstep 1/200\rstep 150/200\nSaved\n")
+
+
+def test_another_run_can_be_chosen(page: Page) -> None:
+    choose(page, "run-picker", "old")
+    expect(page.locator("#run-status")).to_contain_text("finished")
+    expect(page.locator("#stop-training")).to_be_disabled()
+
+
+def test_stop_and_save_reach_the_run_folder(page: Page, served: Served) -> None:
+    run = RunFolder(served.home / "output" / "fox")
+    page.locator("#save-now").click()
+    expect(page.locator("#form-message")).to_contain_text("A checkpoint was asked for")
+    assert runs.take_requests(run) == {"save"}
+    page.locator("#stop-training").click()
+    expect(page.locator("#run-status")).to_contain_text("stopping")
+    assert runs.take_requests(run) == {"stop"}
+
+
+def test_samples_are_shown_newest_first_as_thumbnails(page: Page, served: Served) -> None:
+    open_tab(page, "Samples")
+    pictures = page.locator("#sample-gallery img")
+    expect(pictures.first).to_be_visible()
+    expect(page.locator("#sample-gallery")).to_contain_text("step 150 · a fox in the snow")
+    assert "/thumbnails/" in (pictures.first.get_attribute("src") or "")
+
+
+# --- resuming ---
+
+
+def test_the_resume_tab_lists_checkpoints_and_says_what_continuing_means(page: Page, served: Served) -> None:
+    damaged = served.home / "output" / "old" / "checkpoints" / "step-00000100" / "manifest.json"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole.replace(b"sha256", b"sha257"))
+    choose(page, "run-picker", "old")
+    open_tab(page, "Resume")
+    page.locator("#resume-adopt").click()
+    verdict = page.locator("#resume-verdict")
+    expect(verdict).to_contain_text("Continues at step 151 of 200")
+    expect(verdict).to_contain_text("it continues exactly")
+    page.locator("#resume-picker input").click()
+    expect(
+        page.get_by_role("option", name=re.compile(r"Step 150 · epoch 7 · loss 0\.\d+ · .* · complete"))
+    ).to_be_visible()
+    expect(
+        page.get_by_role("option", name=re.compile("Step 100 · damaged: manifest.json does not match"))
+    ).to_be_visible()
+    page.get_by_role("option", name=re.compile("Step 50 ")).click()
+    expect(verdict).to_contain_text("Continues at step 51 of 200")
+    open_tab(page, "Train")
+    expect(field(page, "resume_from_checkpoint")).to_have_value("50")
+    damaged.write_bytes(whole)
+
+
+def test_differences_are_named_by_class_and_can_be_put_right_or_allowed(page: Page) -> None:
+    choose(page, "run-picker", "old")
+    open_tab(page, "Resume")
+    page.locator("#resume-adopt").click()
+    expect(page.locator("#resume-verdict")).to_contain_text("it continues exactly")
+    open_tab(page, "Train")
+    field(page, "network_dim").fill("99")
+    field(page, "learning_rate").fill("0.5")
+    open_tab(page, "Resume")
+    verdict = page.locator("#resume-verdict")
+    expect(verdict).to_contain_text("2 options differ, and the trainer will refuse")
+    expect(verdict.get_by_role("row", name=re.compile("network_dim 16 99 locked"))).to_be_visible()
+    expect(verdict.get_by_role("row", name=re.compile("learning_rate 0.0001 0.5 the run would differ"))).to_be_visible()
+    page.locator("#resume-allow").click()
+    expect(verdict).to_contain_text("1 option differs")
+    page.locator("#resume-restore").click()
+    expect(verdict).to_contain_text("The run will differ, as you allowed.")
+    open_tab(page, "Train")
+    expect(field(page, "network_dim")).to_have_value("16")
+    expect(field(page, "resume_allow")).to_have_value("learning_rate")
+
+
+# --- the page itself ---
+
+
+def test_the_page_asks_no_other_machine_for_anything_and_logs_no_error(browser: Browser, served: Served) -> None:
+    page = browser.new_page(color_scheme="dark")
+    asked: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    open_page(page, served)
+    for tab in ("Resume", "Monitor", "Samples", "Train"):
+        open_tab(page, tab)
+        page.wait_for_timeout(500)
+    page.close()
+    here = urlsplit(served.address).netloc
+    assert [url for url in asked if urlsplit(url).netloc not in (here, "")] == []
+    assert errors == []
+
+
+# --- a real training ---
+
+
+def prepare_preset(server: Served) -> str:
+    """The preset to train with: the demo that is shipped, or where it has not been built, a tinier one made here."""
+    demo = CODE / "presets" / "demo"
+    if all(path.exists() for path in (demo.with_suffix(".toml"), demo / "model" / "unet", demo / "dataset")):
+        (server.home / "presets").mkdir()
+        (server.home / "presets" / "demo").symlink_to(demo)
+        return "demo"
+    from tests import tiny  # brings torch, which only this test needs
+
+    options = {
+        "pretrained_model_name_or_path": str(tiny.make_model(server.home / "model")),
+        "train_data_dir": str(tiny.make_images(server.home / "images")),
+        "resolution": "64",
+        "network_dim": 4,
+    }
+    presets.save(server.places, "journey", options)
+    return "user/journey"
+
+
+def wait_for_run(run: RunFolder, page: Page, *wanted: str) -> str:
+    """Wait until the run's own record says one of these; a page is kept alive meanwhile."""
+    for _ in range(900):
+        if runs.status(run) in wanted:
+            return runs.status(run)
+        page.wait_for_timeout(100)
+    log = run.console_file.read_text() if run.console_file.exists() else "(no log)"
+    raise AssertionError(f"the run is {runs.status(run)}, not {wanted}:\n{log}")
+
+
+def test_a_run_is_started_watched_stopped_resumed_and_finished_from_the_page(browser: Browser, tmp_path: Path) -> None:
+    pytest.importorskip("trainer.loop")
+    server = Served(tmp_path)
+    preset = prepare_preset(server)
+    run = RunFolder(tmp_path / "output" / "journey")
+    server.start()
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(SLOW)
+    try:
+        page.goto(server.address)
+        expect(page.locator("#run-status")).to_contain_text("no run yet")
+        load_preset(page, preset)
+        field(page, "output_dir").fill("output")
+        field(page, "output_name").fill("journey")
+        field(page, "max_train_steps").fill("6000")
+
+        page.locator("#start-training").click()
+        status = page.locator("#run-status")
+        expect(status).to_contain_text("starting")
+        expect(status).to_contain_text(re.compile(r"running.*step [1-9]", re.DOTALL), timeout=90_000)
+        expect(page.locator("#loss-chart .js-plotly-plot")).to_be_visible()
+
+        page.locator("#start-training").click()
+        expect(page.locator("#form-message")).to_contain_text("is already running")
+
+        page.locator("#stop-training").click()
+        assert wait_for_run(run, page, "stopped") == "stopped"
+        expect(status).to_contain_text("stopped")
+        expect(page.locator("#run-notice")).to_contain_text("Stopped after step")
+
+        server.stop()  # a new server, as after a restart of the machine, and a new page
+        server.start()
+        page.goto(server.address)
+        expect(status).to_contain_text("stopped")
+        open_tab(page, "Resume")
+        page.locator("#resume-adopt").click()
+        expect(page.locator("#resume-verdict")).to_contain_text("it continues exactly")
+        stopped_at = manifest.listing(run.checkpoints)[0].step
+        open_tab(page, "Train")
+        field(page, "max_train_steps").fill(str(stopped_at + 20))
+        page.locator("#start-training").click()
+        expect(status).to_contain_text("starting")
+        assert wait_for_run(run, page, "finished", "failed") == "finished"
+        expect(status).to_contain_text(f"step {stopped_at + 20} of {stopped_at + 20}")
+        expect(page.locator("#loss-chart")).to_contain_text("resumed")
+        assert (tmp_path / "output" / "journey.safetensors").is_file()
+
+        open_tab(page, "Train")
+        field(page, "resume_from_checkpoint").fill("")
+        page.locator("#start-training").click()
+        notice = page.locator("#run-notice")
+        expect(notice).to_contain_text("The trainer refused to start", timeout=90_000)
+        expect(notice).to_contain_text("already holds checkpoints")
+    finally:
+        page.close()
+        server.stop()
+        if runs.status(run) == "running":
+            os.kill(json.loads(run.run_file.read_text())["pid"], signal.SIGKILL)
