@@ -179,7 +179,7 @@ def bring_about(fault: Fault, run: RunFolder) -> None:
         counter.handled += 1
         handle(signals, number, frame)
 
-    StopSignals._handle = handled  # type: ignore[method-assign]
+    StopSignals._handle = handled  # type: ignore[method-assign, assignment]
     if fault.moment == "file call":
         FileCalls(counter.reached, fault.thread).__enter__()
         return

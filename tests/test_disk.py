@@ -83,7 +83,7 @@ def test_a_disk_too_small_for_a_run_is_told_before_its_first_step(
 ) -> None:
     config = config_for(tiny_model, tiny_images, tmp_path)
     monkeypatch.setattr(checkpoint, "SPARE_BYTES", 1 << 60)
-    with pytest.raises(ResumeRefused, match="the disk is too small: .* MB are needed"):
+    with pytest.raises(ResumeRefused, match=r"the disk is too small: .* MB are needed"):
         run(config)
     assert events_of(config, "step") == []
 
@@ -110,7 +110,11 @@ def test_a_sample_image_that_cannot_be_written_is_a_warning(
     config = config_for(tiny_model, tiny_images, tmp_path, max_train_steps=2, **prompt)
 
     def refuse(call: Call) -> None:
-        if call.name == "fsync" and call.path.isdigit() and "samples" in os.readlink(f"/proc/self/fd/{call.path}"):
+        if (
+            call.name == "fsync"
+            and call.path.isdigit()
+            and "samples" in str(Path(f"/proc/self/fd/{call.path}").readlink())
+        ):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with FileCalls(refuse, thread="MainThread"):
@@ -128,7 +132,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 3 MB."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mounting = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True, text=True)
+    mounting = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True, text=True
+    )
     if mounting.returncode:
         pytest.skip(f"a small file system cannot be mounted here: {mounting.stderr.strip()}")
     yield folder
@@ -166,7 +172,7 @@ def test_a_disk_that_is_really_full_at_every_second_save_costs_those_saves_only(
     assert_bit_equal(tensors_of(config, steps), tensors_of(straight, steps))
     assert steps_of(config) == steps_of(straight)
     assert temporary_in(small_disk) == []
-    failed = [event for event in events_of(config, "checkpoint_failed")]
+    failed = list(events_of(config, "checkpoint_failed"))
     assert len(failed) >= 5
     assert {event["global_step"] % 2 for event in failed} == {0}
     assert all("disk is full" in event["error"] for event in failed)

@@ -86,7 +86,8 @@ def test_what_would_change_it_is_refused_by_name_unless_it_is_off(name: str) -> 
     assert name not in OPTIONS
     (problem,) = of(**{name: "something"}).problems
     assert problem.key == name and sd_scripts.NOT_SUPPORTED[name] in problem.message
-    for off in (False, 0, "", []):
+    nothing: list[Any] = [False, 0, "", []]
+    for off in nothing:
         assert of(**{name: off}).problems == []
 
 

@@ -1,4 +1,4 @@
-"""Asked to stop, in whatever it is doing, the trainer saves what is done and leaves; a second SIGINT is obeyed at once."""
+"""Asked to stop, in whatever it is doing, the trainer saves and leaves; a second SIGINT is obeyed at once."""
 
 from __future__ import annotations
 

@@ -76,23 +76,23 @@ def test_of_two_trainers_started_together_one_trains_and_one_is_refused(config: 
 # --- the lock ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "holder",
-    [
-        "",
-        "{",
-        "[]",
-        "{}",
-        '{"pid": null}',
-        '{"pid": "1", "process_start": "1", "boot_id": "1"}',
-        json.dumps({**runs.this_process(), "pid": 2**22 + 1}),
-        json.dumps({**runs.this_process(), "pid": os.getppid()}),  # another process has this number now
-        json.dumps({**runs.this_process(), "boot_id": "of another start of the machine"}),
-    ],
-)
-def test_a_lock_that_no_live_process_holds_is_taken_over(holder: str, tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
-    run.lock_file.write_text(holder)
+NOBODY: dict[str, Any] = {
+    "nothing": "",
+    "half a line": "{",
+    "a list": "[]",
+    "no process": {},
+    "no number": {"pid": None},
+    "a text for a number": {"pid": "1"},
+    "a process that is gone": {"pid": 2**22 + 1},
+    "another process with the number now": {"pid": os.getppid()},
+    "another start of the machine": {"boot_id": "another"},
+}
+
+
+@pytest.mark.parametrize("kind", NOBODY)
+def test_a_lock_that_no_live_process_holds_is_taken_over(kind: str, tmp_path: Path) -> None:
+    run, holder = RunFolder(tmp_path), NOBODY[kind]
+    run.lock_file.write_text(holder if isinstance(holder, str) else json.dumps({**runs.this_process(), **holder}))
     with runs.locked(run):
         assert json.loads(run.lock_file.read_text())["pid"] == os.getpid()
     assert run.lock_file.read_text() == ""

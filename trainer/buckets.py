@@ -18,8 +18,9 @@ Size = tuple[int, int]  # (width, height) in pixels
 def bucket_sizes(resolution: Size, low: int, high: int, step: int) -> tuple[Size, ...]:
     """All bucket sizes of at most the resolution's area, sides between low and high in multiples of step.
 
-    The same set as kohya's sd-scripts makes.
+    The same set as kohya's sd-scripts makes, which also rounds low down and high up to multiples of step.
     """
+    low, high = max(step, low // step * step), -(-high // step) * step
     area = resolution[0] * resolution[1]
     square = max(step, math.isqrt(area) // step * step)
     sizes = {(square, square)}

@@ -10,7 +10,8 @@ Position = int | str
 
 
 def _digest(seed: int, purpose: str, position: tuple[Position, ...]) -> int:
-    address = repr((int(seed), purpose, position)).encode()
+    plain = tuple(str(part) if isinstance(part, str) else int(part) for part in position)  # numpy's have another repr
+    address = repr((int(seed), purpose, plain)).encode()
     return int.from_bytes(hashlib.blake2b(address, digest_size=16).digest(), "little")
 
 

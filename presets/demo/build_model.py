@@ -1,7 +1,7 @@
 """Rebuilds the demo's base model from nothing: a tiny Stable Diffusion of coloured shapes, in diffusers' folder format.
 
 It is small, but real: the classes, configuration fields and parameter names are those of Stable Diffusion 1.5, so
-whatever loads, trains or converts the one does the same to the other. About 40 minutes on two CPU cores.
+whatever loads, trains or converts the one does the same to the other. About 35 minutes on two idle CPU cores.
 """
 
 import argparse
