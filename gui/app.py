@@ -33,7 +33,8 @@ from gui.security import Guard
 from gui.train_tab import TrainTab
 
 logger = logging.getLogger(__name__)
-TICK_SECONDS = 1.0
+TICK_SECONDS = 1.0  # between two looks at a run that is active
+IDLE_SECONDS = 3.0  # and at one that is not
 QUEUE_SECONDS = 0.02  # how often Gradio's queue looks for events; by itself it does so every millisecond
 STOP_SECONDS = 60.0
 STOP_RUNS = "REKINDLE_STOP_RUNS_ON_EXIT"
@@ -62,6 +63,7 @@ class Page:
                     self.monitor = MonitorTab()
                 with gr.Tab("Samples", id="tab-samples", elem_id="tab-samples"):
                     self.samples = SamplesTab(places)
+            self.timer = gr.Timer(TICK_SECONDS)
             self.seen = gr.State({})  # what this page was last shown, so that only what changed is sent
             self.form = self.train.form
             self._wire(resume_item, monitor_item)
@@ -70,11 +72,12 @@ class Page:
         options = self.form.inputs()
         self.resume_option = self.form.widgets["resume_from_checkpoint"]
         watched = {self.bar.picker, self.seen}
-        run_parts = self.bar.outputs() | self.monitor.outputs() | self.samples.outputs() | {self.seen, self.bar.picker}
+        run_parts = self.bar.outputs() | self.monitor.outputs() | self.samples.outputs()
+        run_parts |= {self.bar.picker, self.timer, self.seen}
         message = self.bar.message
 
         self.blocks.load(self.open, watched, run_parts | options | {self.train.picker}, **QUIET)
-        gr.Timer(TICK_SECONDS).tick(self.refresh, watched, run_parts, queue=False, **QUIET)
+        self.timer.tick(self.refresh, watched, run_parts, queue=False, **QUIET)
         self.bar.picker.input(self.choose_run, watched, run_parts | {message}, **QUIET)
         self.bar.picker.focus(self.list_runs, watched | {self.form.widgets["output_dir"]}, {self.bar.picker}, **QUIET)
 
@@ -139,6 +142,10 @@ class Page:
         stamps = self.monitor.stamps(view)
         stale = {part for part, stamp in stamps.items() if seen.get(part, "") != stamp}
         updates |= self.monitor.show(view, stale)
+        seconds = TICK_SECONDS if view is not None and view.active else IDLE_SECONDS
+        if seen.get("seconds") != seconds:
+            seen["seconds"] = seconds
+            updates[self.timer] = gr.update(value=seconds)
         pictures, seen["samples"] = self.samples.show(view, seen.get("samples"))
         return updates | pictures | {self.seen: seen | stamps}
 

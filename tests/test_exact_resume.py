@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from tests.runs_at_tiny_size import STEPS, assert_bit_equal, config_for, run, steps_of, tensors_of
 from trainer.config import Config
+from trainer.resume import ResumeRefused
 
 # Every value of every dimension appears, most pairs of them too.
 COMBINATIONS: dict[str, dict[str, Any]] = {
@@ -113,3 +115,21 @@ def test_two_resumes_in_a_row_end_bit_equal(tiny_model: Path, tiny_images: Path,
     run(twice)
     assert steps_of(twice) == steps_of(straight)
     assert_bit_equal(tensors_of(twice), tensors_of(straight))
+
+
+def test_pictures_whose_names_are_not_utf8_are_trained_and_resumed(
+    tiny_images: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(tiny_images, images)
+    picture = next(images.rglob("picture0.png"))
+    for suffix in (".png", ".txt"):
+        picture.with_suffix(suffix).rename(picture.with_name(os.fsdecode(b"bild\xe4") + suffix))
+    straight = config_for(tiny_model, images, tmp_path / "straight")
+    assert run(straight) == "finished"
+    resumed = copy_at(straight, tmp_path / "resumed", 3)
+    next(images.rglob("picture1.txt")).write_text("another caption")
+    next(images.rglob("bild*.txt")).write_text("another caption")
+    with pytest.raises(ResumeRefused, match="caption changed \\(2\\): "):
+        run(resumed)
+    assert run(resumed.replace(resume_allow=("dataset",))) == "finished"

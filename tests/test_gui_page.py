@@ -33,7 +33,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-SLOW = 30_000  # ms: for what takes the server a moment on a busy machine
+SLOW = 60_000  # ms: for what takes the server a moment on a busy machine
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome")
 
 
@@ -61,7 +61,7 @@ class Served:
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.communicate(timeout=30)
+                self.process.communicate(timeout=60)
             finally:
                 self.process.kill()
                 self.process = None

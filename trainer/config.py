@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import re
 import textwrap
 import tomllib
@@ -604,10 +605,6 @@ def read_toml_text(text: str, name: str) -> dict[str, Given]:
 
     Raises ConfigError when it is not TOML or names an option twice with different values.
     """
-    try:
-        document = tomllib.loads(text.removeprefix("\ufeff"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError([Problem("", f"{name} is not valid TOML: {error}")]) from error
     lines = _key_lines(text)
     source: dict[str, Given] = {}
     problems: list[Problem] = []
@@ -618,11 +615,19 @@ def read_toml_text(text: str, name: str) -> dict[str, Given]:
                 add(value)
                 continue
             where = f"{name}, line {lines[key]}" if key in lines else name
+            if _oversized(value):
+                problems.append(Problem(key, TOO_LARGE, where))
+                continue
             if key in source and source[key].value != value:
                 problems.append(Problem(key, f"given twice, as {source[key].value!r} and as {value!r}", where))
             source[key] = Given(value, where)
 
-    add(document)
+    try:
+        add(tomllib.loads(text.removeprefix("\ufeff")))
+    except RecursionError:
+        raise ConfigError([Problem("", f"{name} is nested too deeply")]) from None
+    except ValueError as error:  # tomllib's own, and that of a number with too many digits
+        raise ConfigError([Problem("", f"{name} is not valid TOML: {error}")]) from error
     if problems:
         raise ConfigError(problems)
     return source
@@ -706,6 +711,22 @@ def _from_text(known: Option | None, text: str) -> Any:
 
 # --- checking ------------------------------------------------------------------------------------------------------
 
+TOO_LARGE = "holds a number that is too large"
+
+
+def _oversized(value: Any) -> bool:
+    """Whether there is a whole number in it beyond TOML's 64 bits: Python cannot even print every one of these."""
+    if isinstance(value, Mapping):
+        return any(map(_oversized, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_oversized, value))
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
+
+
+def _unwritable(text: str) -> bool:
+    """Whether a text has half a surrogate pair: what Python makes of a byte on the command line that is not UTF-8."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
 
 def _value_problem(known: Option, value: Any) -> tuple[Any, str | None]:
     """The value in its option's type, and what is wrong with it (None: nothing)."""
@@ -731,11 +752,13 @@ def _value_problem(known: Option, value: Any) -> tuple[Any, str | None]:
             value = [part for part in value.split() if part]
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
             return value, f"{value!r} is not a list of texts"
+        if any("\0" in item or _unwritable(item) for item in value):
+            return value, f"{value!r} has a character that cannot be written"
         return tuple(value), None
     if not isinstance(value, str):
         return value, f"{value!r} is not a text"
-    if "\0" in value:
-        return value, "contains a NUL character"
+    if "\0" in value or _unwritable(value):
+        return value, f"{value!r} has a character that cannot be written (NUL, or one that is not UTF-8)"
     if known.kind == "choice" and value not in known.choices:
         return value, f"{value!r} is not one of {', '.join(known.choices)}{_nearest(value, known.choices)}"
     return value, None
@@ -926,6 +949,9 @@ def check(*sources: Source) -> Checked:
             problems += [problem] if problem else []
             notices += [notice] if notice else []
             continue
+        if _oversized(given.value):
+            problems.append(Problem(key, TOO_LARGE, given.where))
+            continue
         given = Given(_as_ours(known, given.value), given.where)
         if given.value is None:
             continue
@@ -981,7 +1007,20 @@ def to_toml(values: Config | Mapping[str, Any], *, complete: bool = True) -> str
             continue
         section = known.section.lower().replace(" ", "_")
         document.setdefault(section, {})[name] = list(value) if isinstance(value, tuple) else value
-    return toml.dumps(document)
+    return toml.dumps(document, _Encoder())
+
+
+class _Encoder(toml.TomlEncoder):
+    """toml, but for its way to write texts, which fails for backslashes before some characters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dump_funcs[str] = _quoted
+
+
+def _quoted(text: str) -> str:
+    """A TOML string: JSON's escapes are TOML's, which also wants one for DEL."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def read_config(path: Path) -> Config:

@@ -48,7 +48,7 @@ class EventWriter:
             self._flush()
 
     def _flush(self) -> None:
-        data = "".join(self._pending).encode()
+        data = "".join(self._pending).encode(errors="backslashreplace")  # a name that is not UTF-8, as JSON escapes it
         try:
             with self._path.open("ab+") as file:
                 if file.tell():  # a torn last line, left by a crash or by a full disk, is closed first
@@ -68,8 +68,8 @@ class EventWriter:
 def read_events(path: Path, offset: int = 0, limit: int = 1 << 30) -> tuple[list[dict[str, Any]], int]:
     """The events from a byte offset on, and the offset to go on from.
 
-    Reads at most `limit` bytes. An unfinished last line is left for the next call; a damaged line is passed over;
-    a file that became shorter is read from its beginning; no file means no events.
+    Reads at most `limit` bytes. An unfinished last line is left for the next call; a damaged line, or one longer than
+    `limit`, is passed over; a file that became shorter is read from its beginning; no file means no events.
     """
     try:
         with path.open("rb") as file:
@@ -80,11 +80,13 @@ def read_events(path: Path, offset: int = 0, limit: int = 1 << 30) -> tuple[list
     except OSError:
         return [], offset
     end = data.rfind(b"\n") + 1
+    if not end and len(data) == limit:
+        return [], offset + limit  # in the middle of a line that is longer; its end will not parse
     events = []
     for line in data[:end].splitlines():
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict) and "event" in event:
             events.append(event)

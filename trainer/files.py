@@ -82,8 +82,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    """The one JSON form of a value: sorted keys, UTF-8, no NaN."""
-    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    """The one JSON form of a value: sorted keys, UTF-8, no NaN; a file name that is not UTF-8 keeps JSON's escapes."""
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode(errors="backslashreplace")
 
 
 def sha256_file(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,6 +23,11 @@ def stamp_of(path: Path) -> str | None:
     except OSError:
         return None
     return f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}-{stat.st_ino}"
+
+
+def _key(path: Path) -> str:
+    """The path as a text that SQLite takes, also where it is not UTF-8."""
+    return os.fsencode(path.absolute()).decode(errors="backslashreplace")
 
 
 class FileMemory:
@@ -45,12 +51,12 @@ class FileMemory:
 
     def recall(self, path: Path, stamp: str) -> Any:
         """The value remembered for the file in this state; None when there is none."""
-        known = self._known.get(str(path.absolute()))
+        known = self._known.get(_key(path))
         return json.loads(known[1]) if known and known[0] == stamp else None
 
     def remember(self, learnt: Iterable[tuple[Path, str, Any]]) -> None:
         """Keep (path, stamp, value) for the next time."""
-        rows = [(str(path.absolute()), stamp, json.dumps(value)) for path, stamp, value in learnt]
+        rows = [(_key(path), stamp, json.dumps(value)) for path, stamp, value in learnt]
         self._known |= {path: (stamp, value) for path, stamp, value in rows}
         if rows:
             with contextlib.suppress(sqlite3.Error), self._connection() as connection:
