@@ -20,14 +20,15 @@ RUN pip install --no-cache-dir -e ".[optimizers,bitsandbytes]"
 # Give it the time: docker stop --time 120.
 ENV REKINDLE_STOP_RUNS_ON_EXIT=1 \
     HF_HOME=/workspace/huggingface \
+    XDG_STATE_HOME=/workspace/.state \
     PYTHONUNBUFFERED=1
 
-RUN mkdir /workspace && useradd --create-home trainer && chown -R trainer /workspace /opt/rekindle
-USER trainer
+# What is to outlive the container is in /workspace: runs, presets, the token, downloaded models.
+RUN ln -s /workspace/output output && ln -s /workspace/presets presets/user
 VOLUME /workspace
 EXPOSE 7860
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --start-period=60s \
     CMD python -c "import urllib.request; urllib.request.urlopen('http://127.0.0.1:7860/healthz', timeout=5)"
 ENTRYPOINT ["tini", "--"]
-CMD ["python", "app.py", "--listen", "0.0.0.0", "--headless"]
+CMD ["sh", "-c", "mkdir -p /workspace/output /workspace/presets && exec python app.py --listen 0.0.0.0 --headless"]

@@ -30,7 +30,8 @@ from trainer.config import (
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
 awkward_texts = st.sampled_from(
     ["\\", "\\x41", "\\u0041", '"', "'", '"""', "'''", "\n", "\r\n", "\t", "\x01", "\x1f", "\x7f", "\x80", "#", "=",
-     "[a]", " ", "\ufeff", "\u2028", "é", "日本", "🦊", "true", "1.5", "C:\\new\\table", "~", "$HOME", "%s {}", "--x", ","]
+     "[a]", " ",
+     "\ufeff", "\u2028", "é", "日本", "🦊", "true", "1.5", "C:\\new\\table", "~", "$HOME", "%s {}", "--x", ","]
 )  # fmt: skip
 
 

@@ -177,10 +177,12 @@ def test_a_torn_last_line_is_closed_before_the_next_event(tmp_path: Path) -> Non
 
 def test_events_of_several_threads_do_not_mix(tmp_path: Path) -> None:
     writer = EventWriter(tmp_path / "e")
-    threads = [
-        threading.Thread(target=lambda name=name: [writer.write(name, step, text="x" * 500) for step in range(50)])
-        for name in "abcd"
-    ]
+
+    def write(name: str) -> None:
+        for step in range(50):
+            writer.write(name, step, text="x" * 500)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "abcd"]
     for thread in threads:
         thread.start()
     for thread in threads:

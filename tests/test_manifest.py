@@ -182,7 +182,12 @@ def test_what_is_no_plain_file_of_the_right_size_is_refused_unopened(name: str, 
         path.touch()
         os.truncate(path, 1 << 40)
     else:
-        path.symlink_to({"a device": "/dev/zero", "a link to itself": path, "a link to a file": original}[kind])
+        targets: dict[str, Path] = {
+            "a device": Path("/dev/zero"),
+            "a link to itself": path,
+            "a link to a file": original,
+        }
+        path.symlink_to(targets[kind])
     opened: list[str] = []
 
     def note(call: Call) -> None:

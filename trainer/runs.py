@@ -223,9 +223,10 @@ def find_runs(folders: Sequence[Path]) -> list[RunFolder]:
 
 
 def _last_active(run: RunFolder) -> float:
-    times = [run.run_file.stat().st_mtime]
-    with contextlib.suppress(OSError):
-        times.append(run.events_file.stat().st_mtime)
+    times = [0.0]
+    for path in (run.run_file, run.events_file):
+        with contextlib.suppress(OSError):  # moved aside meanwhile
+            times.append(path.stat().st_mtime)
     return max(times)
 
 

@@ -280,8 +280,9 @@ class StableDiffusion(nn.Module):
         self._vae.to(device)
         kind, changes = SAMPLERS[sampler]
         # A schedule that ends in pure noise has to be sampled from its very end.
-        spacing = {"timestep_spacing": "trailing" if self.config.zero_terminal_snr else "leading", "steps_offset": 1}
-        settings = {**self.noise_scheduler.config, **changes, **spacing}
+        spacing = "trailing" if self.config.zero_terminal_snr else "leading"
+        common = {"timestep_spacing": spacing, "steps_offset": 1, "clip_sample": False}
+        settings = {**self.noise_scheduler.config, **changes, **common}
         settings.pop("_class_name", None)
         pipeline = StableDiffusionPipeline(
             vae=self._vae,
