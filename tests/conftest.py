@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,9 @@ for module in ("runs_at_tiny_size", "kills", "damages", "failing_disk"):  # they
 
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before torch is imported anywhere
     os.environ[variable] = "1"
+
+# Under nohup SIGHUP is ignored, which processes inherit and the trainer respects; the tests send it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 settings.register_profile("untimed", deadline=None, database=None, print_blob=True)
 settings.load_profile("untimed")

@@ -31,7 +31,8 @@ texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 awkward_texts = st.sampled_from(
     ["\\", "\\x41", "\\u0041", '"', "'", '"""', "'''", "\n", "\r\n", "\t", "\x01", "\x1f", "\x7f", "\x80", "#", "=",
      "[a]", " ",
-     "\ufeff", "\u2028", "é", "日本", "🦊", "true", "1.5", "C:\\new\\table", "~", "$HOME", "%s {}", "--x", ","]
+     "\ufeff", "\u2028", "é", "日本", "🦊", "true", "1.5", "C:\\new\\table", "~", "$HOME", "%s {}", "--x",
+     ","]
 )  # fmt: skip
 
 

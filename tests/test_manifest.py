@@ -384,7 +384,7 @@ def test_weights_of_another_network_are_refused_by_name(change: str, trained: Co
         "1.5",
         "nowhere",
         "/nowhere",
-        "~nobody/x",
+        "~no-such-user/x",
         "x" * 5000,
         "..",
         "/",

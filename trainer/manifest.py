@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trainer import files
 
@@ -28,6 +28,7 @@ REQUIRED = (
     "environment.json",
 )
 MAX_MANIFEST_BYTES = 1 << 20
+T = TypeVar("T")
 
 
 class CheckpointDamaged(Exception):
@@ -74,6 +75,13 @@ def compose(folder: Path, step: int, run_id: str, created: float, epoch: int, lo
     return files.json_bytes({**body, "digest": hashlib.sha256(files.json_bytes(body)).hexdigest()})
 
 
+def of(kind: type[T], value: Any) -> T:
+    """A value from JSON, if it is of this very kind (true is no number here). Raises ValueError."""
+    if type(value) is not kind or (isinstance(value, int) and not 0 <= value < 2**63):
+        raise ValueError(f"{value!r} is not what belongs there")
+    return value
+
+
 def read(folder: Path) -> Manifest:
     """The folder's manifest, checked against itself but not against the files. Raises CheckpointDamaged."""
     path = folder / MANIFEST
@@ -91,7 +99,7 @@ def read(folder: Path) -> Manifest:
     try:
         body = json.loads(data)
         version = body["version"]
-        if isinstance(version, int) and version > CHECKPOINT_VERSION:
+        if of(int, version) > CHECKPOINT_VERSION:
             raise CheckpointDamaged(
                 f"it is of version {version}; this program reads up to {CHECKPOINT_VERSION}: update it"
             )
@@ -101,20 +109,22 @@ def read(folder: Path) -> Manifest:
         digest = body.pop("digest")
         if digest != hashlib.sha256(files.json_bytes(body)).hexdigest():
             raise CheckpointDamaged(f"{MANIFEST} does not match its own digest")
-        entries = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in body["files"].items()}
+        if version != CHECKPOINT_VERSION:
+            raise ValueError(f"{version!r} is no version")
+        entries = {name: (of(int, entry["bytes"]), of(str, entry["sha256"])) for name, entry in body["files"].items()}
         manifest = Manifest(
-            step=int(body["step"]),
-            run_id=str(body["run_id"]),
-            created=float(body["created"]),
-            epoch=int(body["epoch"]),
-            loss=body["loss"],
+            step=of(int, body["step"]),
+            run_id=of(str, body["run_id"]),
+            created=of(float, body["created"]),
+            epoch=of(int, body["epoch"]),
+            loss=None if body["loss"] is None else of(float, body["loss"]),
             files=entries,
             digest=digest,
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointDamaged(f"{MANIFEST} is damaged: {error}") from error
     for name in manifest.files:
-        if name in ("", ".", "..") or Path(name).name != name or "\0" in name:
+        if name in ("", ".", "..") or Path(name).name != name or not name.isprintable():
             raise CheckpointDamaged(f"{MANIFEST} names a file outside the checkpoint: {name!r}")
     missing = [name for name in REQUIRED if name not in manifest.files]
     if missing:

@@ -112,8 +112,12 @@ def choose(config: Config) -> Chosen:
     wanted = config.resume_from_checkpoint.strip()
     if wanted == "latest":
         return _latest(run.checkpoints)
-    path = run.checkpoints / manifest.folder_name(int(wanted)) if wanted.isdigit() else Path(wanted).expanduser()
-    if (path / "checkpoints").is_dir():  # a run folder: its latest
+    try:
+        path = _path(wanted, run)
+        is_run = (path / "checkpoints").is_dir()
+    except (OSError, RuntimeError) as error:  # too long a name, or no such user
+        raise ResumeRefused([f"resume_from_checkpoint: {wanted[:200]!r} cannot be used: {error}"]) from error
+    if is_run:
         return _latest(path / "checkpoints")
     if not path.is_dir():
         steps = [str(found.step) for found in manifest.listing(run.checkpoints)]
@@ -125,6 +129,13 @@ def choose(config: Config) -> Chosen:
         good = next((found for found in manifest.listing(path.parent, thorough=True) if found.manifest), None)
         way_out = f"; the newest sound one is {good.path}" if good else ""
         raise ResumeRefused([f"resume_from_checkpoint: {path} cannot be used: {error}{way_out}"]) from error
+
+
+def _path(wanted: str, run: RunFolder) -> Path:
+    """The folder that a step number or a path means. Raises RuntimeError where ~ means no user."""
+    if wanted.isdecimal() and len(wanted) < 20:
+        return run.checkpoints / manifest.folder_name(int(wanted))
+    return Path(wanted).expanduser()
 
 
 def _latest(checkpoints: Path) -> Chosen:
@@ -212,9 +223,9 @@ def examine(
         images_then = manifest.read_json(folder, "dataset.json")
         environment_then = manifest.read_json(folder, "environment.json")
         config_then = read_config(folder / "config.toml")
-        curve_then = LrCurve(**state["lr_curve"])
+        curve_then = _checked_documents(state, images_then, environment_then)
         base_model_then = state["base_model"]
-    except (CheckpointDamaged, ConfigError, KeyError, TypeError) as error:
+    except (CheckpointDamaged, ConfigError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise ResumeRefused([f"resume_from_checkpoint: {folder} cannot be read: {error}"]) from error
 
     environment = environment_then if environment is None else environment
@@ -276,6 +287,31 @@ def examine(
         state=state,
         manifest=chosen.manifest,
     )
+
+
+def _checked_documents(state: Mapping[str, Any], images: Mapping[str, Any], environment: Mapping[str, Any]) -> LrCurve:
+    """See that what is relied on is there, as another program's checkpoint may lack it; returns the curve.
+
+    Raises KeyError, TypeError, ValueError or ArithmeticError where something is missing or of another kind.
+    """
+    for name in ("global_step", "epoch", "place"):
+        manifest.of(int, state[name])
+    for name in ("step", "epoch"):
+        manifest.of(int, state["epoch_origin"][name])
+    manifest.of(int, environment["processes"])
+    manifest.of(str, images["digest"])
+    for image in manifest.of(dict, images["images"]).values():
+        manifest.of(str, image["path"])
+        image["caption"], image["bucket"], image["repeats"]
+    unknown = manifest.of(dict, state["base_model"]).keys() - OPTIONS.keys()
+    if unknown:
+        raise ValueError(f"{sorted(unknown)} are no parts of a base model")
+    kinds = {"str": str, "int": int, "float": float}
+    for field in dataclasses.fields(LrCurve):
+        manifest.of(kinds[str(field.type)], state["lr_curve"][field.name])
+    curve = LrCurve(**state["lr_curve"])
+    curve.factor(state["global_step"])
+    return curve
 
 
 def _other_run(config: Config, chosen: Chosen) -> list[str]:
