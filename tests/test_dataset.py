@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer import dataset
+from trainer import dataset, pictures
+from trainer import scan as scanning
 from trainer.config import Config
 from trainer.dataset import DatasetError
 
@@ -109,7 +110,7 @@ def test_a_picture_is_turned_upright(tmp_path: Path) -> None:
 
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.png", colour=(255, 0, 0, 0), mode="RGBA")
-    assert dataset.open_picture(path).getpixel((0, 0)) == (255, 255, 255)
+    assert pictures.open_picture(path).getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize(
@@ -124,20 +125,20 @@ def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
 )
 def test_every_mode_becomes_rgb(tmp_path: Path, mode: str, colour: Any, expected: tuple[int, ...]) -> None:
     path = picture(tmp_path / "a.png", mode=mode, colour=colour)
-    assert dataset.open_picture(path).getpixel((0, 0)) == expected
+    assert pictures.open_picture(path).getpixel((0, 0)) == expected
 
 
 def test_a_picture_covers_its_bucket_and_is_cropped_at_the_centre() -> None:
     wide = Image.new("RGB", (100, 50), "white")
     wide.paste("black", (0, 0, 25, 50))
-    fitted = dataset.fit(wide, (50, 50))
+    fitted = pictures.fit(wide, (50, 50))
     assert fitted.size == (50, 50)
     assert fitted.getpixel((2, 25)) == (255, 255, 255)
-    assert dataset.fit(wide, (50, 50), (0.0, 0.5)).getpixel((2, 25)) == (0, 0, 0)
+    assert pictures.fit(wide, (50, 50), (0.0, 0.5)).getpixel((2, 25)) == (0, 0, 0)
 
 
 def test_pixels_run_from_minus_one_to_one() -> None:
-    pixels = dataset.to_pixels(Image.new("RGB", (8, 16), (0, 255, 0)))
+    pixels = pictures.to_pixels(Image.new("RGB", (8, 16), (0, 255, 0)))
     assert pixels.shape == (3, 16, 8)
     np.testing.assert_array_equal(pixels[:, 0, 0], [-1, 1, -1])
 
@@ -266,6 +267,6 @@ def test_copies_of_one_picture_are_two_images(images: Path) -> None:
 def test_unchanged_files_are_not_read_again(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = scan(images)
     looked: list[Path] = []
-    monkeypatch.setattr(dataset, "_look", lambda path: looked.append(path))
+    monkeypatch.setattr(scanning, "look", lambda path: looked.append(path))
     assert scan(images) == first
     assert looked == []

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
-
 from trainer import buckets, files, randomness
 from trainer.config import OPTIONS, Config
-from trainer.memory import FileMemory, stamp_of
 from trainer.refusal import Refused
+from trainer.scan import EXTENSIONS, facts_of, list_pictures, read_caption
 
 DATASET_VERSION = 1
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".gif", ".tif", ".tiff"})
 FOLDER_NAME = re.compile(r"(\d+)_(.*)", re.DOTALL)
 
 
@@ -74,104 +66,6 @@ class Scan:
         return dict(sorted(counts.items()))
 
 
-# --- pictures ------------------------------------------------------------------------------------------------------
-
-
-def open_picture(path: Path) -> Image.Image:
-    """The whole picture in RGB: turned upright by its EXIF orientation, the first frame, transparency on white.
-
-    Raises OSError, ValueError or another of Pillow's errors (see `PICTURE_ERRORS`) when it cannot be read.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path) as opened:
-            opened.load()
-            picture: Image.Image = ImageOps.exif_transpose(opened)
-    if picture.mode.startswith("I;16"):
-        picture = Image.fromarray((np.asarray(picture).astype(np.uint32) // 257).astype(np.uint8))
-    if picture.mode in ("I", "F"):
-        values = np.asarray(picture, dtype=np.float64)
-        values = values / 257 if values.max(initial=0) > 255 else values
-        picture = Image.fromarray(values.clip(0, 255).astype(np.uint8))
-    if picture.has_transparency_data:
-        with_alpha = picture.convert("RGBA")
-        picture = Image.new("RGBA", with_alpha.size, "white")
-        picture.alpha_composite(with_alpha)
-    return picture.convert("RGB")
-
-
-PICTURE_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
-
-
-def fit(picture: Image.Image, bucket: buckets.Size, crop: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
-    """The picture scaled to cover the bucket, then cropped to it at `crop`: shares of the slack to the left, above."""
-    covering = buckets.cover(picture.size, bucket)
-    if covering != picture.size:
-        picture = picture.resize(covering, Image.Resampling.LANCZOS)
-    left = int(crop[0] * (covering[0] - bucket[0]) + 0.5)
-    top = int(crop[1] * (covering[1] - bucket[1]) + 0.5)
-    return picture.crop((left, top, left + bucket[0], top + bucket[1]))
-
-
-def to_pixels(picture: Image.Image) -> NDArray[np.float32]:
-    """(3, height, width), from -1 for black to 1 for white."""
-    values = np.asarray(picture, dtype=np.float32) / np.float32(127.5) - np.float32(1)
-    return np.ascontiguousarray(values.transpose(2, 0, 1))
-
-
-# --- what is remembered about files --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Facts:
-    """What reading a picture once told."""
-
-    digest: str
-    width: int
-    height: int
-    problem: str
-
-
-def _look(path: Path) -> _Facts:
-    try:
-        digest = files.sha256_file(path)
-        picture = open_picture(path)
-    except PICTURE_ERRORS as error:
-        return _Facts("", 0, 0, f"cannot be read as a picture: {error}")
-    return _Facts(digest, picture.width, picture.height, "")
-
-
-def _facts(paths: list[Path], config: Config, progress: Callable[[int, int], None], workers: int) -> dict[Path, _Facts]:
-    """The facts of every path; only new and changed files are read."""
-    memory = FileMemory(config.cache_path, "images")
-    stamps = {path: stamp for path in paths if (stamp := stamp_of(path))}
-    result = {
-        path: _Facts(*known) for path, stamp in stamps.items() if (known := memory.recall(path, stamp)) is not None
-    }
-    unknown = [path for path in paths if path not in result]
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        for number, (path, facts) in enumerate(zip(unknown, pool.map(_look, unknown), strict=True), start=1):
-            result[path] = facts
-            progress(number, len(unknown))
-    memory.remember(
-        (path, stamps[path], [facts.digest, facts.width, facts.height, facts.problem])
-        for path in unknown
-        if path in stamps
-        for facts in [result[path]]
-    )
-    return result
-
-
 # --- scanning ------------------------------------------------------------------------------------------------------
 
 
@@ -196,7 +90,7 @@ def _folders(root: Path) -> tuple[list[_Folder], list[str]]:
         elif match:
             notices.append(f"{entry} is skipped: 0 repeats")
     if not found:
-        if not _pictures(root) and subfolders:
+        if not list_pictures(root) and subfolders:
             raise DatasetError(
                 f"train_data_dir: no images in {root}; its folders are not named <repeats>_<class> "
                 f'(like "10_{subfolders[0].name}"), and a plain folder holds the images directly'
@@ -207,37 +101,9 @@ def _folders(root: Path) -> tuple[list[_Folder], list[str]]:
         for entry in subfolders
         if not FOLDER_NAME.fullmatch(entry.name)
     ]
-    if direct := _pictures(root):
+    if direct := list_pictures(root):
         notices.append(f"{len(direct)} images directly in {root} are skipped: it has folders named <repeats>_<class>")
     return found, notices
-
-
-def _pictures(folder: Path) -> list[Path]:
-    with os.scandir(folder) as entries:
-        return sorted(
-            Path(entry.path)
-            for entry in entries
-            if os.path.splitext(entry.name)[1].lower() in EXTENSIONS and not entry.name.startswith(".")
-        )
-
-
-def _caption(path: Path, extension: str) -> tuple[str | None, str]:
-    """The first line of the caption file (None: there is none), and a notice."""
-    caption_file = path.with_name(path.stem + extension)
-    try:
-        data = caption_file.read_bytes()
-    except FileNotFoundError:
-        return None, ""
-    except OSError as error:
-        return None, f"{caption_file} cannot be read: {error}"
-    notice = ""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
-        notice = f"{caption_file} is not UTF-8; it was read as Latin-1"
-    lines = text.strip().splitlines()
-    return (lines[0].strip() if lines else ""), notice
 
 
 def scan(
@@ -254,9 +120,9 @@ def scan(
     if not config.train_data_dir:
         raise DatasetError("train_data_dir is empty: name the folder that holds the images")
     folders, notices = _folders(root)
-    by_folder = [(folder, _pictures(folder.path)) for folder in folders]
+    by_folder = [(folder, list_pictures(folder.path)) for folder in folders]
     every = [path for _, pictures in by_folder for path in pictures]
-    facts = _facts(every, config, progress, workers)
+    facts = facts_of(every, config.cache_path, progress, workers)
 
     entries: list[Entry] = []
     skipped: list[Skipped] = []
@@ -268,7 +134,7 @@ def scan(
             if fact.problem:
                 skipped.append(Skipped(path, fact.problem))
                 continue
-            caption, notice = _caption(path, config.caption_extension)
+            caption, notice = read_caption(path, config.caption_extension)
             notices += [notice] if notice else []
             if caption is None:
                 uncaptioned += 1

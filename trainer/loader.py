@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer import buckets, cache, dataset, losses, randomness
+from trainer import buckets, cache, dataset, losses, pictures, randomness
 from trainer.config import Config
 from trainer.dataset import Entry
 
@@ -232,7 +232,7 @@ def pixels_of(
     entry: Entry, mirrored: bool, crop: tuple[float, float] = (0.5, 0.5)
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The image in its bucket: (3, height, width), from -1 to 1."""
-    pixels = dataset.to_pixels(dataset.fit(dataset.open_picture(entry.path), entry.bucket, crop))
+    pixels = pictures.to_pixels(pictures.fit(pictures.open_picture(entry.path), entry.bucket, crop))
     return np.ascontiguousarray(pixels[:, :, ::-1]) if mirrored else pixels
 
 
