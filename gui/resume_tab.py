@@ -13,7 +13,7 @@ import gradio as gr
 from gui import form as forms
 from gui import look, monitor, train_tab
 from gui.places import Places
-from trainer import manifest, resume, schedule
+from trainer import config, manifest, resume, schedule
 from trainer.config import OPTIONS, Config, ConfigError, read_config
 from trainer.manifest import CheckpointDamaged, Found
 from trainer.resume import Chosen, Difference, ResumeRefused
@@ -128,7 +128,7 @@ def examine(places: Places, values: Mapping[str, Any]) -> Outcome:
     if checked.problems:
         listed = [forms.describe(problem) for problem in checked.problems]
         return Outcome(look.note("The form has to be right before it can be compared:", listed, kind="bad"))
-    now = Config(**checked.values)
+    now = config.build(checked.values)
     try:
         chosen = resume.choose(_placed(places, now))
         then = read_config(chosen.path / "config.toml")

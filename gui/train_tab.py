@@ -11,8 +11,8 @@ from gui import form as forms
 from gui import look, presets, runner
 from gui.form import Form
 from gui.places import Places
-from trainer import runs
-from trainer.config import Config, ConfigError
+from trainer import config, runs
+from trainer.config import ConfigError
 from trainer.runs import RunFolder
 
 DEMO = "demo"
@@ -101,7 +101,7 @@ def start_training(places: Places, values: Mapping[str, Any]) -> tuple[RunFolder
         count = "One thing" if len(problems) == 1 else f"{len(problems)} things"
         return None, look.note(f"Not started. {count} to change first:", problems, kind="bad")
     try:
-        run = runner.start(Config(**checked.values), places)
+        run = runner.start(config.build(checked.values), places)
     except runner.StartRefused as error:
         return None, look.note(f"Not started. {error}", kind="bad")
     others = [other.path.name for other in places.known_runs() if other != run and runs.status(other) == "running"]
@@ -114,5 +114,5 @@ def run_of(places: Places, values: Mapping[str, Any]) -> RunFolder | None:
     checked = forms.check_values({name: values[name] for name in ("output_dir", "output_name")})
     if checked.problems:
         return None
-    settings = Config(**checked.values)
+    settings = config.build(checked.values)
     return RunFolder(places.home / settings.run_dir)

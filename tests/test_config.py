@@ -310,3 +310,15 @@ def test_a_file_that_is_no_text_is_refused_by_its_name(content: bytes, tmp_path:
 def test_a_folder_for_a_file_is_refused_by_its_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read_toml(tmp_path)
+
+
+def test_a_leading_tilde_in_a_path_is_the_home_folder_for_the_training_but_stays_in_a_preset(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", "/home/anna")
+    text = 'train_data_dir = "~/cats"\noutput_dir = "~"\ncache_dir = "a/~"\nnetwork_weights = "~no such user/x"\n'
+    source = read_toml_text(text, "a.toml")
+    built = resolve(source)[0]
+    assert (built.train_data_dir, built.output_dir) == ("/home/anna/cats", "/home/anna")
+    assert (built.cache_dir, built.network_weights) == ("a/~", "~no such user/x")
+    assert check(source).values["train_data_dir"] == "~/cats"

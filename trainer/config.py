@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -39,6 +40,7 @@ class Option:
     choices: tuple[str, ...]
     on_resume: OnResume
     by_content: bool  # a path whose content, not its spelling, is compared on resume
+    path: bool  # names a file or folder: a leading ~ means the user's home
     advanced: bool  # the form shows it in the advanced half of its section
     families: tuple[str, ...]
 
@@ -51,6 +53,7 @@ def option(
     low: float | None = None,
     high: float | None = None,
     by_content: bool = False,
+    path: bool = False,
     advanced: bool = False,
     families: tuple[str, ...] = FAMILIES,
 ) -> Any:
@@ -62,6 +65,7 @@ def option(
         "high": high,
         "on_resume": on_resume,
         "by_content": by_content,
+        "path": path or by_content,
         "advanced": advanced,
         "families": families,
     }
@@ -137,7 +141,7 @@ class Folders:
         on_resume="trajectory",
         by_content=True,
     )
-    output_dir: str = option("output", "Where model files and run folders are written.", on_resume="free")
+    output_dir: str = option("output", "Where model files and run folders are written.", on_resume="free", path=True)
     output_name: str = option(
         "last", "Name of the run and of its model files (no path, no extension).", on_resume="free"
     )
@@ -145,6 +149,7 @@ class Folders:
         "",
         "Where cached latents and text encoder outputs are kept. Empty: a folder inside output_dir.",
         on_resume="free",
+        path=True,
         advanced=True,
     )
     overwrite_run: bool = option(
@@ -260,6 +265,7 @@ class Network:
         "",
         "LoRA file to start from (weights only; the step count, optimizer and learning rate start anew).",
         on_resume="free",
+        path=True,
         advanced=True,
     )
 
@@ -438,7 +444,7 @@ class Resume:
     """Resume"""
 
     resume_from_checkpoint: str = option(
-        "", 'Empty: start afresh. "latest", a step number, or the path of a checkpoint.', on_resume="free"
+        "", 'Empty: start afresh. "latest", a step number, or the path of a checkpoint.', on_resume="free", path=True
     )
     resume_allow: tuple[str, ...] = option(
         (),
@@ -973,7 +979,21 @@ def resolve(*sources: Source) -> tuple[Config, list[str]]:
     checked = check(*sources)
     if checked.problems:
         raise ConfigError(checked.problems)
-    return Config(**checked.values), checked.notices
+    return build(checked.values), checked.notices
+
+
+def build(values: dict[str, Any]) -> Config:
+    """The Config of checked values. A leading ~ in a path becomes the home folder here, so that presets keep it."""
+    homes = {name: _at_home(value) for name, value in values.items() if OPTIONS[name].path}
+    return Config(**values | homes)
+
+
+def _at_home(path: str) -> str:
+    if not path.startswith("~"):
+        return path
+    with contextlib.suppress(RuntimeError):  # ~nobody: there is no such user
+        return str(Path(path).expanduser())
+    return path
 
 
 def reference() -> str:
