@@ -14,7 +14,7 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from tests.forked_trainer import Server
 
-for module in ("runs_at_tiny_size", "kills", "damages", "failing_disk"):  # they assert
+for module in ("runs_at_tiny_size", "kills", "damages", "failing_disk", "exactness"):  # they assert
     pytest.register_assert_rewrite(f"tests.{module}")
 
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before torch is imported anywhere

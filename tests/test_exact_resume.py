@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
+from tests import exactness
+from tests.exactness import check_every_resume, copy_at
 from tests.runs_at_tiny_size import STEPS, assert_bit_equal, config_for, run, steps_of, tensors_of
-from trainer.config import Config
 from trainer.resume import ResumeRefused
 
 # Every value of every dimension appears, most pairs of them too.
@@ -74,36 +74,11 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def copy_at(straight: Config, output: Path, step: int) -> Config:
-    """A copy of the run as it was just after a step: its folder without the later checkpoints."""
-    shutil.copytree(straight.output_dir, output)
-    checkpoints = output / "run" / "checkpoints"
-    for folder in checkpoints.iterdir():
-        if int(folder.name.removeprefix("step-")) > step:
-            shutil.rmtree(folder)
-    return straight.replace(output_dir=str(output), resume_from_checkpoint="latest")
-
-
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_a_run_resumed_after_any_step_ends_bit_equal_to_a_straight_one(
     name: str, tiny_model: Path, tiny_images: Path, tmp_path: Path
 ) -> None:
-    straight = config_for(tiny_model, tiny_images, tmp_path / "straight", **COMBINATIONS[name])
-    assert run(straight) == "finished"
-    expected, weights = steps_of(straight), tensors_of(straight)
-    assert sorted(expected) == list(range(1, STEPS + 1))
-    assert len({row[1] for row in expected.values()}) == STEPS  # the losses differ, so equal ones prove something
-
-    for step in range(1, STEPS):
-        resumed = copy_at(straight, tmp_path / f"at{step}", step)
-        # Neither the number of workers nor when it saves may matter.
-        workers = 2 - straight.max_data_loader_n_workers
-        resumed = resumed.replace(max_data_loader_n_workers=workers, save_every_n_steps=3)
-        torch.manual_seed(step)  # nor what became of the global random numbers
-        assert run(resumed) == "finished"
-        assert steps_of(resumed) == expected
-        assert_bit_equal(tensors_of(resumed), weights)
-        shutil.rmtree(resumed.output_dir)
+    assert check_every_resume(tiny_model, tiny_images, tmp_path, COMBINATIONS[name]) == STEPS - 1
 
 
 def test_two_resumes_in_a_row_end_bit_equal(tiny_model: Path, tiny_images: Path, tmp_path: Path) -> None:
@@ -133,3 +108,8 @@ def test_pictures_whose_names_are_not_utf8_are_trained_and_resumed(
     with pytest.raises(ResumeRefused, match="caption changed \\(2\\): "):
         run(resumed)
     assert run(resumed.replace(resume_allow=("dataset",))) == "finished"
+
+
+def test_the_combinations_of_the_long_form_meet_every_pair_of_values() -> None:
+    met = {pair for combination in exactness.combinations(40) for pair in exactness.pairs_of(combination)}
+    assert exactness.all_pairs() <= met

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import shutil
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,7 @@ class Checkpoints(RuleBasedStateMachine):
         self.damaged: set[int] = set()
         self.once_sound = False
         self.session = contextlib.ExitStack()
+        self.done: Counter[str] = Counter()
 
     # --- sessions ---
 
@@ -187,6 +189,7 @@ class Checkpoints(RuleBasedStateMachine):
     @rule()
     @precondition(lambda self: self.once_sound)
     def resume_latest(self) -> None:
+        self.done["resumes"] += 1
         self._end()
         newest = self.sound()[0]
         self._begin("latest")
@@ -195,6 +198,7 @@ class Checkpoints(RuleBasedStateMachine):
     @rule(data=st.data())
     @precondition(lambda self: self.once_sound)
     def go_back(self, data: st.DataObject) -> None:
+        self.done["steps back"] += 1
         self._end()
         step = data.draw(st.sampled_from(self.sound()))
         self._begin(str(step))
@@ -217,6 +221,7 @@ class Checkpoints(RuleBasedStateMachine):
 
     @rule(steps=st.integers(1, 3))
     def save(self, steps: int) -> None:
+        self.done["saves"] += 1
         self.of.state.global_step += steps
         step = self.of.state.global_step
         self.saver.save([branches.step_file(self.config, step)], checkpoint=True)
@@ -230,6 +235,7 @@ class Checkpoints(RuleBasedStateMachine):
 
     @rule(steps=st.integers(1, 3), after=st.integers(0, 110))
     def die_in_a_save(self, steps: int, after: int) -> None:
+        self.done["deaths"] += 1
         self.of.state.global_step += steps
         step = self.of.state.global_step
         with FileCalls(Deadly(after)), contextlib.suppress(Death):
@@ -258,6 +264,7 @@ class Checkpoints(RuleBasedStateMachine):
     @rule(data=st.data())
     @precondition(lambda self: self.expected)
     def pin(self, data: st.DataObject) -> None:
+        self.done["pins"] += 1
         step = data.draw(st.sampled_from(sorted(self.expected)))
         manifest.pin(self.checkpoint(step))
         self.pinned.add(step)
@@ -272,6 +279,7 @@ class Checkpoints(RuleBasedStateMachine):
     @rule(data=st.data())
     @precondition(lambda self: len(self.expected - self.damaged) > 1)
     def damage(self, data: st.DataObject) -> None:
+        self.done["damages"] += 1
         step = data.draw(st.sampled_from(sorted(self.expected - self.damaged)))
         path = self.checkpoint(step) / "weights.safetensors"
         path.write_bytes(path.read_bytes()[:-1] + b"\x55")
