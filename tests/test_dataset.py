@@ -95,7 +95,7 @@ def test_a_caption_in_another_encoding_is_read_and_named(tmp_path: Path) -> None
     (tmp_path / "images" / "a.txt").write_bytes("caf\xe9".encode("latin-1"))
     found = scan(tmp_path)
     assert found.entries[0].caption == "café"
-    assert "is not UTF-8" in found.notices[0]
+    assert [finding.kind for finding in found.findings] == ["caption_encoding"]
 
 
 # --- pictures ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from trainer import drill, manifest, preflight, runs
 from trainer.config import Config, ConfigError, Problem, read_arguments, read_toml, reference, resolve
 from trainer.console import logging_to_console
 from trainer.manifest import CheckpointDamaged
+from trainer.pictures import PictureError
 from trainer.refusal import Refused
 from trainer.runs import RunFolder
 from trainer.session import TrainingFailed, advise
@@ -141,7 +142,7 @@ def read_options(preset: str, rest: Sequence[str]) -> tuple[Config, list[str]]:
 
 def tell_failure(error: Exception) -> int:
     """Log an error that ended the training: its traceback for those who can read it, then what to do."""
-    if isinstance(error, TrainingFailed):
+    if isinstance(error, TrainingFailed | PictureError):
         logger.error("Failed: %s. %s", error, error.advice)
     else:
         logger.error("Failed: %s", error, exc_info=error)

@@ -53,6 +53,17 @@ def cover(size: Size, bucket: Size) -> Size:
     return max(bucket[0], round(size[0] * scale)), max(bucket[1], round(size[1] * scale))
 
 
+def visible_share(size: Size, bucket: Size) -> float:
+    """The share of a picture that is left after cropping it to its bucket: from just above 0 to 1."""
+    ratio = size[0] * bucket[1] / (size[1] * bucket[0])
+    return min(ratio, 1 / ratio)
+
+
+def enlargement(size: Size, bucket: Size) -> float:
+    """How many times a picture's sides are scaled up to cover its bucket; below 1 when they are scaled down."""
+    return max(bucket[0] / size[0], bucket[1] / size[1])
+
+
 def steps_per_epoch(samples: int, global_batch: int) -> int:
     """Steps an epoch takes: every step trains global_batch samples, only the last may train fewer."""
     return -(-samples // global_batch)

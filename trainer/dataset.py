@@ -12,10 +12,13 @@ from typing import Any
 
 from trainer import buckets, files, randomness
 from trainer.config import OPTIONS, Config
+from trainer.findings import KINDS, Finding
 from trainer.refusal import Refused
-from trainer.scan import EXTENSIONS, facts_of, list_pictures, read_caption
+from trainer.scan import EXTENSIONS, list_pictures, read_folders
 
 DATASET_VERSION = 1
+SMALLEST_SHARE = 1 / 16  # of a picture that its bucket must show: less, and scaling it would take absurd memory
+LARGEST_ENLARGEMENT = 1.5  # times a picture is scaled up before it is remarked on
 FOLDER_NAME = re.compile(r"(\d+)_(.*)", re.DOTALL)
 
 
@@ -38,20 +41,17 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """A file that is not trained, and why."""
-
-    path: Path
-    reason: str
-
-
-@dataclass(frozen=True)
 class Scan:
     """The outcome of looking at train_data_dir. `entries` are ordered by id, which no renaming changes."""
 
     entries: tuple[Entry, ...]
-    skipped: tuple[Skipped, ...]
+    findings: tuple[Finding, ...]
     notices: tuple[str, ...]
+
+    @property
+    def skipped(self) -> tuple[Finding, ...]:
+        """The findings that keep a file out of the training."""
+        return tuple(finding for finding in self.findings if KINDS[finding.kind].skipped)
 
     @property
     def samples(self) -> int:
@@ -120,44 +120,56 @@ def scan(
     if not config.train_data_dir:
         raise DatasetError("train_data_dir is empty: name the folder that holds the images")
     folders, notices = _folders(root)
-    by_folder = [(folder, list_pictures(folder.path)) for folder in folders]
-    every = [path for _, pictures in by_folder for path in pictures]
-    facts = facts_of(every, config.cache_path, progress, workers)
-
+    contents = read_folders(
+        [(folder.path, (config.caption_extension,)) for folder in folders],
+        config.cache_path,
+        progress=progress,
+        workers=workers,
+    )
     entries: list[Entry] = []
-    skipped: list[Skipped] = []
-    copies: Counter[str] = Counter()
+    findings: list[Finding] = []
+    copies: dict[str, list[Path]] = {}
     uncaptioned = 0
-    for folder, pictures in by_folder:
-        for path in pictures:
-            fact = facts[path]
+    for folder, content in zip(folders, contents, strict=True):
+        findings += content.findings()
+        for picture in content.pictures:
+            fact = picture.facts
             if fact.problem:
-                skipped.append(Skipped(path, fact.problem))
                 continue
-            caption, notice = read_caption(path, config.caption_extension)
-            notices += [notice] if notice else []
+            size = (fact.width, fact.height)
+            bucket = _bucket(size, config)
+            if buckets.visible_share(size, bucket) < SMALLEST_SHARE:
+                findings.append(Finding("too_narrow", picture.path, f"{size[0]} x {size[1]} pixels"))
+                continue
+            findings += picture.findings()
+            if (factor := buckets.enlargement(size, bucket)) > LARGEST_ENLARGEMENT:
+                findings.append(
+                    Finding("too_small", picture.path, f"{size[0]} x {size[1]} pixels, enlarged {factor:.1f} times")
+                )
+            caption = picture.caption_text()
             if caption is None:
                 uncaptioned += 1
                 caption = folder.class_tokens
             # Copies of one picture are told apart by their number, in the order of their paths.
-            copies[fact.digest] += 1
-            number = copies[fact.digest]
+            same = copies.setdefault(fact.digest, [])
+            if same:
+                findings.append(Finding("duplicate", picture.path, "of", (same[0],)))
+            same.append(picture.path)
             entries.append(
                 Entry(
-                    id=fact.digest[:32] if number == 1 else f"{fact.digest[:32]}-{number}",
-                    path=path,
-                    relative=path.relative_to(root).as_posix(),
+                    id=fact.digest[:32] if len(same) == 1 else f"{fact.digest[:32]}-{len(same)}",
+                    path=picture.path,
+                    relative=picture.path.relative_to(root).as_posix(),
                     digest=fact.digest,
-                    size=(fact.width, fact.height),
-                    bucket=_bucket((fact.width, fact.height), config),
+                    size=size,
+                    bucket=bucket,
                     caption=caption,
                     repeats=folder.repeats,
                 )
             )
     if not entries:
-        detail = (
-            f"; {len(skipped)} files cannot be read, first {skipped[0].path}: {skipped[0].reason}" if skipped else ""
-        )
+        unread = [finding for finding in findings if KINDS[finding.kind].skipped]
+        detail = f"; {len(unread)} files cannot be read, first {unread[0].path}: {unread[0].reason}" if unread else ""
         raise DatasetError(
             f"train_data_dir: no images in {root}{detail}. Images are {', '.join(sorted(EXTENSIONS))}, directly "
             "inside or in folders named <repeats>_<class>"
@@ -167,7 +179,7 @@ def scan(
             f"{uncaptioned} of {len(entries)} images have no {config.caption_extension} file; the folder's class is "
             "their caption"
         )
-    return Scan(tuple(sorted(entries, key=lambda entry: entry.id)), tuple(skipped), tuple(notices))
+    return Scan(tuple(sorted(entries, key=lambda entry: entry.id)), tuple(findings), tuple(notices))
 
 
 def _bucket(size: buckets.Size, config: Config) -> buckets.Size:

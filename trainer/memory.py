@@ -6,28 +6,33 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer import files
 
 
-def stamp_of(path: Path) -> str | None:
-    """What changes whenever a file's content does; None when there is no such file.
+def stamp_of_stat(status: os.stat_result) -> str:
+    """What changes whenever a file's content does.
 
     The inode's change time is part of it: no program can set it back, as it can the modification time.
     """
+    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}-{status.st_ino}"
+
+
+def stamp_of(path: Path) -> str | None:
+    """The stamp of the file's content; None when there is no such file."""
     try:
-        stat = path.stat()
+        return stamp_of_stat(path.stat())
     except OSError:
         return None
-    return f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}-{stat.st_ino}"
 
 
-def _key(path: Path) -> str:
+def _key(path: str) -> str:
     """The path as a text that SQLite takes, also where it is not UTF-8."""
-    return os.fsencode(path.absolute()).decode(errors="backslashreplace")
+    whole = path if path.startswith(os.sep) else str(Path(path).absolute())
+    return whole if whole.isascii() else os.fsencode(whole).decode(errors="backslashreplace")
 
 
 class FileMemory:
@@ -35,29 +40,35 @@ class FileMemory:
 
     def __init__(self, folder: Path, table: str) -> None:
         self._file = folder / f"{table}.sqlite"
-        self._known: dict[str, tuple[str, str]] = {}
         with contextlib.suppress(OSError, sqlite3.Error):
             folder.mkdir(parents=True, exist_ok=True)
             with self._connection() as connection:
                 connection.execute("create table if not exists memory (path text primary key, stamp text, value text)")
-                self._known = {
-                    path: (stamp, value) for path, stamp, value in connection.execute("select * from memory")
-                }
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         with contextlib.closing(sqlite3.connect(self._file, timeout=30)) as connection, connection:
             yield connection
 
-    def recall(self, path: Path, stamp: str) -> Any:
-        """The value remembered for the file in this state; None when there is none."""
-        known = self._known.get(_key(path))
-        return json.loads(known[1]) if known and known[0] == stamp else None
+    def recall(self, stamps: Mapping[str, str]) -> dict[str, Any]:
+        """The values of those files (path -> stamp) that are as they were when they were remembered."""
+        folders: dict[str, dict[str, str]] = {}
+        for path in stamps:
+            key = _key(path)
+            folders.setdefault(key[: key.rfind(os.sep) + 1], {})[key] = path
+        found = {}
+        with contextlib.suppress(sqlite3.Error), self._connection() as connection:
+            for folder, paths in folders.items():
+                below = (folder, folder[:-1] + chr(ord(os.sep) + 1))
+                rows = connection.execute("select path, stamp, value from memory where path > ? and path < ?", below)
+                for key, stamp, value in rows:
+                    if key in paths and stamps[paths[key]] == stamp:
+                        found[paths[key]] = json.loads(value)
+        return found
 
-    def remember(self, learnt: Iterable[tuple[Path, str, Any]]) -> None:
+    def remember(self, learnt: Iterable[tuple[str, str, Any]]) -> None:
         """Keep (path, stamp, value) for the next time."""
         rows = [(_key(path), stamp, json.dumps(value)) for path, stamp, value in learnt]
-        self._known |= {path: (stamp, value) for path, stamp, value in rows}
         if rows:
             with contextlib.suppress(sqlite3.Error), self._connection() as connection:
                 connection.executemany("insert or replace into memory values (?, ?, ?)", rows)
@@ -66,13 +77,9 @@ class FileMemory:
 def sha256_of(paths: Iterable[Path], folder: Path) -> dict[Path, str]:
     """SHA-256 of each file, reading only those that changed since `folder` last remembered them."""
     memory = FileMemory(folder, "digests")
-    result: dict[Path, str] = {}
-    learnt = []
-    for path in paths:
-        stamp = stamp_of(path)
-        known = memory.recall(path, stamp) if stamp else None
-        result[path] = known or files.sha256_file(path)
-        if stamp and not known:
-            learnt.append((path, stamp, result[path]))
-    memory.remember(learnt)
+    stamps = {path: stamp_of(path) for path in paths}
+    known = memory.recall({str(path): stamp for path, stamp in stamps.items() if stamp})
+    result = {path: known.get(str(path)) or files.sha256_file(path) for path in stamps}
+    new = [(str(path), stamp, result[path]) for path, stamp in stamps.items() if stamp and str(path) not in known]
+    memory.remember(new)
     return result

@@ -11,17 +11,77 @@ from PIL import Image, ImageOps
 
 from trainer import buckets
 
+FORMATS = {
+    "PNG": (".png", ".apng"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "MPO": (".mpo",),
+    "WEBP": (".webp",),
+    "AVIF": (".avif", ".avifs"),
+    "GIF": (".gif",),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+    "JPEG2000": (".jp2", ".j2k", ".jpf", ".jpx"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "QOI": (".qoi",),
+    "TGA": (".tga",),
+}  # Pillow's name -> the usual extensions. Only these are tried: others start programs, or hold no picture to train
+
+PICTURE_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    TypeError,
+    OverflowError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    Image.DecompressionBombError,
+)  # what Pillow raises at damaged files
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `check_size` refuses these
+
+
+class PictureError(Exception):
+    """A picture cannot be decoded: `PictureError(path, reason)`."""
+
+    advice = "Replace or remove it; python -m trainer dataset --deep finds all such files."
+
+    def __str__(self) -> str:
+        path, reason = self.args
+        return f"{path} cannot be read: {reason}"
+
+    @property
+    def reason(self) -> str:
+        return str(self.args[1])
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Raises Pillow's DecompressionBombError above Image.MAX_IMAGE_PIXELS, where Pillow itself only warns."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and size[0] * size[1] > limit:
+        raise Image.DecompressionBombError(
+            f"{size[0]} x {size[1]} pixels could be a decompression bomb; at most {limit:,} pixels are read"
+        )
+
 
 def open_picture(path: Path) -> Image.Image:
-    """The whole picture in RGB: turned upright by its EXIF orientation, the first frame, transparency on white.
+    """The whole picture in 8-bit RGB: turned upright by its EXIF orientation; of several frames, the first.
 
-    Raises OSError, ValueError or another of Pillow's errors (see `PICTURE_ERRORS`) when it cannot be read.
+    16 bits and more are scaled to 8. Colour profiles are not applied, as in sd-scripts. Transparency is laid on
+    white, as viewers show it; sd-scripts drops it instead and trains whatever colours lie hidden beneath.
+    Raises PictureError when it cannot be read.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path) as opened:
+    try:
+        with Image.open(path, formats=tuple(FORMATS)) as opened:
+            check_size(opened.size)
             opened.load()
-            picture: Image.Image = ImageOps.exif_transpose(opened)
+            return _to_rgb(ImageOps.exif_transpose(opened))
+    except PICTURE_ERRORS as error:
+        raise PictureError(path, str(error) or type(error).__name__) from error
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture).astype(np.uint32) // 257).astype(np.uint8))
     if picture.mode in ("I", "F"):
@@ -33,19 +93,6 @@ def open_picture(path: Path) -> Image.Image:
         picture = Image.new("RGBA", with_alpha.size, "white")
         picture.alpha_composite(with_alpha)
     return picture.convert("RGB")
-
-
-PICTURE_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
 
 
 def fit(picture: Image.Image, bucket: buckets.Size, crop: tuple[float, float] = (0.5, 0.5)) -> Image.Image:

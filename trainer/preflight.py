@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer import base_model, buckets, dataset, manifest, prompts, resume, schedule
+from trainer import base_model, buckets, dataset, findings, manifest, prompts, resume, schedule
 from trainer.config import Config
 from trainer.dataset import Scan
 from trainer.refusal import Refused
@@ -43,9 +43,13 @@ class Inputs:
             f"{self.steps_per_epoch} steps an epoch, {self.total_steps} steps in all",
             *found.notices,
         ]
-        if found.skipped:
-            lines.append(f"{len(found.skipped)} files are skipped:")
-            lines += [f"    {skipped.path}: {skipped.reason}" for skipped in found.skipped[:10]]
+        lines += findings.lines(found.skipped)
+        others = findings.by_kind(set(found.findings) - set(found.skipped))
+        if others:
+            counts = ", ".join(
+                f"{findings.KINDS[kind].title.lower()} {len(members)}" for kind, members in others.items()
+            )
+            lines.append(f"Also: {counts}; python -m trainer dataset lists them")
         return lines
 
 

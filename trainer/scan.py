@@ -1,87 +1,391 @@
-"""The files of a dataset's folders: listed, looked at once, remembered. No torch here, and no option of a training."""
+"""The files of a dataset's folders: listed, looked at once, remembered. No torch here, and no option of a training.
+
+A picture's identity is the SHA-256 of its file. Its size comes from its header; whether the file is whole, from its
+format's own end mark, sums and lengths. Pixels are decoded only where these leave a doubt, so damage in the middle of
+a file that has no sums (JPEG, WebP) shows when the picture is decoded: by `trainer.inspection`, or by the training.
+"""
 
 from __future__ import annotations
 
+import codecs
+import hashlib
 import os
-from collections.abc import Callable
+import stat
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from trainer import files
-from trainer.memory import FileMemory, stamp_of
-from trainer.pictures import PICTURE_ERRORS, open_picture
+from PIL import Image, UnidentifiedImageError
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".gif", ".tif", ".tiff"})
+from trainer.findings import Finding
+from trainer.memory import FileMemory, stamp_of_stat
+from trainer.pictures import FORMATS, PICTURE_ERRORS, PictureError, check_size, open_picture
+
+JPEG = FORMATS["JPEG"]
+EXTENSIONS = frozenset(extension for known in FORMATS.values() for extension in known)
+FOREIGN_EXTENSIONS = frozenset(
+    {".jxl", ".heic", ".heif", ".svg", ".psd", ".xcf", ".kra", ".eps", ".ico", ".exr", ".hdr", ".dds"}
+    | {".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"}
+)  # pictures that cannot be read here; they are named
+TAIL = 1 << 16  # bytes at the end of a JPEG that are searched for its end mark
+LARGEST_CAPTION = 1 << 20  # bytes
+READ_AT_ONCE = 32  # files a thread is given
+REMEMBERED_AT_ONCE = 4096  # files after which what was learnt is kept
+Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Facts:
-    """What reading a picture once told."""
+    """What looking at a picture once told. `problem`: a kind of trainer.findings, and `detail`; empty when sound."""
 
-    digest: str
-    width: int
-    height: int
-    problem: str
-
-
-def look(path: Path) -> Facts:
-    """Read a picture whole."""
-    try:
-        digest = files.sha256_file(path)
-        picture = open_picture(path)
-    except PICTURE_ERRORS as error:
-        return Facts("", 0, 0, f"cannot be read as a picture: {error}")
-    return Facts(digest, picture.width, picture.height, "")
+    digest: str = ""  # SHA-256 of the file
+    width: int = 0  # in pixels, turned upright
+    height: int = 0
+    format: str = ""  # Pillow's name of it
+    problem: str = ""
+    detail: str = ""
 
 
-def facts_of(
-    paths: list[Path], memory_folder: Path, progress: Callable[[int, int], None], workers: int
-) -> dict[Path, Facts]:
-    """The facts of every path; only new and changed files are read, the others are remembered in `memory_folder`."""
-    memory = FileMemory(memory_folder, "images")
-    stamps = {path: stamp for path in paths if (stamp := stamp_of(path))}
-    result = {
-        path: Facts(*known) for path, stamp in stamps.items() if (known := memory.recall(path, stamp)) is not None
-    }
-    unknown = [path for path in paths if path not in result]
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        for number, (path, facts) in enumerate(zip(unknown, pool.map(look, unknown), strict=True), start=1):
-            result[path] = facts
-            progress(number, len(unknown))
-    memory.remember(
-        (path, stamps[path], [facts.digest, facts.width, facts.height, facts.problem])
-        for path in unknown
-        if path in stamps
-        for facts in [result[path]]
-    )
-    return result
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """A caption file. `text`: all of it; `problem`: a kind of trainer.findings, and `detail`; empty when sound."""
+
+    path: Path
+    text: str
+    problem: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A file that is named like a picture, and its caption file if there is one."""
+
+    path: Path
+    facts: Facts
+    caption: Caption | None
+
+    def caption_text(self) -> str | None:
+        """The first line of its caption file; None where there is none that can be read."""
+        if self.caption is None or self.caption.problem == "caption_unreadable":
+            return None
+        return next(iter(self.caption.text.strip().splitlines()), "").strip()
+
+    def findings(self) -> Iterator[Finding]:
+        """What is remarkable about it and its caption, apart from what keeps it out of the training."""
+        extension = self.path.suffix.lower()
+        if extension not in FORMATS[self.facts.format] and not (self.facts.format == "MPO" and extension in JPEG):
+            yield Finding("wrong_extension", self.path, f"its content is {self.facts.format}")
+        if self.caption is None:
+            yield Finding("no_caption", self.path)
+        elif self.caption.problem:
+            yield Finding(self.caption.problem, self.caption.path, self.caption.detail)
+        if self.caption_text() == "":
+            yield Finding("empty_caption", self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """What is directly in one folder, by name."""
+
+    path: Path
+    pictures: tuple[Picture, ...]
+    lonely_captions: tuple[Path, ...]  # without a picture
+    foreign: tuple[Path, ...]  # pictures in formats that cannot be read
+
+    def findings(self) -> Iterator[Finding]:
+        """What is skipped, and captions without a picture."""
+        for picture in self.pictures:
+            if picture.facts.problem:
+                yield Finding(picture.facts.problem, picture.path, picture.facts.detail)
+        yield from (Finding("foreign", path) for path in self.foreign)
+        yield from (Finding("lonely_caption", path) for path in self.lonely_captions)
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """The files directly in a folder that are named like pictures, in the order of their names."""
+    """The files directly in a folder that are named like pictures, in the order of their names. Raises OSError."""
     with os.scandir(folder) as entries:
-        return sorted(
-            Path(entry.path)
-            for entry in entries
-            if os.path.splitext(entry.name)[1].lower() in EXTENSIONS and not entry.name.startswith(".")
-        )
+        return sorted(Path(entry.path) for entry in entries if is_picture_name(entry.name))
 
 
-def read_caption(path: Path, extension: str) -> tuple[str | None, str]:
-    """The first line of the caption file (None: there is none), and a notice."""
-    caption_file = path.with_name(path.stem + extension)
+def is_picture_name(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
+
+
+# --- one picture ---------------------------------------------------------------------------------------------------
+
+
+def look(path: Path) -> Facts:
+    """Read a picture's bytes once: its digest, its size from the header, whether it is whole."""
     try:
-        data = caption_file.read_bytes()
-    except FileNotFoundError:
-        return None, ""
+        with path.open("rb") as file:
+            length = os.fstat(file.fileno()).st_size
+            if length == 0:
+                return Facts(problem="empty_file")
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            with Image.open(file, formats=tuple(FORMATS)) as opened:
+                check_size(opened.size)
+                size, format_name = _upright(opened), opened.format or ""
+                is_plain = SOUND.get(format_name)
+                plain = is_plain is not None and is_plain(file, length)
+    except UnidentifiedImageError:
+        return Facts(problem="unreadable", detail="it is not a picture in any format that can be read")
+    except Image.DecompressionBombError as error:
+        return Facts(problem="bomb", detail=str(error))
+    except PICTURE_ERRORS as error:
+        if isinstance(error, OSError) and error.strerror:
+            return Facts(problem="unreadable", detail=error.strerror)
+        return _problem(str(error) or type(error).__name__)
+    if not plain:
+        try:
+            size = open_picture(path).size
+        except PictureError as error:
+            return _problem(error.reason)
+    return Facts(digest, *size, format_name)
+
+
+def _upright(opened: Image.Image) -> tuple[int, int]:
+    """The size after turning by the EXIF orientation. For a PNG only what is told before the pixels counts here."""
+    turned = Image.Image.getexif(opened).get(0x0112) in (5, 6, 7, 8)  # PngImageFile's own would decode the pixels
+    return (opened.height, opened.width) if turned else opened.size
+
+
+def _problem(reason: str) -> Facts:
+    return Facts(problem="truncated" if "truncat" in reason.lower() else "damaged", detail=reason)
+
+
+def _png_is_whole(file: BinaryIO, length: int) -> bool:
+    """Every chunk has its checksum up to the end mark, and none after the pixels tells of an orientation."""
+    file.seek(8)
+    pixels = False
+    while len(header := file.read(8)) == 8:
+        size, kind = struct.unpack(">I4s", header)
+        if size > length:
+            return False
+        body, checksum = file.read(size), file.read(4)
+        if zlib.crc32(body, zlib.crc32(kind)).to_bytes(4, "big") != checksum or (pixels and kind in (b"eXIf", b"iTXt")):
+            return False
+        if kind == b"IEND":
+            return True
+        pixels = pixels or kind == b"IDAT"
+    return False
+
+
+def _jpeg_is_whole(file: BinaryIO, length: int) -> bool:
+    """The end mark follows the last scan; neither appears inside compressed data."""
+    file.seek(max(0, length - TAIL))
+    tail = file.read(TAIL)
+    return tail.rfind(b"\xff\xd9") > tail.rfind(b"\xff\xda")
+
+
+def _webp_is_whole(file: BinaryIO, length: int) -> bool:
+    file.seek(4)
+    return int.from_bytes(file.read(4), "little") + 8 <= length
+
+
+def _gif_is_whole(file: BinaryIO, length: int) -> bool:
+    file.seek(max(0, length - 64))
+    return file.read().rstrip(b"\0").endswith(b";")
+
+
+def _bmp_is_whole(file: BinaryIO, length: int) -> bool:
+    file.seek(2)
+    return int.from_bytes(file.read(4), "little") == length
+
+
+def _avif_is_whole(file: BinaryIO, length: int) -> bool:
+    """The boxes of the file follow each other to its very end."""
+    place = 0
+    while place + 8 <= length:
+        file.seek(place)
+        size = int.from_bytes(file.read(4), "big")
+        if size == 0:  # to the end of the file
+            return True
+        if size == 1:
+            file.seek(place + 8)
+            size = int.from_bytes(file.read(8), "big")
+        if size < 8:
+            return False
+        place += size
+    return place == length
+
+
+SOUND: Mapping[str, Callable[[BinaryIO, int], bool]] = {
+    "PNG": _png_is_whole,
+    "JPEG": _jpeg_is_whole,
+    "MPO": _jpeg_is_whole,
+    "WEBP": _webp_is_whole,
+    "GIF": _gif_is_whole,
+    "BMP": _bmp_is_whole,
+    "AVIF": _avif_is_whole,
+}  # whether a file is whole, without decoding it; pictures of other formats are decoded
+
+
+# --- one caption ---------------------------------------------------------------------------------------------------
+
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def read_caption(path: Path) -> Caption:
+    """A caption file's text: UTF-8, or what its byte order mark says, or else Latin-1, which is a finding."""
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            return Caption(path, "", "caption_unreadable", "it is not a file")
+        with path.open("rb") as file:
+            data = file.read(LARGEST_CAPTION + 1)
     except OSError as error:
-        return None, f"{caption_file} cannot be read: {error}"
-    notice = ""
+        return Caption(path, "", "caption_unreadable", error.strerror or str(error))
+    if len(data) > LARGEST_CAPTION:
+        return Caption(path, "", "caption_unreadable", "it is larger than 1 MB")
+    return decode_caption(path, data)
+
+
+def decode_caption(path: Path, data: bytes) -> Caption:
+    """The text of a caption file's content."""
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8")
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode(encoding)
     except UnicodeDecodeError:
-        text = data.decode("latin-1")
-        notice = f"{caption_file} is not UTF-8; it was read as Latin-1"
-    lines = text.strip().splitlines()
-    return (lines[0].strip() if lines else ""), notice
+        return Caption(path, data.decode("latin-1"), "caption_encoding", "it was read as Latin-1")
+    if encoding in ("utf-16", "utf-32"):
+        return Caption(path, text, "caption_encoding", f"it was read as {encoding.upper()}")
+    return Caption(path, text)
+
+
+# --- folders -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """A folder's names. `pictures` and `texts`: path -> stamp, "" where there is no regular file."""
+
+    path: Path
+    pictures: Mapping[str, str]
+    irregular: Mapping[str, Facts]  # among the pictures
+    caption_of: Mapping[str, str]  # picture -> caption file
+    texts: Mapping[str, str]
+    lonely: tuple[Path, ...]
+    foreign: tuple[Path, ...]
+
+
+def read_folders(
+    wanted: Sequence[tuple[Path, Sequence[str]]],
+    memory_folder: Path,
+    *,
+    progress: Progress = lambda done, total: None,
+    workers: int = 4,
+) -> list[Folder]:
+    """Each (folder, caption extensions: the first of which there is a file counts), as it is now.
+
+    Only new and changed files are read; `memory_folder` keeps what was learnt, also when the scan is interrupted.
+    Raises OSError when a folder cannot be listed.
+    """
+    listings = [_list(folder, extensions) for folder, extensions in wanted]
+    pictures = {path: stamp for listing in listings for path, stamp in listing.pictures.items() if stamp}
+    texts = {path: stamp for listing in listings for path, stamp in listing.texts.items()}
+    facts = _learn(FileMemory(memory_folder, "pictures"), pictures, _picture_row, progress, workers)
+    captions = _learn(FileMemory(memory_folder, "captions"), texts, _caption_row, nobody, workers)
+    return [_assemble(listing, facts, captions) for listing in listings]
+
+
+def _list(folder: Path, extensions: Sequence[str]) -> _Listing:
+    with os.scandir(folder) as entries:
+        names = {entry.name: entry for entry in entries if not entry.name.startswith(".")}
+    pictures, irregular, caption_of, texts, foreign = {}, {}, {}, {}, []
+    for name in sorted(names):
+        entry = names[name]
+        stem, extension = os.path.splitext(name)
+        extension = extension.lower()
+        if extension in EXTENSIONS:
+            pictures[entry.path] = stamp = _stamp(entry)
+            if not stamp:
+                irregular[entry.path] = _irregular(entry)
+            text = next((names[stem + item] for item in extensions if stem + item in names), None)
+            if text is not None:
+                caption_of[entry.path] = text.path
+                texts[text.path] = _stamp(text)
+        elif extension in FOREIGN_EXTENSIONS:
+            foreign.append(Path(entry.path))
+    lonely = tuple(
+        Path(entry.path)
+        for name, entry in names.items()
+        if name.endswith(tuple(extensions)) and entry.path not in texts and not entry.is_dir()
+    )
+    return _Listing(folder, pictures, irregular, caption_of, texts, tuple(sorted(lonely)), tuple(foreign))
+
+
+def _stamp(entry: os.DirEntry[str]) -> str:
+    try:
+        status = entry.stat()
+    except OSError:
+        return ""
+    return stamp_of_stat(status) if stat.S_ISREG(status.st_mode) else ""
+
+
+def _irregular(entry: os.DirEntry[str]) -> Facts:
+    """Why what is named like a picture is none that could be opened."""
+    try:
+        mode = entry.stat().st_mode
+    except FileNotFoundError:
+        return Facts(problem="unreadable", detail="it is a link that leads nowhere")
+    except OSError as error:
+        return Facts(problem="unreadable", detail=error.strerror or str(error))
+    return Facts(problem="not_a_file", detail="it is a folder" if stat.S_ISDIR(mode) else "it is a pipe or a device")
+
+
+def nobody(done: int, total: int) -> None:
+    """The progress that nobody watches."""
+
+
+def _learn(
+    memory: FileMemory,
+    stamps: Mapping[str, str],
+    read: Callable[[str], list[Any]],
+    progress: Progress,
+    workers: int,
+) -> dict[str, list[Any]]:
+    """What `read` tells of each file (path -> stamp), or told when it was last in this state."""
+    rows: dict[str, list[Any]] = memory.recall(stamps)
+    unknown = [path for path in stamps if path not in rows]
+    if not unknown:
+        return rows
+    done = 0
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for start in range(0, len(unknown), REMEMBERED_AT_ONCE):
+            chunk = unknown[start : start + REMEMBERED_AT_ONCE]
+            parts = [chunk[place : place + READ_AT_ONCE] for place in range(0, len(chunk), READ_AT_ONCE)]
+            for part, learnt in zip(parts, pool.map(lambda part: [read(path) for path in part], parts), strict=True):
+                rows |= zip(part, learnt, strict=True)
+                done += len(part)
+                progress(done, len(unknown))
+            memory.remember((path, stamps[path], rows[path]) for path in chunk if stamps[path])
+    return rows
+
+
+def _picture_row(path: str) -> list[Any]:
+    facts = look(Path(path))
+    return [facts.digest, facts.width, facts.height, facts.format, facts.problem, facts.detail]
+
+
+def _caption_row(path: str) -> list[Any]:
+    caption = read_caption(Path(path))
+    return [caption.text, caption.problem, caption.detail]
+
+
+def _assemble(listing: _Listing, facts: Mapping[str, Sequence[Any]], captions: Mapping[str, Sequence[Any]]) -> Folder:
+    pictures = []
+    for path in listing.pictures:
+        text = listing.caption_of.get(path)
+        caption = Caption(Path(text), *captions[text]) if text else None
+        pictures.append(Picture(Path(path), listing.irregular.get(path) or Facts(*facts[path]), caption))
+    return Folder(listing.path, tuple(pictures), listing.lonely, listing.foreign)

@@ -1,0 +1,88 @@
+"""What can be wrong with the files of a dataset, what it means for the training, and what to do. No torch here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One thing that can be wrong. `skipped`: whether the file is left out of the training."""
+
+    title: str
+    skipped: bool
+    advice: str
+
+
+KINDS: Mapping[str, Kind] = {
+    "unreadable": Kind("Cannot be read", True, "Check the file's permissions and links, or replace it."),
+    "empty_file": Kind("Empty file", True, "The file has no bytes; copy it again or remove it."),
+    "truncated": Kind("Cut off", True, "The end of the file is missing; copy or download it again."),
+    "damaged": Kind("Damaged", True, "The file cannot be decoded; replace it, or open it elsewhere and save it anew."),
+    "bomb": Kind("Too many pixels", True, "Scale the picture down and save it anew."),
+    "too_narrow": Kind("Too narrow", True, "Almost all of it would be cropped away; cut it into squarer pieces."),
+    "not_a_file": Kind("Not a file", True, "A folder, pipe or device is named like a picture; rename or remove it."),
+    "foreign": Kind("Format is not read here", True, "Convert it to PNG, JPEG or WebP."),
+    "too_small": Kind("Small", False, "It is enlarged and teaches blur; use a larger version, or a lower resolution."),
+    "wrong_extension": Kind("Misnamed", False, "It is trained all the same; rename it, since other programs may not."),
+    "duplicate": Kind("Exact copy", False, "Each copy is trained; remove the copies, or use repeats on purpose."),
+    "near_duplicate": Kind("Near copy", False, "Both are trained; keep the better one unless both are wanted."),
+    "no_caption": Kind("No caption file", False, "The folder's class is its caption; write one in the Dataset tab."),
+    "empty_caption": Kind("Empty caption", False, "It is trained without a caption; write one in the Dataset tab."),
+    "caption_encoding": Kind("Caption is not UTF-8", False, "Look whether it reads right, and save it as UTF-8."),
+    "caption_unreadable": Kind("Caption cannot be read", False, "Check the caption file's permissions, size and type."),
+    "lonely_caption": Kind("Caption without picture", False, "Rename it like its picture, or remove it."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something wrong with one file. `kind`: a name in KINDS."""
+
+    kind: str
+    path: Path
+    detail: str = ""
+    others: tuple[Path, ...] = ()  # for copies: what it is a copy of
+
+    @property
+    def reason(self) -> str:
+        """For people, without the file's name."""
+        parts = [KINDS[self.kind].title.lower(), self.detail, ", ".join(map(str, self.others))]
+        return ": ".join(part for part in parts if part)
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "kind": self.kind,
+            "path": str(self.path),
+            "skipped": KINDS[self.kind].skipped,
+            "detail": self.detail,
+            "others": [str(path) for path in self.others],
+            "advice": KINDS[self.kind].advice,
+        }
+
+
+def by_kind(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
+    """The findings of each kind there is, in the order of KINDS."""
+    found = list(findings)
+    present = Counter(finding.kind for finding in found)
+    return {kind: [item for item in found if item.kind == kind] for kind in KINDS if present[kind]}
+
+
+def lines(findings: Iterable[Finding], most: int = 10) -> list[str]:
+    """For people: each kind with its count, what to do, and its first files by name."""
+    result = []
+    for kind, members in by_kind(findings).items():
+        about = KINDS[kind]
+        effect = "skipped" if about.skipped else "trained" if kind != "lonely_caption" else "not used"
+        result.append(f"{about.title} ({len(members)}, {effect}). {about.advice}")
+        for finding in members[:most]:
+            told = ": ".join(part for part in (finding.detail, ", ".join(map(str, finding.others))) if part)
+            result.append(f"    {finding.path}" + (f": {told}" if told else ""))
+        if len(members) > most:
+            result.append(f"    and {len(members) - most} more")
+    return result
