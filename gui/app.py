@@ -185,7 +185,7 @@ class Page:
 
     def save_now(self, data: Mapping[Any, Any]) -> Updates:
         run = run_bar.chosen(self.places, data[self.bar.picker])
-        if run is None or not runner.ask_save(run):
+        if run is None or not runner.ask(run, "save"):
             return {self.bar.message: look.note("There is no running run to save.")}
         now = time.strftime("%H:%M:%S")
         return {self.bar.message: look.note(f"A checkpoint was asked for at {now}; it is written after that step.")}

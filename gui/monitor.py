@@ -121,7 +121,6 @@ class History:
         self.reason = ""
         self.error = ""
         self.advice = ""
-        self.session_time = 0.0
         self.stepped = False  # whether this session has completed a step
 
     def add(self, event: Mapping[str, Any]) -> None:
@@ -181,7 +180,6 @@ class History:
         self.total_steps = _whole(event.get("total_steps"))
         self.steps_per_epoch = _whole(event.get("steps_per_epoch"))
         self.session = _whole(event.get("session"))
-        self.session_time = _number(event.get("time")) or 0.0
         self.stepped = False
         self.step = step
 
@@ -292,14 +290,14 @@ class View:
         return self.condition in ("starting", "running", "stopping")
 
 
-def condition(run: RunFolder, history: History, started: Started | None) -> Condition:
+def condition(run: RunFolder, started: Started | None) -> Condition:
     """How the run stands: from its own record, unless a start from the browser is newer than that."""
     if started is not None and runner.is_unrecorded(run, started):
         if not started.alive:
             return "refused"
-        return "stopping" if runner.stop_asked(run) > started.time else "starting"
+        return "stopping" if runner.stop_asked(run) else "starting"
     status = runs.status(run)
-    if status == "running" and runner.stop_asked(run) > history.session_time > 0:
+    if status == "running" and runner.stop_asked(run):
         return "stopping"
     return status
 
@@ -330,7 +328,7 @@ class _Reader:
             if found or not self._offset:
                 self._shown = self._history.snapshot()
             started = runner.read_started(self._run)
-            state = condition(self._run, self._shown, started)
+            state = condition(self._run, started)
             message = ""
             if state == "refused" and started is not None:
                 message = log_tail(self._run.console_file, started.console_offset, lines=40)

@@ -3,8 +3,9 @@
 Beside the run folders, in <output_dir>/.rekindle/, each run has
     <output_name>.toml   the complete config its last start was given
     <output_name>.json   that start: process, time, where its output begins in console.log, how it ended
-    <output_name>.stop   present once that session was asked to stop
+    <output_name>.stop   the process that was last asked to stop
 They are not in the run folder, which `overwrite_run` moves aside and which a refused start should not create in part.
+What belongs to what is told by process, never by time: clocks are set back.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from gui.places import CODE, Places
 from trainer import config, files, runs
 from trainer.config import Config
-from trainer.runs import RunFolder
+from trainer.runs import Request, RunFolder, RunUnreadable
 
 logger = logging.getLogger(__name__)
 REQUESTS = ".rekindle"
@@ -40,7 +43,8 @@ class StartRefused(Exception):
 
 @dataclass(frozen=True)
 class Started:
-    """A start made from the browser. `exit_code` is None while the process lives, and when nobody saw it end."""
+    """A start made from the browser. `before`: the process that the run's record named then. `exit_code` is None while
+    the process lives, and when nobody saw it end."""
 
     pid: int
     process_start: str | None
@@ -48,11 +52,25 @@ class Started:
     host: str
     time: float
     console_offset: int
+    before: str = ""
     exit_code: int | None = None
 
     @property
     def alive(self) -> bool:
         return runs.is_alive(asdict(self))
+
+
+def _identity(process: Mapping[str, Any] | None) -> str:
+    """What tells a process from every other one; empty for none."""
+    return " ".join(str((process or {}).get(key, "")) for key in ("boot_id", "pid", "process_start")).strip()
+
+
+def _record(run: RunFolder) -> dict[str, Any] | None:
+    """run.json, which names the process of the latest session; None while it cannot be read."""
+    try:
+        return runs.read_run(run)
+    except RunUnreadable:
+        return None
 
 
 def _request(run: RunFolder, suffix: str) -> Path:
@@ -64,19 +82,32 @@ def command(config_file: Path | str) -> list[str]:
     return [sys.executable, "-m", "trainer", "train", "--config", str(config_file)]
 
 
+def shell_line(settings: Config, places: Places) -> str:
+    """The line for a shell that starts the same process as `start` does. Writes the config file. Raises OSError."""
+    run = RunFolder(places.home / settings.run_dir)
+    words = ["cd", shlex.quote(str(places.home)), "&&"]
+    if places.home != CODE:
+        words.append(f"PYTHONPATH={shlex.quote(str(CODE))}")
+    return " ".join([*words, shlex.join(command(_write_config(run, settings)))])
+
+
+def _write_config(run: RunFolder, settings: Config) -> Path:
+    path = _request(run, ".toml")
+    files.write_text(path, config.to_toml(settings))
+    return path
+
+
 def start(settings: Config, places: Places) -> RunFolder:
     """Start the trainer on the run that the config names and return at once. Raises StartRefused."""
     run = RunFolder(places.home / settings.run_dir)
     if runs.status(run) == "running":
         raise StartRefused(f"The run {run.path.name} is already running. Stop it first, or choose another output_name.")
-    before = read_started(run)
-    if before is not None and is_unrecorded(run, before) and before.alive:
-        raise StartRefused(f"The run {run.path.name} is already starting; its trainer is process {before.pid}.")
-    config_file = _request(run, ".toml")
-    arguments = command(config_file)
+    earlier = read_started(run)
+    if earlier is not None and is_unrecorded(run, earlier) and earlier.alive:
+        raise StartRefused(f"The run {run.path.name} is already starting; its trainer is process {earlier.pid}.")
+    before = _identity(_record(run))
     try:
-        files.write_text(config_file, config.to_toml(settings))
-        _request(run, ".stop").unlink(missing_ok=True)
+        arguments = command(_write_config(run, settings))
         run.path.mkdir(parents=True, exist_ok=True)
         with run.console_file.open("ab") as console:
             offset = console.seek(0, os.SEEK_END)
@@ -101,6 +132,7 @@ def start(settings: Config, places: Places) -> RunFolder:
         host=runs.this_process()["host"],
         time=time.time(),
         console_offset=offset,
+        before=before,
     )
     _write_started(run, begun)
     threading.Thread(target=_await_end, args=(process, run, begun), daemon=True).start()
@@ -139,10 +171,7 @@ def read_started(run: RunFolder) -> Started | None:
 
 def is_unrecorded(run: RunFolder, begun: Started) -> bool:
     """Whether the run's own record says nothing of this start yet (or, once the process is gone, never will)."""
-    try:
-        return run.run_file.stat().st_mtime < begun.time
-    except OSError:
-        return True
+    return _identity(_record(run)) in ("", begun.before)
 
 
 def begun_runs(folders: Iterable[Path]) -> list[tuple[float, RunFolder]]:
@@ -160,46 +189,67 @@ def begun_runs(folders: Iterable[Path]) -> list[tuple[float, RunFolder]]:
 # --- requests ------------------------------------------------------------------------------------------------------
 
 
+def _worker(run: RunFolder) -> dict[str, Any] | None:
+    """The live process that works on the run or is about to; None when there is none."""
+    begun, record = read_started(run), _record(run)
+    if record is not None and runs.status(run) == "running":
+        return record
+    return asdict(begun) if begun is not None and begun.alive else None
+
+
 def ask_stop(run: RunFolder, *, before_first_step: bool = False) -> bool:
     """Ask the run's process to finish its step, save and leave; whether there is a process to ask.
 
     Before its first step the trainer does not look for requests; SIGTERM then means the same and is noticed sooner.
     """
-    begun = read_started(run)
-    if runs.status(run) == "running":
-        runs.ask(run, "stop")
-        if before_first_step:
-            _terminate(runs.read_run(run) or {})
-    elif begun is not None and begun.alive:
-        _terminate(asdict(begun))
-    else:
+    process = _worker(run)
+    if process is None:
         return False
+    recorded = runs.status(run) == "running"
+    if recorded:
+        runs.ask(run, "stop")
+    if before_first_step or not recorded:
+        _signal(process, signal.SIGTERM)
     with contextlib.suppress(OSError):
-        _request(run, ".stop").parent.mkdir(parents=True, exist_ok=True)
-        _request(run, ".stop").touch()
+        files.write_text(_request(run, ".stop"), _identity(process))
     return True
 
 
-def _terminate(process: dict[str, Any]) -> None:
-    """Send SIGTERM to a process that is certainly the one meant."""
+def stop_asked(run: RunFolder) -> bool:
+    """Whether the process that works on the run was asked to stop."""
+    try:
+        return _request(run, ".stop").read_text(encoding="utf-8") == _identity(_worker(run))
+    except OSError:
+        return False
+
+
+def kill(run: RunFolder) -> bool:
+    """End the run's process and those it started at once, without saving; whether there was one."""
+    process = _worker(run)
+    if process is None:
+        return False
+    below: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):
+        below = psutil.Process(process["pid"]).children(recursive=True)
+    _signal(process, signal.SIGKILL)
+    for child in below:
+        with contextlib.suppress(psutil.Error):
+            child.kill()
+    return True
+
+
+def _signal(process: dict[str, Any], number: signal.Signals) -> None:
+    """Send a signal to a process that is certainly the one meant."""
     if runs.is_alive(process):
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(process["pid"], signal.SIGTERM)
+            os.kill(process["pid"], number)
 
 
-def stop_asked(run: RunFolder) -> float:
-    """When the run was last asked to stop; 0 when it was not."""
-    try:
-        return _request(run, ".stop").stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def ask_save(run: RunFolder) -> bool:
-    """Ask the run's process for a checkpoint after its step; whether there is a process to ask."""
+def ask(run: RunFolder, request: Request) -> bool:
+    """Ask the run's process for a checkpoint or samples after its step; whether there is a process to ask."""
     if runs.status(run) != "running":
         return False
-    runs.ask(run, "save")
+    runs.ask(run, request)
     return True
 
 
@@ -218,8 +268,7 @@ def stop_all(places: Places, seconds: float) -> list[RunFolder]:
 
 def is_active(run: RunFolder) -> bool:
     """Whether a process works on the run or is about to."""
-    begun = read_started(run)
-    return runs.status(run) == "running" or (begun is not None and begun.alive)
+    return _worker(run) is not None
 
 
 def has_runs(folder: Path) -> bool:

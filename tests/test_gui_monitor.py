@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -225,15 +226,16 @@ def test_a_torn_last_line_is_read_once_it_is_whole(tmp_path: Path) -> None:
 
 
 def started(run: RunFolder, *, alive: bool, exit_code: int | None = None, offset: int = 0) -> None:
-    """The record of a start that was made just now."""
+    """The record of a start that was made just now, of which the run's own record says nothing yet."""
     here = runs.this_process()
     begun = Started(
         pid=here["pid"],
         process_start=here["process_start"] if alive else "gone",
         boot_id=here["boot_id"],
         host=here["host"],
-        time=time.time() + 1,
+        time=time.time(),
         console_offset=offset,
+        before=runner._identity(runs.read_run(run)),
         exit_code=exit_code,
     )
     runner._write_started(run, begun)
@@ -259,9 +261,13 @@ def test_a_start_whose_process_is_gone_shows_its_last_words(tmp_path: Path) -> N
     assert "Refused: &lt;b&gt;network_dim" in shown
 
 
-def test_a_record_newer_than_the_start_decides(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hours", [-1, 0, 1], ids=["clock set forward", "", "clock set back"])
+def test_a_record_of_another_process_than_before_the_start_decides_whatever_the_clock_says(
+    tmp_path: Path, hours: int
+) -> None:
     run = make_run(tmp_path, status="finished")
-    begun = runner.Started(1, "gone", "", "", time=time.time() - 60, console_offset=0, exit_code=3)
+    when = time.time() + 3600 * hours
+    begun = runner.Started(1, "gone", "", "", time=when, console_offset=0, before="of an earlier session", exit_code=3)
     runner._write_started(run, begun)
     assert Watch().look(run).condition == "finished"
 
@@ -288,9 +294,19 @@ def test_a_run_that_was_asked_to_stop_is_stopping(tmp_path: Path) -> None:
     assert runs.take_requests(run) == {"stop"}
 
 
+def test_a_session_is_not_stopping_because_the_one_before_it_was_asked_to(tmp_path: Path) -> None:
+    run = make_run(tmp_path, status="running", alive=True)
+    assert runner.ask_stop(run)
+    record = runs.read_run(run)
+    assert record is not None
+    parent = {"pid": os.getppid(), "process_start": runs.process_start(os.getppid())}
+    runs.write_run(run, record | parent)  # another process works on it now
+    assert Watch().look(run).condition == "running"
+
+
 def test_only_a_running_run_can_be_asked_to_save(tmp_path: Path) -> None:
-    assert not runner.ask_save(make_run(tmp_path, "done", status="finished"))
-    assert runner.ask_save(make_run(tmp_path, "going", status="running", alive=True))
+    assert not runner.ask(make_run(tmp_path, "done", status="finished"), "save")
+    assert runner.ask(make_run(tmp_path, "going", status="running", alive=True), "save")
 
 
 def test_the_status_line_has_step_epoch_speed_and_time_left(tmp_path: Path) -> None:

@@ -78,6 +78,44 @@ def test_the_trainer_is_started_with_a_list_of_arguments_and_a_complete_config(
     assert told == f"False {places.home} {[str(request)]} True"
 
 
+def test_the_line_for_a_shell_starts_the_same_training(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = "import sys, trainer; print(sys.argv[1:])"
+    monkeypatch.setattr(runner, "command", lambda file: [sys.executable, "-c", report, str(file)])
+    of = settings(places.home / "out put", "it's a name; $HOME", learning_rate=3e-7)
+    line = runner.shell_line(of, places)
+    told = subprocess.run(line, shell=True, cwd="/", capture_output=True, text=True, check=True).stdout
+    request = places.home / "out put" / ".rekindle" / "it's a name; $HOME.toml"
+    assert told == f"{[str(request)]}\n"
+    assert config.read_config(request) == of
+    assert not (places.home / "out put" / "it's a name; $HOME").exists()
+
+
+def test_killing_ends_the_process_and_those_it_started_at_once(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    stubborn = (
+        "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
+    )
+    monkeypatch.setattr(runner, "command", lambda file: [sys.executable, "-c", stubborn])
+    run = runner.start(settings(places.home / "output"), places)
+    below = ""
+    while not below.isdigit():
+        below = run.console_file.read_text().splitlines()[-1]
+        time.sleep(0.05)
+    assert runner.kill(run)
+    assert wait_for_end(run).exit_code == -signal.SIGKILL
+    assert runs.process_start(int(below)) is None
+    assert not runner.kill(run)
+
+
+def test_a_run_whose_record_names_a_process_of_another_boot_is_not_killed(places: Places) -> None:
+    run = make_run(places.home / "output", status="running")
+    here = runs.this_process()
+    record = runs.read_run(run)
+    assert record is not None
+    runs.write_run(run, record | here | {"boot_id": "an earlier one"})
+    assert not runner.kill(run)
+
+
 def test_the_last_words_and_the_exit_code_of_a_trainer_that_leaves_at_once_are_kept(
     places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
