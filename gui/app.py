@@ -24,7 +24,7 @@ import uvicorn
 from gui import form as forms
 from gui import look, resume_tab, run_bar, runner, samples_tab, security, train_tab
 from gui.monitor import View, Watch
-from gui.monitor_tab import TO_THE_END_OF_THE_LOG, MonitorTab
+from gui.monitor_tab import TO_THE_END_OF_THE_LOG, MonitorTab, add_output_folder, checked_smoothing
 from gui.places import Places, usual_places
 from gui.resume_tab import ResumeTab
 from gui.run_bar import RunBar
@@ -71,7 +71,7 @@ class Page:
     def _wire(self, resume_item: gr.Tab, monitor_item: gr.Tab) -> None:
         options = self.form.inputs()
         self.resume_option = self.form.widgets["resume_from_checkpoint"]
-        watched = {self.bar.picker, self.seen}
+        watched = {self.bar.picker, self.seen, self.monitor.smoothing}
         run_parts = self.bar.outputs() | self.monitor.outputs() | self.samples.outputs()
         run_parts |= {self.bar.picker, self.timer, self.seen}
         message = self.bar.message
@@ -81,6 +81,9 @@ class Page:
         self.bar.picker.input(self.choose_run, watched, run_parts | {message}, **QUIET)
         self.bar.picker.focus(self.list_runs, watched | {self.form.widgets["output_dir"]}, {self.bar.picker}, **QUIET)
 
+        self.monitor.smoothing.release(self.refresh, watched, run_parts, **QUIET)
+        add = {self.monitor.folder, self.bar.picker}
+        self.monitor.add_folder.click(self.add_output_folder, add, {message, self.bar.picker}, **QUIET)
         monitor_item.select(None, js=TO_THE_END_OF_THE_LOG, api_visibility="private")
 
         self.bar.start.click(
@@ -111,7 +114,7 @@ class Page:
     def open(self, data: Mapping[Any, Any]) -> Updates:
         """A page was opened or reloaded: the form as it was left, the latest run, fresh lists."""
         draft = forms.read_draft(self.places.draft_file)
-        updates = self.refresh({self.bar.picker: data[self.bar.picker], self.seen: {}})
+        updates = self.refresh({**data, self.seen: {}})
         names = gr.update(choices=train_tab.preset_choices(self.places), value=train_tab.first_preset(self.places))
         return updates | {self.train.picker: names} | (self.form.show(draft) if draft is not None else {})
 
@@ -120,7 +123,7 @@ class Page:
 
     def refresh(self, data: Mapping[Any, Any]) -> Updates:
         """What changed since this page was last shown something."""
-        value, seen = data[self.bar.picker], dict(data[self.seen] or {})
+        value = data[self.bar.picker]
         updates: Updates = {}
         run = run_bar.chosen(self.places, value)
         if run is None:
@@ -129,19 +132,21 @@ class Page:
             if run is not None or value:
                 updates[self.bar.picker] = picker
         view = self.watch.look(run) if run is not None else None
-        return updates | self.show(view, seen)
+        return updates | self.show(view, data)
 
-    def show(self, view: View | None, seen: dict[str, Any]) -> Updates:
-        """The parts of the page that tell of the run, as far as they are not what `seen` says."""
+    def show(self, view: View | None, data: Mapping[Any, Any]) -> Updates:
+        """The parts of the page that tell of the run, as far as they are not what the page was shown last."""
+        seen = dict(data[self.seen] or {})
+        smoothing = checked_smoothing(data[self.monitor.smoothing])
         updates: Updates = {}
         for widget, update in self.bar.show(view).items():
             key = f"bar {widget.elem_id}"
             if seen.get(key, "") != update:
                 seen[key] = update
                 updates[widget] = update
-        stamps = self.monitor.stamps(view)
+        stamps = self.monitor.stamps(view, smoothing)
         stale = {part for part, stamp in stamps.items() if seen.get(part, "") != stamp}
-        updates |= self.monitor.show(view, stale)
+        updates |= self.monitor.show(view, stale, smoothing)
         seconds = TICK_SECONDS if view is not None and view.active else IDLE_SECONDS
         if seen.get("seconds") != seconds:
             seen["seconds"] = seconds
@@ -158,6 +163,10 @@ class Page:
                 self.places.remember_output_folder(path)
         return {self.bar.picker: run_bar.picker_update(self.places, data[self.bar.picker])}
 
+    def add_output_folder(self, data: Mapping[Any, Any]) -> Updates:
+        message = add_output_folder(self.places, data[self.monitor.folder])
+        return {self.bar.message: message, self.bar.picker: run_bar.picker_update(self.places, data[self.bar.picker])}
+
     # --- acting on a run --------------------------------------------------------------------------------------------
 
     def start(self, data: Mapping[Any, Any]) -> Updates:
@@ -167,7 +176,7 @@ class Page:
         if run is None:
             return {self.bar.message: message}
         found = gr.update(choices=run_bar.choices(self.places), value=str(run.path))
-        updates = self.show(self.watch.look(run), dict(data[self.seen] or {}))
+        updates = self.show(self.watch.look(run), data)
         return updates | {
             self.bar.message: message,
             self.bar.picker: found,
@@ -181,7 +190,7 @@ class Page:
         loading = not self.watch.look(run).history.stepped
         asked = runner.ask_stop(run, before_first_step=loading)
         message = "" if asked else look.note(f"{run.path.name} is not running.")
-        return self.show(self.watch.look(run), dict(data[self.seen] or {})) | {self.bar.message: message}
+        return self.show(self.watch.look(run), data) | {self.bar.message: message}
 
     def save_now(self, data: Mapping[Any, Any]) -> Updates:
         run = run_bar.chosen(self.places, data[self.bar.picker])

@@ -19,7 +19,8 @@ CSS = """
 #run-bar .form, #run-bar .block { border-width: 0 !important; box-shadow: none; padding: 0; background: none; }
 #run-bar .run-buttons, #preset-row, .beside { align-items: end; }
 #run-bar button { white-space: nowrap; }
-#form-message:not(:has(.note)), #run-notice:not(:has(.note)), #resume-where:not(:has(.note)) { display: none; }
+#form-message:not(:has(.note)), #run-notice:not(:has(.note)), #resume-where:not(:has(.note)),
+#run-hint:not(:has(.note)) { display: none; }
 .run-line { display: flex; flex-wrap: wrap; gap: .35rem 1rem; align-items: center; line-height: 1.5; }
 .run-line b { font-weight: 600; }
 .badge { border-radius: 999px; padding: .1rem .65rem; font-weight: 600; font-size: .9rem; color: #fff;
@@ -93,6 +94,15 @@ def note(text: str, items: Iterable[str] = (), *, kind: str = "", log: str = "")
 def log(text: str) -> str:
     """The text of a log, as it is."""
     return f"<pre>{escape(text) or 'What the trainer prints appears here.'}</pre>"
+
+
+def progress(name: str, share: float) -> str:
+    """A bar that is full by `share`, 0 to 1."""
+    percent = 100 * min(1.0, max(0.0, share))
+    return (
+        f'<div class="bar" role="progressbar" aria-label="{escape(name)}" aria-valuenow="{percent:.0f}" '
+        f'aria-valuemin="0" aria-valuemax="100" title="{percent:.1f} %"><div style="width: {percent:.2f}%"></div></div>'
+    )
 
 
 def table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from gui import look, monitor, runner
+from gui import advice, look, monitor, runner
 from gui.monitor import Condition, View
 from gui.places import Places
 from trainer.runs import RunFolder
@@ -129,7 +129,7 @@ def _numbers(view: View) -> list[str]:
     if view.condition in ("new", "refused") or (view.condition == "stopping" and not history.stepped):
         return ["leaves before its first step"] if view.condition == "stopping" else []
     if view.condition == "running" and not history.stepped:
-        return ["Loading the model; the first step is yet to come."]
+        return [monitor.phase_line(view) or "Loading the model; the first step is yet to come."]
     texts = [f"step {history.step} of {history.total_steps}" if history.total_steps else f"step {history.step}"]
     if history.epoch is not None:
         texts.append(f"epoch {history.epoch + 1}")
@@ -140,8 +140,8 @@ def _numbers(view: View) -> list[str]:
         left = time_left(view)
         if left:
             texts.append(f"{left} left")
-    if history.current.losses:
-        texts.append(f"loss {history.smoothed()[-1]:.4f}")
+    if history.loss is not None:
+        texts.append(f"loss {history.loss:.4f}")
     if view.condition == "stopping":
         texts.append("finishes its step, saves and leaves")
     return texts
@@ -158,12 +158,8 @@ def time_left(view: View) -> str:
 def progress_bar(view: View | None) -> str:
     total = view.history.total_steps if view else None
     if view is None or not total:
-        return '<div class="bar" role="progressbar" aria-valuenow="0" aria-valuemin="0" aria-valuemax="100"></div>'
-    share = min(100.0, 100 * view.history.step / total)
-    return (
-        f'<div class="bar" role="progressbar" aria-label="progress" aria-valuenow="{share:.0f}" aria-valuemin="0" '
-        f'aria-valuemax="100" title="{share:.1f} %"><div style="width: {share:.2f}%"></div></div>'
-    )
+        return look.progress("progress", 0)
+    return look.progress("progress", view.history.step / total)
 
 
 def notice(view: View | None) -> str:
@@ -173,17 +169,19 @@ def notice(view: View | None) -> str:
     history = view.history
     if view.condition == "refused":
         left = view.started is not None and view.started.exit_code in (0, *STOPPED)
-        return look.note(_why_not_started(view), kind="warn" if left else "bad", log=view.message)
+        known = [] if left else advice.of_failure(view.message)
+        return look.note(_why_not_started(view), known, kind="warn" if left else "bad", log=view.message)
     if view.condition == "failed":
         error = history.error or "The trainer failed; the end of its log is on the Monitor tab."
         return look.note(
-            f"Failed after step {history.step}: {error}", [history.advice] * bool(history.advice), kind="bad"
+            f"Failed after step {history.step}: {error}", advice.of_failure(error, history.advice), kind="bad"
         )
     if view.condition == "interrupted":
         last = f"; its last checkpoint is at step {history.checkpoints[-1]}" if history.checkpoints else ""
         return look.note(
-            f"The process ended without a word after step {history.step} (killed, crashed, or the power failed){last}. "
+            f"The process ended without a word after step {history.step}{last}. "
             "To go on: Resume tab, Continue this run, then Start training.",
+            [advice.of_disappearance(view.started.exit_code if view.started else None)],
             kind="warn",
         )
     if view.condition == "stopped" and not history.stepped:

@@ -12,7 +12,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from gui.monitor import Sample, View
+from gui.history import Sample
+from gui.monitor import View
 from gui.places import Places
 from trainer.memory import stamp_of
 from trainer.runs import RunFolder

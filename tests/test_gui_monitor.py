@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from gui import monitor, run_bar, runner, samples_tab
-from gui.monitor import History, Sample, Watch
+from gui import advice, charts, console_log, curves, monitor, run_bar, runner, samples_tab
+from gui.history import SMOOTHING, History, Sample
+from gui.monitor import Watch
 from gui.places import Places
 from gui.runner import Started
 from tests.test_gui_fake_run import loss_at, make_run, settings, write_session
@@ -30,6 +32,10 @@ def steps(first: int, last: int) -> list[tuple[str, int, dict[str, Any]]]:
     return [("step", step, {"loss": float(step), "epoch": 1}) for step in range(first, last + 1)]
 
 
+def step_list(rows: curves.Array) -> list[int]:
+    return [int(step) for step in rows["step"]]
+
+
 # --- the log ---
 
 
@@ -45,86 +51,107 @@ def steps(first: int, last: int) -> list[tuple[str, int, dict[str, Any]]]:
     ],
 )
 def test_the_log_reads_as_on_a_terminal(text: str, shown: list[str]) -> None:
-    assert monitor.terminal_lines(text) == shown
+    assert console_log.terminal_lines(text) == shown
 
 
 def test_the_log_of_a_missing_file_is_empty(tmp_path: Path) -> None:
-    assert monitor.log_tail(tmp_path / "console.log") == ""
+    assert console_log.tail(tmp_path / "console.log") == ""
 
 
 def test_the_log_ends_with_the_last_lines_and_begins_with_a_whole_one(tmp_path: Path) -> None:
     path = tmp_path / "console.log"
     path.write_text("".join(f"line {number} {'x' * 90}\n" for number in range(5000)))
-    lines = monitor.log_tail(path).splitlines()
-    assert len(lines) == monitor.LOG_LINES
+    lines = console_log.tail(path).splitlines()
+    assert len(lines) == console_log.LOG_LINES
     assert lines[-1].startswith("line 4999 ")
-    path.write_text("y" * monitor.LOG_BYTES + "half\nwhole")
-    assert monitor.log_tail(path) == "whole"
+    path.write_text("y" * console_log.LOG_BYTES + "half\nwhole")
+    assert console_log.tail(path) == "whole"
 
 
 def test_the_log_can_begin_where_a_start_began(tmp_path: Path) -> None:
     path = tmp_path / "console.log"
     path.write_text("before\nafter\n")
-    assert monitor.log_tail(path, start=len("before\n")) == "after"
+    assert console_log.tail(path, start=len("before\n")) == "after"
 
 
 def test_bytes_that_are_no_text_do_not_stop_the_log(tmp_path: Path) -> None:
     path = tmp_path / "console.log"
     path.write_bytes(b"good\n\xff\xfe\nend")
-    assert monitor.log_tail(path).splitlines()[0] == "good"
+    assert console_log.tail(path).splitlines()[0] == "good"
 
 
 # --- the curve ---
 
 
 def test_a_short_curve_is_drawn_as_it_is() -> None:
-    assert monitor.thin([1, 2, 3], [0.1, 0.2, 0.3]) == ([1, 2, 3], [0.1, 0.2, 0.3])
+    steps, values = curves.thin(np.array([1, 2, 3]), np.array([0.1, 0.2, 0.3]))
+    assert (steps.tolist(), values.tolist()) == ([1, 2, 3], [0.1, 0.2, 0.3])
 
 
-def test_a_thinned_curve_keeps_its_spikes_and_its_order() -> None:
-    values = [1.0] * 100_000
-    values[31_415], values[27_182] = 9.0, -9.0
-    places, heights = monitor.thin(range(100_000), values)
-    assert len(places) <= monitor.MOST_POINTS
-    assert places == sorted(places)
-    assert heights[places.index(31_415)] == 9.0
-    assert heights[places.index(27_182)] == -9.0
+@pytest.mark.parametrize("count", [2001, 100_000, 100_999])
+def test_a_thinned_curve_keeps_its_spikes_and_its_order(count: int) -> None:
+    values = np.ones(count)
+    values[1415], values[-1] = 9.0, -9.0
+    places, heights = curves.thin(np.arange(count), values)
+    assert len(places) <= curves.MOST_POINTS
+    assert places.tolist() == sorted(set(places.tolist()))
+    assert heights[places == 1415].tolist() == [9.0]
+    assert heights[places == count - 1].tolist() == [-9.0]
 
 
-def test_the_smoothed_curve_of_a_constant_is_that_constant() -> None:
-    history = told(*[("step", step, {"loss": 3.0}) for step in range(1, 6)])
-    assert history.smoothed() == pytest.approx([3.0] * 5)
+def test_values_that_are_not_finite_are_not_drawn() -> None:
+    steps, values = curves.thin(np.array([1, 2, 3]), np.array([0.5, np.nan, np.inf]))
+    assert (steps.tolist(), values.tolist()) == ([1], [0.5])
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.95, 0.999])
+def test_smoothing_is_the_moving_average_without_its_bias(share: float) -> None:
+    values = np.random.default_rng(3).uniform(0.1, 0.4, 1000)
+    average, expected = 0.0, []
+    for count, value in enumerate(values, start=1):
+        average = share * average + (1 - share) * value
+        expected.append(average / (1 - share**count))
+    assert curves.smooth(values, share) == pytest.approx(expected, rel=1e-9)
+
+
+def test_no_smoothing_leaves_the_curve_as_it_is() -> None:
+    assert curves.smooth(np.array([3.0, 1.0]), 0.0).tolist() == [3.0, 1.0]
+
+
+def test_the_loss_that_is_told_is_the_end_of_the_smoothed_curve() -> None:
+    history = told(*steps(1, 7), ("resumed", 4, {"step": 4}), *steps(5, 6))
+    assert history.loss == pytest.approx(curves.smooth(np.arange(1.0, 7.0), SMOOTHING)[-1])
 
 
 def test_steps_beyond_the_resumed_one_become_an_abandoned_branch() -> None:
     history = told(*steps(1, 8), ("resumed", 5, {"step": 5}), *steps(6, 7))
-    assert history.current.steps == [1, 2, 3, 4, 5, 6, 7]
-    assert [branch.steps for branch in history.abandoned] == [[6, 7, 8]]
+    assert step_list(history.current.rows) == [1, 2, 3, 4, 5, 6, 7]
+    assert [step_list(branch) for branch in history.abandoned] == [[6, 7, 8]]
     assert history.resumes == [5]
 
 
 def test_the_smoothed_curve_after_a_resume_is_that_of_a_straight_run() -> None:
     straight = told(*steps(1, 9))
     resumed = told(*steps(1, 8), ("resumed", 5, {"step": 5}), *steps(6, 9))
-    assert resumed.smoothed() == straight.smoothed()
+    assert resumed.loss == pytest.approx(straight.loss)
 
 
 def test_two_resumes_leave_two_abandoned_branches() -> None:
     history = told(*steps(1, 6), ("resumed", 4, {"step": 4}), *steps(5, 9), ("resumed", 2, {"step": 2}), *steps(3, 3))
-    assert [branch.steps for branch in history.abandoned] == [[5, 6], [3, 4, 5, 6, 7, 8, 9]]
-    assert history.current.steps == [1, 2, 3]
+    assert [step_list(branch) for branch in history.abandoned] == [[5, 6], [3, 4, 5, 6, 7, 8, 9]]
+    assert step_list(history.current.rows) == [1, 2, 3]
     assert history.resumes == [2]
 
 
 def test_a_run_that_begins_anew_without_a_resume_leaves_the_old_steps_behind() -> None:
     history = told(*steps(1, 4), ("run_started", 0, {"session": 2}), *steps(1, 2))
-    assert history.current.steps == [1, 2]
-    assert [branch.steps for branch in history.abandoned] == [[1, 2, 3, 4]]
+    assert step_list(history.current.rows) == [1, 2]
+    assert [step_list(branch) for branch in history.abandoned] == [[1, 2, 3, 4]]
 
 
 def test_a_session_that_fails_before_it_resumes_abandons_nothing() -> None:
     history = told(*steps(1, 4), ("run_started", 2, {"session": 2}), ("run_failed", 2, {"error": "no"}))
-    assert history.current.steps == [1, 2, 3, 4]
+    assert step_list(history.current.rows) == [1, 2, 3, 4]
     assert history.abandoned == []
 
 
@@ -135,7 +162,8 @@ def test_checkpoint_marks_of_an_abandoned_branch_are_gone() -> None:
 
 def test_a_loss_that_is_not_finite_is_not_drawn() -> None:
     history = told(("step", 1, {"loss": 0.5}), ("step", 2, {"loss": "nan"}))
-    assert history.current.steps == [1]
+    traces = {trace.name: trace for trace in charts.loss_figure(history, "fox").data}
+    assert list(traces["loss"].x) == [1]
     assert history.step == 2
 
 
@@ -153,14 +181,14 @@ def test_a_loss_that_is_not_finite_is_not_drawn() -> None:
 def test_an_event_that_is_not_as_it_should_be_is_passed_over(event: dict[str, Any]) -> None:
     history = told(*steps(1, 2))
     history.add(event)
-    assert history.current.steps == [1, 2]
+    assert step_list(history.current.rows[np.isfinite(history.current.rows["loss"])]) == [1, 2]
 
 
 def test_the_figure_has_the_branches_the_curves_and_the_marks(tmp_path: Path) -> None:
     view = Watch().look(make_run(tmp_path))
-    figure = monitor.loss_figure(view.history, "fox")
+    figure = charts.loss_figure(view.history, "fox")
     traces = {trace.name: trace for trace in figure.data}
-    assert set(traces) == {"abandoned branch", "loss", "smoothed", "checkpoint"}
+    assert set(traces) == {"abandoned branch", "loss", "smoothed", "checkpoint", "sample"}
     assert list(traces["abandoned branch"].x) == list(range(101, 131))
     assert list(traces["loss"].x) == list(range(1, 151))
     assert list(traces["checkpoint"].x) == [50, 100, 150]
@@ -169,8 +197,91 @@ def test_the_figure_has_the_branches_the_curves_and_the_marks(tmp_path: Path) ->
 
 def test_a_long_run_draws_at_most_two_thousand_points_a_curve() -> None:
     history = told(*steps(1, 30_000))
-    figure = monitor.loss_figure(history, "long")
-    assert all(len(trace.x) <= monitor.MOST_POINTS for trace in figure.data)
+    figure = charts.loss_figure(history, "long")
+    assert all(len(trace.x) <= curves.MOST_POINTS for trace in figure.data)
+
+
+def test_details_that_were_never_told_are_not_drawn() -> None:
+    history = told(("step", 1, {"loss": 0.5, "lr": 1e-4}), ("step", 2, {"loss": 0.5, "lr": {"unet": 2e-4, "te": 1.0}}))
+    figure = charts.detail_figure(history, "fox")
+    assert {trace.name: list(trace.y) for trace in figure.data} == {"learning rate": pytest.approx([1e-4, 2e-4])}
+
+
+def test_samples_of_an_abandoned_branch_are_marked_until_they_are_made_again() -> None:
+    history = told(
+        *steps(1, 4),
+        ("sample_saved", 4, {"path": "samples/4.png", "prompt": "a fox", "seed": 7}),
+        ("resumed", 2, {"step": 2}),
+    )
+    assert history.samples["samples/4.png"] == Sample(4, "samples/4.png", "a fox", 0, 7, abandoned=True)
+    history.add({"event": "sample_saved", "global_step": 4, "path": "samples/4.png", "prompt": "a fox"})
+    assert not history.samples["samples/4.png"].abandoned
+
+
+# --- what is told beside the curves ---
+
+
+def test_work_of_known_length_is_told_with_its_time_left() -> None:
+    history = History()
+    for done, now in ((0, 100.0), (10, 110.0), (20, 120.0)):
+        fields = {"what": "caching latents", "done": done, "total": 60}
+        history.add({"event": "progress", "global_step": 0, "time": now, **fields})
+    assert history.phase is not None
+    assert (history.phase.done, history.phase.total, history.phase.seconds_left) == (20, 60, 40.0)
+    history.add({"event": "step", "global_step": 1, "time": 130.0, "loss": 0.5})
+    assert history.phase is None
+
+
+def test_elapsed_time_counts_every_session_and_not_the_pause_between(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    lines = [
+        {"event": kind, "global_step": step, "time": now}
+        for kind, step, now in (
+            ("run_started", 0, 1000.0), ("step", 1, 1060.0), ("run_started", 1, 9000.0), ("step", 2, 9030.0)
+        )
+    ]  # fmt: skip
+    run.events_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert Watch().look(run).elapsed() == (30.0, 90.0)
+
+
+def validated(*losses: float) -> History:
+    """Training loss that falls over 100 steps, and these validation losses, ten steps apart."""
+    marks = [("validation", 10 * number, {"loss": loss}) for number, loss in enumerate(losses, start=1)]
+    falling = [("step", step, {"loss": 1.0 - step / 200}) for step in range(1, 101)]
+    return told(*falling, ("checkpoint_saved", 30, {}), ("checkpoint_saved", 90, {}), *marks)
+
+
+def test_validation_that_rises_while_training_falls_is_told_with_the_best_checkpoint() -> None:
+    words = advice.overfitting(validated(0.5, 0.4, 0.41, 0.42, 0.43))
+    assert "best at step 20 (0.4000) and is 0.4300 now" in words
+    assert "nearest to it is of step 30" in words
+
+
+@pytest.mark.parametrize("losses", [(), (0.5, 0.4, 0.41, 0.42), (0.5, 0.4, 0.3, 0.2, 0.1), (0.4, 0.5, 0.6, 0.7, 0.3)])
+def test_validation_that_may_still_fall_is_no_reason_to_warn(losses: tuple[float, ...]) -> None:
+    assert advice.overfitting(validated(*losses)) == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", "gradient_checkpointing"),
+        ("[Errno 28] No space left on device", "The disk is full"),
+        ("10 steps in a row had no finite loss and gradient", "Lower the learning rate"),
+        ("every checkpoint in x is damaged; nothing was changed", "Verify"),
+        ("the run x is in use by process 7 on host", "Stop that process"),
+        ("No module named 'bitsandbytes'", "A package is missing"),
+        ("CUDA error: device-side assert triggered", "driver"),
+        ("[Errno 13] Permission denied: '/out'", "may not be written"),
+    ],
+)
+def test_an_error_is_explained_with_what_to_change(error: str, words: str) -> None:
+    assert words in " ".join(advice.of_failure(error))
+
+
+def test_an_error_that_is_not_known_keeps_the_trainers_own_advice() -> None:
+    assert advice.of_failure("something odd", "See console.log.") == ["See console.log."]
 
 
 # --- reading ---
@@ -189,10 +300,10 @@ def test_events_are_read_on_from_where_the_reader_was(tmp_path: Path) -> None:
 def test_what_a_page_is_drawing_does_not_change_under_it(tmp_path: Path) -> None:
     run, watch = make_run(tmp_path), Watch()
     before = watch.look(run).history
-    drawn = (before.current.steps.copy(), before.smoothed(), before.checkpoints.copy())
+    drawn = (before.current.rows.tobytes(), before.loss, before.checkpoints.copy())
     write_session(run, settings(tmp_path), 3, range(51, 61), resumed_at=50)
     assert watch.look(run).history.step == 60
-    assert (before.current.steps, before.smoothed(), before.checkpoints) == drawn
+    assert (before.current.rows.tobytes(), before.loss, before.checkpoints) == drawn
 
 
 def test_a_new_reader_sees_what_the_old_one_saw(tmp_path: Path) -> None:
@@ -200,7 +311,19 @@ def test_a_new_reader_sees_what_the_old_one_saw(tmp_path: Path) -> None:
     watch.look(run)
     write_session(run, settings(tmp_path), 3, range(151, 156), resumed_at=150)
     old, new = watch.look(run).history, Watch().look(run).history
-    assert (old.current, old.abandoned, old.samples) == (new.current, new.abandoned, new.samples)
+    assert step_list(old.current.rows) == step_list(new.current.rows)
+    assert [step_list(branch) for branch in old.abandoned] == [step_list(branch) for branch in new.abandoned]
+    assert old.samples == new.samples
+
+
+def test_a_long_file_is_read_in_several_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor, "LOOK_SECONDS", 0.0)
+    run, watch = make_run(tmp_path), Watch()
+    assert watch.look(run).read == 0.0
+    monkeypatch.setattr(monitor, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr(monitor, "LOOK_SECONDS", 60.0)
+    view = watch.look(run)
+    assert (view.read, view.history.step) == (1.0, 150)
 
 
 def test_a_run_folder_that_was_replaced_is_read_from_its_beginning(tmp_path: Path) -> None:
@@ -209,7 +332,7 @@ def test_a_run_folder_that_was_replaced_is_read_from_its_beginning(tmp_path: Pat
     run.path.rename(tmp_path / "aside")
     run.path.mkdir()
     write_session(run, settings(tmp_path), 1, range(1, 4))
-    assert watch.look(run).history.current.steps == [1, 2, 3]
+    assert step_list(watch.look(run).history.current.rows) == [1, 2, 3]
 
 
 def test_a_torn_last_line_is_read_once_it_is_whole(tmp_path: Path) -> None:
@@ -217,9 +340,9 @@ def test_a_torn_last_line_is_read_once_it_is_whole(tmp_path: Path) -> None:
     run.path.mkdir()
     line = json.dumps({"event": "step", "global_step": 1, "time": 1.0, "loss": loss_at(1)}) + "\n"
     run.events_file.write_text(line[:20])
-    assert watch.look(run).history.current.steps == []
+    assert step_list(watch.look(run).history.current.rows) == []
     run.events_file.write_text(line)
-    assert watch.look(run).history.current.steps == [1]
+    assert step_list(watch.look(run).history.current.rows) == [1]
 
 
 # --- status ---

@@ -7,6 +7,7 @@ import logging
 import time
 from dataclasses import dataclass
 
+import psutil
 import torch
 import torch.distributed
 from torch import Tensor
@@ -61,6 +62,7 @@ class Meter:
         self._state = state
         self._events = events
         self._total_steps = total_steps
+        self._process = psutil.Process()
         self._pending: list[_Pending] = []
         self._flushed = self._logged = time.monotonic()
         self._recent: list[float] = []  # seconds of recent steps
@@ -89,7 +91,7 @@ class Meter:
         if not self._pending:
             return
         rows = torch.stack([pending.numbers for pending in self._pending]).tolist()
-        memory = {"memory": torch.cuda.max_memory_allocated()} if torch.cuda.is_available() else {}
+        memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else self._process.memory_info().rss
         for pending, (loss, grad_norm, finite) in zip(self._pending, rows, strict=True):
             self._state.note_loss(loss, bool(finite))
             self._recent = [*self._recent[-99:], pending.step_seconds]
@@ -104,7 +106,7 @@ class Meter:
                     step_seconds=pending.step_seconds,
                     data_seconds=pending.data_seconds,
                     batch=pending.batch,
-                    **memory,
+                    memory=memory,
                 )
                 if not finite:
                     message = "loss or gradient is not finite; the step was left out"
@@ -122,7 +124,7 @@ class Meter:
             "step %d/%d  epoch %d  loss %.4f  lr %.3g  %.2f it/s  %d:%02d:%02d left",
             last.global_step,
             self._total_steps,
-            last.epoch,
+            last.epoch + 1,  # people count from 1
             float("nan") if average is None else average,
             last.lr,
             1 / max(seconds, 1e-9),
