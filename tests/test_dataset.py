@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer import dataset, pictures
+from trainer import captions, dataset, pictures
 from trainer import scan as scanning
 from trainer.config import Config
 from trainer.dataset import DatasetError
@@ -146,6 +146,10 @@ def test_pixels_run_from_minus_one_to_one() -> None:
 # --- captions ------------------------------------------------------------------------------------------------------
 
 
+def caption_of(entry: dataset.Entry, config: Config, epoch: int, repeat: int) -> str:
+    return captions.caption_of_use(entry.caption, config, entry.id, epoch, repeat)
+
+
 def entry_with(tmp_path: Path, caption: str) -> dataset.Entry:
     picture(tmp_path / "images" / "a.png")
     (tmp_path / "images" / "a.txt").write_text(caption)
@@ -155,29 +159,29 @@ def entry_with(tmp_path: Path, caption: str) -> dataset.Entry:
 def test_shuffling_keeps_the_first_parts_and_loses_none(tmp_path: Path) -> None:
     entry = entry_with(tmp_path, "a, b, c, d, e")
     config = config_for(tmp_path, shuffle_caption=True, keep_tokens=2)
-    captions = {dataset.caption_for(entry, config, epoch, 0) for epoch in range(20)}
+    captions = {caption_of(entry, config, epoch, 0) for epoch in range(20)}
     assert len(captions) > 3
     assert all(caption.startswith("a, b, ") and sorted(caption.split(", ")) == list("abcde") for caption in captions)
-    assert dataset.caption_for(entry, config, 5, 0) == dataset.caption_for(entry, config, 5, 0)
+    assert caption_of(entry, config, 5, 0) == caption_of(entry, config, 5, 0)
 
 
 def test_dropout_empties_the_caption_at_its_rate(tmp_path: Path) -> None:
     entry = entry_with(tmp_path, "a, b")
     config = config_for(tmp_path, caption_dropout_rate=0.25)
-    empty = sum(dataset.caption_for(entry, config, epoch, 0) == "" for epoch in range(2000))
+    empty = sum(caption_of(entry, config, epoch, 0) == "" for epoch in range(2000))
     assert 0.2 < empty / 2000 < 0.3
 
 
 def test_every_nth_epoch_can_be_without_captions(tmp_path: Path) -> None:
     entry = entry_with(tmp_path, "a, b")
     config = config_for(tmp_path, caption_dropout_every_n_epochs=3)
-    assert [dataset.caption_for(entry, config, epoch, 0) for epoch in range(4)] == ["a, b", "a, b", "", "a, b"]
+    assert [caption_of(entry, config, epoch, 0) for epoch in range(4)] == ["a, b", "a, b", "", "a, b"]
 
 
 def test_tags_are_left_out_but_not_those_that_are_kept(tmp_path: Path) -> None:
     entry = entry_with(tmp_path, "a, b, c, d")
     config = config_for(tmp_path, caption_tag_dropout_rate=0.5, keep_tokens=1)
-    captions = [dataset.caption_for(entry, config, epoch, 0) for epoch in range(50)]
+    captions = [caption_of(entry, config, epoch, 0) for epoch in range(50)]
     assert all(caption.split(", ")[0] == "a" for caption in captions)
     assert {len(caption.split(", ")) for caption in captions} >= {1, 2, 3}
 
@@ -185,8 +189,8 @@ def test_tags_are_left_out_but_not_those_that_are_kept(tmp_path: Path) -> None:
 def test_prefix_and_suffix_stay_outside_the_shuffling(tmp_path: Path) -> None:
     entry = entry_with(tmp_path, "a, b, c")
     config = config_for(tmp_path, shuffle_caption=True, caption_prefix="photo of", caption_suffix="here")
-    assert dataset.caption_for(entry, config, 0, 0).startswith("photo of ")
-    assert dataset.caption_for(entry, config, 0, 0).endswith(" here")
+    assert caption_of(entry, config, 0, 0).startswith("photo of ")
+    assert caption_of(entry, config, 0, 0).endswith(" here")
 
 
 # --- fingerprint ---------------------------------------------------------------------------------------------------
@@ -253,9 +257,9 @@ def test_long_lists_of_changes_are_cut_with_a_count(images: Path) -> None:
 
 def test_adding_an_image_leaves_the_draws_of_the_others_as_they_were(images: Path) -> None:
     config = config_for(images, shuffle_caption=True, caption_dropout_rate=0.3)
-    before = {entry.id: dataset.caption_for(entry, config, 3, 0) for entry in dataset.scan(config).entries}
+    before = {entry.id: caption_of(entry, config, 3, 0) for entry in dataset.scan(config).entries}
     picture(images / "images" / "new.png", colour="white")
-    after = {entry.id: dataset.caption_for(entry, config, 3, 0) for entry in dataset.scan(config).entries}
+    after = {entry.id: caption_of(entry, config, 3, 0) for entry in dataset.scan(config).entries}
     assert len(after) == 4 and after.items() >= before.items()
 
 

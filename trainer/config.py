@@ -231,6 +231,61 @@ class Dataset:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Validation"""
+
+    validation_split: float = option(
+        0.0,
+        "Share of the images that is not trained but measures what was learnt. The content of an image decides, so "
+        "that adding images moves no other across.",
+        low=0,
+        high=0.9,
+        on_resume="trajectory",
+    )
+    validation_data_dir: str = option(
+        "",
+        "Folder of images that measure what was learnt, laid out like train_data_dir. Copies of them are not trained.",
+        on_resume="trajectory",
+        by_content=True,
+    )
+    validation_seed: int | None = option(
+        None,
+        "Seed of the split and of the noise that validation uses. Empty: seed.",
+        low=0,
+        high=2**63 - 1,
+        on_resume="trajectory",
+        advanced=True,
+    )
+    validate_every_n_steps: int = option(0, "Validate every n steps. 0: not by steps.", low=0, on_resume="free")
+    validate_every_n_epochs: int = option(
+        0,
+        "Validate every n epochs. 0: every epoch, unless validate_every_n_steps is set.",
+        low=0,
+        on_resume="free",
+    )
+    max_validation_steps: int = option(
+        0,
+        "Batches of images that a validation looks at. 0: all of them.",
+        low=0,
+        on_resume="free",
+        advanced=True,
+    )
+    early_stopping_patience: int = option(
+        0,
+        "End the run after this many validations in a row without a better loss. 0: never.",
+        low=0,
+        on_resume="free",
+    )
+    early_stopping_min_delta: float = option(
+        0.0,
+        "A validation loss counts as better when it is lower by more than this.",
+        low=0,
+        on_resume="free",
+        advanced=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Network:
     """Network"""
 
@@ -481,11 +536,11 @@ class Samples:
     sample_sampler: Sampler = option("ddim", "Sampler of the sample images.", on_resume="free")
 
 
-SECTIONS = (Model, Folders, Dataset, Network, Training, Loss, Saving, Resume, Samples)
+SECTIONS = (Model, Folders, Dataset, Validation, Network, Training, Loss, Saving, Resume, Samples)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Samples, Resume, Saving, Loss, Training, Network, Dataset, Folders, Model):
+class Config(Samples, Resume, Saving, Loss, Training, Network, Validation, Dataset, Folders, Model):
     """The complete, checked set of options. Build it with `resolve`, which checks; the constructor does not."""
 
     @property
@@ -924,6 +979,14 @@ def _combination_problems(config: Config) -> list[tuple[str, str]]:
             "cannot go with multires_noise_iterations; choose one",
         ),
     ]
+    validates = bool(config.validation_split or config.validation_data_dir)
+    rules.append(
+        (
+            not validates and config.early_stopping_patience > 0,
+            "early_stopping_patience",
+            "needs images to validate with: set validation_split or validation_data_dir",
+        )
+    )
     for argument in config.optimizer_args:
         rules.append(("=" not in argument, "optimizer_args", f"{argument!r} is not of the form name=value"))
     for name in config.resume_allow:

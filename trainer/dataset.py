@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer import buckets, files, randomness
+from trainer import buckets, files, randomness, subsets
 from trainer.config import OPTIONS, Config
 from trainer.findings import KINDS, Finding
-from trainer.refusal import Refused
-from trainer.scan import EXTENSIONS, list_pictures, read_folders
+from trainer.scan import EXTENSIONS, read_folders
+from trainer.subsets import DatasetError, Subset
 
 DATASET_VERSION = 1
 SMALLEST_SHARE = 1 / 16  # of a picture that its bucket must show: less, and scaling it would take absurd memory
 LARGEST_ENLARGEMENT = 1.5  # times a picture is scaled up before it is remarked on
-FOLDER_NAME = re.compile(r"(\d+)_(.*)", re.DOTALL)
-
-
-class DatasetError(Refused):
-    """The images cannot be trained at all; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +27,23 @@ class Entry:
 
     id: str  # of its content; addresses its random draws, so other images do not matter to it
     path: Path
-    relative: str  # path below train_data_dir
+    relative: str  # path below the folder that an option names
     digest: str  # SHA-256 of the file
     size: buckets.Size  # (width, height) in pixels, turned upright
     bucket: buckets.Size
     caption: str  # as read; empty when there is none
     repeats: int
+    subset: Subset  # where it is from, and the options of its own
 
 
 @dataclass(frozen=True)
 class Scan:
-    """The outcome of looking at train_data_dir. `entries` are ordered by id, which no renaming changes."""
+    """The outcome of looking at the images. `entries` are ordered by id, which no renaming changes."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[Entry, ...]  # trained
     findings: tuple[Finding, ...]
     notices: tuple[str, ...]
+    validation: tuple[Entry, ...] = ()  # never trained
 
     @property
     def skipped(self) -> tuple[Finding, ...]:
@@ -69,59 +66,19 @@ class Scan:
 # --- scanning ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Folder:
-    path: Path
-    repeats: int
-    class_tokens: str
-
-
-def _folders(root: Path) -> tuple[list[_Folder], list[str]]:
-    if not root.exists():
-        raise DatasetError(f"train_data_dir: there is no folder {root}")
-    if not root.is_dir():
-        raise DatasetError(f"train_data_dir: {root} is not a folder")
-    notices, found = [], []
-    subfolders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    for entry in subfolders:
-        match = FOLDER_NAME.fullmatch(entry.name)
-        if match and int(match[1]) >= 1:
-            found.append(_Folder(entry, int(match[1]), match[2].strip()))
-        elif match:
-            notices.append(f"{entry} is skipped: 0 repeats")
-    if not found:
-        if not list_pictures(root) and subfolders:
-            raise DatasetError(
-                f"train_data_dir: no images in {root}; its folders are not named <repeats>_<class> "
-                f'(like "10_{subfolders[0].name}"), and a plain folder holds the images directly'
-            )
-        return [_Folder(root, 1, "")], notices
-    notices += [
-        f"{entry} is skipped: its name does not begin with a number of repeats, like 10_{entry.name}"
-        for entry in subfolders
-        if not FOLDER_NAME.fullmatch(entry.name)
-    ]
-    if direct := list_pictures(root):
-        notices.append(f"{len(direct)} images directly in {root} are skipped: it has folders named <repeats>_<class>")
-    return found, notices
-
-
 def scan(
     config: Config,
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
     workers: int = 4,
 ) -> Scan:
-    """Look at every image of train_data_dir: read the new ones whole, skip and name those that cannot be read.
+    """Look at every image of the training: read the new ones whole, skip and name those that cannot be read.
 
     Raises DatasetError when nothing can be trained.
     """
-    root = Path(config.train_data_dir)
-    if not config.train_data_dir:
-        raise DatasetError("train_data_dir is empty: name the folder that holds the images")
-    folders, notices = _folders(root)
+    chosen, notices = subsets.of(config)
     contents = read_folders(
-        [(folder.path, (config.caption_extension,)) for folder in folders],
+        [(subset.folder, (subset.options.caption_extension,)) for subset in chosen],
         config.cache_path,
         progress=progress,
         workers=workers,
@@ -130,14 +87,14 @@ def scan(
     findings: list[Finding] = []
     copies: dict[str, list[Path]] = {}
     uncaptioned = 0
-    for folder, content in zip(folders, contents, strict=True):
+    for subset, content in zip(chosen, contents, strict=True):
         findings += content.findings()
         for picture in content.pictures:
             fact = picture.facts
             if fact.problem:
                 continue
             size = (fact.width, fact.height)
-            bucket = _bucket(size, config)
+            bucket = _bucket(size, subset.options)
             if buckets.visible_share(size, bucket) < SMALLEST_SHARE:
                 findings.append(Finding("too_narrow", picture.path, f"{size[0]} x {size[1]} pixels"))
                 continue
@@ -149,7 +106,7 @@ def scan(
             caption = picture.caption_text()
             if caption is None:
                 uncaptioned += 1
-                caption = folder.class_tokens
+                caption = subset.class_tokens
             # Copies of one picture are told apart by their number, in the order of their paths.
             same = copies.setdefault(fact.digest, [])
             if same:
@@ -159,27 +116,75 @@ def scan(
                 Entry(
                     id=fact.digest[:32] if len(same) == 1 else f"{fact.digest[:32]}-{len(same)}",
                     path=picture.path,
-                    relative=picture.path.relative_to(root).as_posix(),
+                    relative=picture.path.relative_to(subset.root).as_posix(),
                     digest=fact.digest,
                     size=size,
                     bucket=bucket,
                     caption=caption,
-                    repeats=folder.repeats,
+                    repeats=subset.num_repeats,
+                    subset=subset,
                 )
             )
-    if not entries:
+    if all(entry.subset.is_validation for entry in entries):
         unread = [finding for finding in findings if KINDS[finding.kind].skipped]
         detail = f"; {len(unread)} files cannot be read, first {unread[0].path}: {unread[0].reason}" if unread else ""
         raise DatasetError(
-            f"train_data_dir: no images in {root}{detail}. Images are {', '.join(sorted(EXTENSIONS))}, directly "
-            "inside or in folders named <repeats>_<class>"
+            f"train_data_dir: no images in {config.train_data_dir}{detail}. Images are "
+            f"{', '.join(sorted(EXTENSIONS))}, directly inside or in folders named <repeats>_<class>"
         )
     if uncaptioned:
         notices.append(
             f"{uncaptioned} of {len(entries)} images have no {config.caption_extension} file; the folder's class is "
             "their caption"
         )
-    return Scan(tuple(sorted(entries, key=lambda entry: entry.id)), tuple(findings), tuple(notices))
+    entries.sort(key=lambda entry: entry.id)
+    train, validation, told = split(entries)
+    return Scan(tuple(train), tuple(findings), (*notices, *told), tuple(validation))
+
+
+# --- validation ----------------------------------------------------------------------------------------------------
+
+
+def split(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry], list[str]]:
+    """The entries to train, those to validate with, and notices. Raises DatasetError where nothing is left to train.
+
+    An image's content alone decides whether it is among the validation_split, so that no image that was trained is
+    ever validated with when images are added. Where the share is so small that no image is in it, the one nearest to
+    it is; adding images can only put a new one, or none, in its place. Copies go together.
+    """
+    held_out = {entry.digest for entry in entries if entry.subset.is_validation}
+    copies = {entry.digest for entry in entries if not entry.subset.is_validation} & held_out
+    places = {
+        entry.digest: _split_place(entry)
+        for entry in entries
+        if not entry.subset.is_validation and entry.subset.options.validation_split > 0
+    }
+    shares = {entry.digest: entry.subset.options.validation_split for entry in entries}
+    chosen = {digest for digest, place in places.items() if place < shares[digest]}
+    if places and not chosen:
+        chosen = {min(places, key=lambda digest: (places[digest], digest))}
+    held_out |= chosen
+    train = [entry for entry in entries if entry.digest not in held_out]
+    unvaried: dict[int, Subset] = {}  # one for each subset, since a config is large
+    validation = []
+    for entry in entries:
+        if entry.digest in chosen or entry.subset.is_validation:
+            if id(entry.subset) not in unvaried:
+                unvaried[id(entry.subset)] = entry.subset.unvaried()
+            validation.append(dataclasses.replace(entry, repeats=1, subset=unvaried[id(entry.subset)]))
+    if not train:
+        raise DatasetError(
+            f"validation: all {len(entries)} images are validation images, so none is left to train; lower "
+            "validation_split, choose another validation_seed, or take the images out of validation_data_dir"
+        )
+    told = [f"{len(copies)} images are not trained, because they are in validation_data_dir"] if copies else []
+    return train, validation, told
+
+
+def _split_place(entry: Entry) -> float:
+    options = entry.subset.options
+    seed = options.seed if options.validation_seed is None else options.validation_seed
+    return randomness.fraction(seed, "validation split", entry.digest)
 
 
 def _bucket(size: buckets.Size, config: Config) -> buckets.Size:
@@ -193,39 +198,6 @@ def _bucket(size: buckets.Size, config: Config) -> buckets.Size:
         config.bucket_reso_steps,
         config.bucket_no_upscale,
     )
-
-
-# --- captions ------------------------------------------------------------------------------------------------------
-
-
-def captions_vary(config: Config) -> bool:
-    """Whether an image's caption differs from one use to the next, apart from being dropped whole."""
-    return config.shuffle_caption or config.caption_tag_dropout_rate > 0
-
-
-def plain_caption(entry: Entry, config: Config) -> str:
-    """The caption with prefix and suffix, nothing shuffled or left out."""
-    return " ".join(part for part in (config.caption_prefix, entry.caption, config.caption_suffix) if part)
-
-
-def caption_for(entry: Entry, config: Config, epoch: int, repeat: int) -> str:
-    """The caption of one use of an image: dropped, shuffled and thinned as the options say, drawn by its address."""
-    if config.caption_dropout_every_n_epochs and (epoch + 1) % config.caption_dropout_every_n_epochs == 0:
-        return ""
-    draw = randomness.generator(config.seed, "caption", entry.id, epoch, repeat)
-    if draw.random() < config.caption_dropout_rate:
-        return ""
-    if not captions_vary(config):
-        return plain_caption(entry, config)
-    separator = config.caption_separator
-    parts = [part.strip() for part in entry.caption.split(separator) if part.strip()]
-    kept, rest = parts[: config.keep_tokens], parts[config.keep_tokens :]
-    if config.shuffle_caption:
-        rest = [rest[index] for index in draw.permutation(len(rest))]
-    if config.caption_tag_dropout_rate > 0:
-        rest = [part for part in rest if draw.random() >= config.caption_tag_dropout_rate]
-    joined = f"{separator} ".join(kept + rest)
-    return " ".join(part for part in (config.caption_prefix, joined, config.caption_suffix) if part)
 
 
 # --- fingerprints --------------------------------------------------------------------------------------------------
@@ -242,22 +214,24 @@ def preprocessing(config: Config) -> dict[str, Any]:
 
 def record(found: Scan, config: Config) -> dict[str, Any]:
     """What dataset.json keeps: each image by content, its caption and bucket, and one digest over all."""
-    images = {
-        entry.id: {
-            "path": entry.relative,
-            "caption": hashlib.sha256(entry.caption.encode()).hexdigest()[:32],
-            "bucket": list(entry.bucket),
-            "repeats": entry.repeats,
-        }
-        for entry in found.entries
-    }
-    content = {key: [image["caption"], image["bucket"], image["repeats"]] for key, image in images.items()}
+    images = {entry.id: _image(entry) for entry in found.entries}
+    images |= {entry.id: {**_image(entry), "validation": True} for entry in found.validation}
+    content = {key: [value for name, value in image.items() if name != "path"] for key, image in images.items()}
     settings = preprocessing(config)
     return {
         "version": DATASET_VERSION,
         "preprocessing": settings,
         "images": images,
         "digest": hashlib.sha256(files.json_bytes([content, settings])).hexdigest(),
+    }
+
+
+def _image(entry: Entry) -> dict[str, Any]:
+    return {
+        "path": entry.relative,
+        "caption": hashlib.sha256(entry.caption.encode()).hexdigest()[:32],
+        "bucket": list(entry.bucket),
+        "repeats": entry.repeats,
     }
 
 
@@ -269,7 +243,7 @@ class DatasetDifference:
     removed: tuple[str, ...]
     changed: tuple[str, ...]  # another picture under the same name
     captions: tuple[str, ...]
-    treated: tuple[str, ...]  # another bucket or number of repeats
+    treated: tuple[str, ...]  # another bucket or number of repeats, or trained then and validated with now
 
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.changed or self.captions or self.treated)
@@ -281,7 +255,7 @@ class DatasetDifference:
             "removed": self.removed,
             "another picture": self.changed,
             "caption changed": self.captions,
-            "bucket or repeats changed": self.treated,
+            "bucket, repeats or part in validation changed": self.treated,
         }
         result = []
         for kind, paths in kinds.items():
@@ -308,7 +282,7 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> DatasetDifferenc
             sorted(
                 new[key]["path"]
                 for key in both
-                if (old[key]["bucket"], old[key]["repeats"]) != (new[key]["bucket"], new[key]["repeats"])
+                if any(old[key].get(name) != new[key].get(name) for name in ("bucket", "repeats", "validation"))
             )
         ),
     )

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer import buckets, cache, dataset, losses, pictures, randomness
+from trainer import buckets, cache, captions, losses, pictures, randomness
 from trainer.config import Config
 from trainer.dataset import Entry
 
@@ -117,6 +117,73 @@ class Plan:
         return uses, [int(self._buckets[index]) for index in chosen]
 
 
+class Samples:
+    """Uses of images turned into the tensors of a micro-batch: pure functions of their addresses."""
+
+    def __init__(self, config: Config, sources: Sources) -> None:
+        self._config = config
+        self._sources = sources
+
+    def _draw(self, purpose: str, use: Use) -> np.random.Generator:
+        return randomness.generator(self._config.seed, purpose, use.entry.id, use.epoch, use.repeat)
+
+    def timestep(self, use: Use) -> int:
+        return int(self._draw("timestep", use).integers(self._config.min_timestep, self._config.max_timestep))
+
+    def caption(self, use: Use) -> str:
+        entry = use.entry
+        return captions.caption_of_use(entry.caption, entry.subset.options, entry.id, use.epoch, use.repeat)
+
+    def micro_batch(self, uses: Sequence[Use], weight: float) -> MicroBatch:
+        """Uses of one bucket, each with this share in the loss of its step."""
+        rows = [self._sample(use) for use in uses]
+        tensors = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+        tensors["timesteps"] = torch.tensor([self.timestep(use) for use in uses])
+        tensors["weights"] = torch.full((len(uses),), weight)
+        texts = [self.caption(use) for use in uses]
+        if self._sources.text_states:
+            tensors["text_states"] = torch.stack([self._sources.text_states(text) for text in texts])
+        else:
+            tensors["tokens"] = self._sources.tokenize(texts)
+        if torch.cuda.is_available():
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        return MicroBatch(tuple(uses), tensors)
+
+    def _sample(self, use: Use) -> cache.Arrays:
+        options, sources = use.entry.subset.options, self._sources
+        width, height = (side // sources.latent_factor for side in use.entry.bucket)
+        shape = (sources.latent_channels, height, width)
+        mirrored = options.flip_aug and self._draw("flip", use).random() < 0.5
+        arrays: cache.Arrays = {}
+        if sources.latents:
+            cached = sources.latents(use.entry, mirrored)
+            arrays["latent_mean"], arrays["latent_std"] = cached["mean"], cached["std"]
+        else:
+            crop = self._draw("crop", use).random(2) if options.random_crop else (0.5, 0.5)
+            arrays["pixels"] = pixels_of(use.entry, mirrored, (float(crop[0]), float(crop[1])))
+        arrays["latent_noise"] = self._draw("vae", use).standard_normal(shape, dtype=np.float32)
+        arrays |= self._noise(use, shape)
+        return arrays
+
+    def _noise(self, use: Use, shape: tuple[int, int, int]) -> cache.Arrays:
+        config, draw = self._config, self._draw("noise", use)
+        noise = draw.standard_normal(shape, dtype=np.float32)
+        if config.multires_noise_iterations:
+            noise = losses.pyramid_noise(noise, draw, config.multires_noise_iterations, config.multires_noise_discount)
+        arrays: cache.Arrays = {"noise": noise}
+        if config.noise_offset:
+            draw = self._draw("noise offset", use)
+            arrays["offset"] = draw.standard_normal((shape[0], 1, 1), dtype=np.float32)
+            strength = draw.random() if config.noise_offset_random_strength else 1.0
+            arrays["offset_strength"] = np.float32(config.noise_offset * strength).reshape(1, 1, 1)
+        if config.ip_noise_gamma:
+            draw = self._draw("input noise", use)
+            strength = draw.random() if config.ip_noise_gamma_random_strength else 1.0
+            values = draw.standard_normal(shape, dtype=np.float32)
+            arrays["input_noise"] = values * np.float32(config.ip_noise_gamma * strength)
+        return arrays
+
+
 class Loader:
     """Iterates over the steps from a place on, without an end; seeking costs nothing.
 
@@ -126,7 +193,7 @@ class Loader:
     def __init__(self, config: Config, plan: Plan, sources: Sources, processes: int = 1, process: int = 0) -> None:
         self._config = config
         self._plan = plan
-        self._sources = sources
+        self._samples = Samples(config, sources)
         self._processes = processes
         self._process = process
 
@@ -158,9 +225,10 @@ class Loader:
             mine, weight = shares[self._process], 1 / len(uses)
             if not mine:  # all processes step together: a sample of weight zero
                 mine, weight = shares[0][:1], 0.0
-            micro_batches.append(self._micro_batch([uses[index] for index in mine], weight))
+            micro_batches.append(self._samples.micro_batch([uses[index] for index in mine], weight))
+        samples = self._samples
         described = [
-            f"{use.entry.id} {use.epoch} {use.repeat} {self._timestep(use)} {self._caption(use)}" for use in uses
+            f"{use.entry.id} {use.epoch} {use.repeat} {samples.timestep(use)} {samples.caption(use)}" for use in uses
         ]
         return Step(
             index=step,
@@ -169,63 +237,6 @@ class Loader:
             samples=len(uses),
             digest=hashlib.sha256("\n".join(described).encode()).hexdigest()[:16],
         )
-
-    def _draw(self, purpose: str, use: Use) -> np.random.Generator:
-        return randomness.generator(self._config.seed, purpose, use.entry.id, use.epoch, use.repeat)
-
-    def _timestep(self, use: Use) -> int:
-        return int(self._draw("timestep", use).integers(self._config.min_timestep, self._config.max_timestep))
-
-    def _caption(self, use: Use) -> str:
-        return dataset.caption_for(use.entry, self._config, use.epoch, use.repeat)
-
-    def _micro_batch(self, uses: list[Use], weight: float) -> MicroBatch:
-        rows = [self._sample(use) for use in uses]
-        tensors = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
-        tensors["timesteps"] = torch.tensor([self._timestep(use) for use in uses])
-        tensors["weights"] = torch.full((len(uses),), weight)
-        captions = [self._caption(use) for use in uses]
-        if self._sources.text_states:
-            tensors["text_states"] = torch.stack([self._sources.text_states(caption) for caption in captions])
-        else:
-            tensors["tokens"] = self._sources.tokenize(captions)
-        if torch.cuda.is_available():
-            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-        return MicroBatch(tuple(uses), tensors)
-
-    def _sample(self, use: Use) -> cache.Arrays:
-        config, sources = self._config, self._sources
-        width, height = (side // sources.latent_factor for side in use.entry.bucket)
-        shape = (sources.latent_channels, height, width)
-        mirrored = config.flip_aug and self._draw("flip", use).random() < 0.5
-        arrays: cache.Arrays = {}
-        if sources.latents:
-            cached = sources.latents(use.entry, mirrored)
-            arrays["latent_mean"], arrays["latent_std"] = cached["mean"], cached["std"]
-        else:
-            crop = self._draw("crop", use).random(2) if config.random_crop else (0.5, 0.5)
-            arrays["pixels"] = pixels_of(use.entry, mirrored, (float(crop[0]), float(crop[1])))
-        arrays["latent_noise"] = self._draw("vae", use).standard_normal(shape, dtype=np.float32)
-        arrays |= self._noise(use, shape)
-        return arrays
-
-    def _noise(self, use: Use, shape: tuple[int, int, int]) -> cache.Arrays:
-        config, draw = self._config, self._draw("noise", use)
-        noise = draw.standard_normal(shape, dtype=np.float32)
-        if config.multires_noise_iterations:
-            noise = losses.pyramid_noise(noise, draw, config.multires_noise_iterations, config.multires_noise_discount)
-        arrays: cache.Arrays = {"noise": noise}
-        if config.noise_offset:
-            draw = self._draw("noise offset", use)
-            arrays["offset"] = draw.standard_normal((shape[0], 1, 1), dtype=np.float32)
-            strength = draw.random() if config.noise_offset_random_strength else 1.0
-            arrays["offset_strength"] = np.float32(config.noise_offset * strength).reshape(1, 1, 1)
-        if config.ip_noise_gamma:
-            draw = self._draw("input noise", use)
-            strength = draw.random() if config.ip_noise_gamma_random_strength else 1.0
-            values = draw.standard_normal(shape, dtype=np.float32)
-            arrays["input_noise"] = values * np.float32(config.ip_noise_gamma * strength)
-        return arrays
 
 
 def pixels_of(
@@ -248,8 +259,11 @@ def latent_source(
     `encode`: pixels (batch, 3, height, width) -> mean, std; `identity`: what else decides its result.
     """
     store = cache.Cache(config.cache_path / "latents" if config.cache_latents_to_disk else None)
-    kinds = (False, True) if config.flip_aug else (False,)
-    uses = [(entry, mirrored) for entry in entries for mirrored in kinds]
+    uses = [
+        (entry, mirrored)
+        for entry in entries
+        for mirrored in ((False, True) if entry.subset.options.flip_aug else (False,))
+    ]
     uses.sort(key=lambda use: (use[0].bucket, use[1], use[0].id))  # batches of one size
 
     def key(entry: Entry, mirrored: bool) -> str:
@@ -311,20 +325,20 @@ def text_source(
     """
     to_disk = config.cache_text_encoder_outputs_to_disk
     store = cache.Cache(config.cache_path / "text" if to_disk else None)
-    captions = sorted({dataset.plain_caption(entry, config) for entry in entries} | {""})
+    texts = sorted({captions.plain_caption(entry.caption, entry.subset.options) for entry in entries} | {""})
 
     def key(caption: str) -> str:
         return cache.key_of({"caption": caption, "by": identity, "version": 1})
 
     store.fill(
-        [key(caption) for caption in captions],
-        lambda places: [{"states": encode([captions[place]])[0].numpy()} for place in places],
+        [key(text) for text in texts],
+        lambda places: [{"states": encode([texts[place]])[0].numpy()} for place in places],
         1,
         progress,
     )
     states = {}
-    for caption in captions:
-        found = store.get(key(caption))
+    for text in texts:
+        found = store.get(key(text))
         assert found is not None
-        states[caption] = torch.from_numpy(found["states"])
+        states[text] = torch.from_numpy(found["states"])
     return states.__getitem__

@@ -23,6 +23,7 @@ from trainer import (
     manifest,
     network,
     optimizers,
+    overfitting,
     preflight,
     prompts,
     randomness,
@@ -31,6 +32,7 @@ from trainer import (
     sampling,
     schedule,
     session,
+    validation,
 )
 from trainer.config import Config, ConfigError, Problem
 from trainer.console import ConsoleLog
@@ -38,6 +40,7 @@ from trainer.families.base import Model
 from trainer.loader import Loader, Origin, Plan, Sources
 from trainer.manifest import CheckpointDamaged
 from trainer.network import DTYPES as FILE_DTYPES
+from trainer.overfitting import Record
 from trainer.preflight import Inputs
 from trainer.progress import Agreement, Meter, Wish
 from trainer.resume import ResumeRefused, Verdict
@@ -46,6 +49,7 @@ from trainer.saving import Saver
 from trainer.session import Session, TrainingFailed
 from trainer.signals import StopSignals
 from trainer.state import State
+from trainer.validation import Validator
 
 logger = logging.getLogger(__name__)
 Ending = Literal["finished", "stopped"]
@@ -76,7 +80,10 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
             logger.info("%s", "\n".join(verdict.lines()))
             if verdict.refusals:
                 raise ResumeRefused(list(verdict.refusals))
-            if verdict.finished and branches.last_file(config).exists():
+            stopped_early = overfitting.patience_is_over(config, Record(**verdict.state.get("validation", {})))
+            if stopped_early:
+                logger.info("Early stopping ended the run; raise early_stopping_patience, or set it to 0, to go on.")
+            if (verdict.finished or stopped_early) and branches.last_file(config).exists():
                 if accelerator.is_main_process:
                     session.record_finished(config, run, verdict.step)
                 return "finished"
@@ -110,6 +117,7 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
             saver = Saver(config, run, state, plan, curve, inputs, this_session, here)
             meter = Meter(state, events, total_steps)
             agreement = Agreement(processes)
+            validator = make_validator(config, inputs, sources, state, accelerator)
 
             def sample() -> None:
                 if sample_prompts and events:
@@ -118,13 +126,20 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
                             model, sample_prompts, config.sample_sampler, device, run, events, state.global_step
                         )
 
+            def validate() -> None:
+                if validator and validation.is_due(config, plan, state.validation, state.global_step):
+                    meter.flush()
+                    validator.run(events, given_up=lambda: signals.requested and processes == 1)
+
             if config.sample_at_first and state.global_step == 0:
                 sample()
             steps = Loader(config, plan, sources, processes, accelerator.process_index).steps(state.global_step)
             prepared.train()
+            validate()  # if a stop came before it
             updating = stopping = False
+            ending = state.global_step >= total_steps or overfitting.patience_is_over(config, state.validation)
             try:
-                while state.global_step < total_steps and not stopping:
+                while not (ending or stopping):
                     started = time.perf_counter()
                     step = next(steps)
                     data_seconds = time.perf_counter() - started
@@ -160,6 +175,9 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
                         batch=step.digest,
                     )
 
+                    validate()
+                    ending = state.global_step == total_steps or overfitting.patience_is_over(config, state.validation)
+
                     wish = Wish.STOP if signals.requested else Wish(0)
                     if state.nonfinite_in_a_row >= config.max_nonfinite_steps:
                         wish |= Wish.GIVE_UP
@@ -170,11 +188,10 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
                     wish = agreement.on(wish)
                     if wish & Wish.GIVE_UP:
                         raise not_finite(config, state)
-                    stopping = bool(wish & Wish.STOP) and state.global_step < total_steps
+                    stopping = bool(wish & Wish.STOP) and not ending
                     if wish & Wish.SAMPLE or sample_is_due(config, plan, state.global_step):
                         sample()
                     due = saver.due_files()
-                    ending = state.global_step == total_steps
                     if accelerator.is_main_process and not ending and (due or wish & (Wish.SAVE | Wish.STOP)):
                         meter.flush()
                         saver.save(due, checkpoint=config.save_state or bool(wish & (Wish.SAVE | Wish.STOP)))
@@ -195,7 +212,9 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
                         f"the last save failed: {saver.last_error}",
                         "Earlier checkpoints are intact. Remove the cause, then resume from the latest.",
                     )
-                this_session.finish("stopped" if stopping else "finished", "stopped" if stopping else "finished")
+                early = state.global_step < total_steps
+                reason = "stopped" if stopping else "early_stopping" if early else "finished"
+                this_session.finish("stopped" if stopping else "finished", reason)
             accelerator.wait_for_everyone()
             return "stopped" if stopping else "finished"
 
@@ -301,19 +320,38 @@ def prepare_sources(
 
     model.prepare(device, latents_cached=False, text_cached=False)
     base = inputs.base_model
+    entries = (*inputs.found.entries, *inputs.found.validation)
     latents = text_states = None
     if config.cache_latents:
         identity = f"{base.get('vae', base['pretrained_model_name_or_path'])} {model.image_identity()}"
         latents = loader.latent_source(
-            config, inputs.found.entries, model.encode_images, identity, lambda *args: progress("latents", *args)
+            config, entries, model.encode_images, identity, lambda *args: progress("latents", *args)
         )
     if config.cache_text_encoder_outputs:
         identity = f"{base['pretrained_model_name_or_path']} {model.text_identity()}"
         text_states = loader.text_source(
-            config, inputs.found.entries, model.encode_captions, identity, lambda *args: progress("captions", *args)
+            config, entries, model.encode_captions, identity, lambda *args: progress("captions", *args)
         )
     model.prepare(device, latents_cached=config.cache_latents, text_cached=config.cache_text_encoder_outputs)
     return Sources(model.tokenize, latents, text_states, model.latent_channels, model.latent_factor)
+
+
+def make_validator(
+    config: Config, inputs: Inputs, sources: Sources, state: State, accelerator: Accelerator
+) -> Validator | None:
+    """What measures the loss on the validation images; None where there are none."""
+    if not inputs.found.validation:
+        return None
+    return Validator(
+        config,
+        inputs.found.validation,
+        sources,
+        state,
+        accelerator.device,
+        processes=accelerator.num_processes,
+        process=accelerator.process_index,
+        add_up=lambda tensor: accelerator.reduce(tensor, "sum"),
+    )
 
 
 def restore(state: State, verdict: Verdict) -> None:

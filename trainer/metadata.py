@@ -86,6 +86,7 @@ def constant(config: Config, found: Scan, model: Any, *, total_steps: int, steps
         "ss_network_alpha": config.network_alpha or config.network_dim,
         "ss_network_args": network_args,
         "ss_num_train_images": found.samples,
+        "ss_num_validation_images": len(found.validation),
         "ss_num_reg_images": 0,
         "ss_num_batches_per_epoch": steps_per_epoch,
         "ss_num_epochs": -(-total_steps // steps_per_epoch),

@@ -41,6 +41,7 @@ class Inputs:
         lines = [
             f"{len(found.entries)} images, {found.samples} samples an epoch in {len(found.bucket_counts())} buckets: "
             f"{self.steps_per_epoch} steps an epoch, {self.total_steps} steps in all",
+            *([f"{len(found.validation)} more images are not trained, but validated with"] if found.validation else []),
             *found.notices,
         ]
         lines += findings.lines(found.skipped)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from trainer import dataset, manifest, schedule
 from trainer.config import OPTIONS, Config, ConfigError, OnResume, read_config
 from trainer.manifest import CheckpointDamaged, Manifest
+from trainer.overfitting import Record
 from trainer.refusal import Refused
 from trainer.runs import RunFolder, RunUnreadable, read_run
 from trainer.schedule import LrCurve
@@ -309,6 +310,7 @@ def _checked_documents(state: Mapping[str, Any], images: Mapping[str, Any], envi
     kinds = {"str": str, "int": int, "float": float}
     for field in dataclasses.fields(LrCurve):
         manifest.of(kinds[str(field.type)], state["lr_curve"][field.name])
+    manifest.of(int, Record(**state.get("validation", {})).not_better)
     curve = LrCurve(**state["lr_curve"])
     curve.factor(state["global_step"])
     return curve

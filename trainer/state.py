@@ -16,6 +16,7 @@ from trainer.checkpoint import Contents
 from trainer.config import Config
 from trainer.families.base import Model
 from trainer.loader import Origin
+from trainer.overfitting import Record
 from trainer.schedule import LrCurve
 
 STATE_VERSION = 1
@@ -46,6 +47,7 @@ class State:
         self.origin = Origin()
         self.loss_average: float | None = None
         self.nonfinite_in_a_row = 0
+        self.validation = Record()
         self._skips_itself = optimizers.skips_nonfinite_itself(self.optimizer)
 
     # --- a step ----------------------------------------------------------------------------------------------------
@@ -123,6 +125,7 @@ class State:
                 "scaler": self.scaler.state_dict() if self.scaler else None,
                 "loss_average": self.loss_average,
                 "nonfinite_in_a_row": self.nonfinite_in_a_row,
+                "validation": dataclasses.asdict(self.validation),
                 **more,
             },
             documents=documents,
@@ -146,6 +149,7 @@ class State:
         self.origin = Origin(**values["epoch_origin"])
         self.loss_average = values["loss_average"]
         self.nonfinite_in_a_row = values["nonfinite_in_a_row"]
+        self.validation = Record(**values.get("validation", {}))  # version 1 began without it
 
     @property
     def checkpoint_bytes(self) -> int:

@@ -1,0 +1,92 @@
+"""Which folders are trained, and with which options each. No torch here, and no picture is opened."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.config import Config
+from trainer.refusal import Refused
+from trainer.scan import list_pictures
+
+FOLDER_NAME = re.compile(r"(\d+)_(.*)", re.DOTALL)
+# What makes an image different from use to use; off where images measure.
+UNVARIED = {
+    "flip_aug": False,
+    "random_crop": False,
+    "shuffle_caption": False,
+    "caption_dropout_rate": 0.0,
+    "caption_dropout_every_n_epochs": 0,
+    "caption_tag_dropout_rate": 0.0,
+}
+
+
+class DatasetError(Refused):
+    """The images cannot be trained at all; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Subset:
+    """A folder of images and how they are used."""
+
+    folder: Path
+    root: Path  # the images' names are told from here on
+    options: Config
+    num_repeats: int = 1
+    class_tokens: str = ""  # the caption of an image without one
+    is_validation: bool = False
+
+    def unvaried(self) -> Subset:
+        """The subset with nothing that makes an image different from use to use."""
+        return dataclasses.replace(self, options=self.options.replace(**UNVARIED))
+
+
+def of(config: Config) -> tuple[list[Subset], list[str]]:
+    """The folders of a training, and notices. Raises DatasetError where there are none."""
+    if not config.train_data_dir:
+        raise DatasetError("train_data_dir is empty: name the folder that holds the images")
+    found, notices = in_folder(config.train_data_dir, "train_data_dir", config)
+    if config.validation_data_dir:
+        more, told = in_folder(config.validation_data_dir, "validation_data_dir", config, is_validation=True)
+        found, notices = found + more, notices + told
+    return found, notices
+
+
+def in_folder(
+    folder: str, option: str, config: Config, *, is_validation: bool = False
+) -> tuple[list[Subset], list[str]]:
+    """The subsets of a folder in kohya's layout, <repeats>_<class tokens>, or of one that holds images directly.
+
+    `option` is what the folder's messages begin with. Raises DatasetError.
+    """
+    root = Path(folder)
+    if not root.exists():
+        raise DatasetError(f"{option}: there is no folder {root}")
+    if not root.is_dir():
+        raise DatasetError(f"{option}: {root} is not a folder")
+    notices, found = [], []
+    subfolders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    for entry in subfolders:
+        match = FOLDER_NAME.fullmatch(entry.name)
+        if match and int(match[1]) >= 1:
+            repeats = 1 if is_validation else int(match[1])
+            found.append(Subset(entry, root, config, repeats, match[2].strip(), is_validation))
+        elif match:
+            notices.append(f"{entry} is skipped: 0 repeats")
+    if not found:
+        if not list_pictures(root) and subfolders:
+            raise DatasetError(
+                f"{option}: no images in {root}; its folders are not named <repeats>_<class> "
+                f'(like "10_{subfolders[0].name}"), and a plain folder holds the images directly'
+            )
+        return [Subset(root, root, config, is_validation=is_validation)], notices
+    notices += [
+        f"{entry} is skipped: its name does not begin with a number of repeats, like 10_{entry.name}"
+        for entry in subfolders
+        if not FOLDER_NAME.fullmatch(entry.name)
+    ]
+    if direct := list_pictures(root):
+        notices.append(f"{len(direct)} images directly in {root} are skipped: it has folders named <repeats>_<class>")
+    return found, notices
