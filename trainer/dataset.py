@@ -13,7 +13,7 @@ from typing import Any
 from trainer import buckets, files, randomness, subsets
 from trainer.config import OPTIONS, Config
 from trainer.findings import KINDS, Finding
-from trainer.scan import EXTENSIONS, read_folders
+from trainer.scan import EXTENSIONS, no_collections, read_folders
 from trainer.subsets import DatasetError, Subset
 
 DATASET_VERSION = 1
@@ -66,6 +66,7 @@ class Scan:
 # --- scanning ------------------------------------------------------------------------------------------------------
 
 
+@no_collections()
 def scan(
     config: Config,
     *,
@@ -89,19 +90,20 @@ def scan(
     uncaptioned = 0
     for subset, content in zip(chosen, contents, strict=True):
         findings += content.findings()
+        below = "" if subset.folder == subset.root else f"{subset.folder.relative_to(subset.root).as_posix()}/"
         for picture in content.pictures:
-            fact = picture.facts
+            fact, path = picture.facts, picture.path
             if fact.problem:
                 continue
             size = (fact.width, fact.height)
             bucket = _bucket(size, subset.options)
             if buckets.visible_share(size, bucket) < SMALLEST_SHARE:
-                findings.append(Finding("too_narrow", picture.path, f"{size[0]} x {size[1]} pixels"))
+                findings.append(Finding("too_narrow", path, f"{size[0]} x {size[1]} pixels"))
                 continue
             findings += picture.findings()
             if (factor := buckets.enlargement(size, bucket)) > LARGEST_ENLARGEMENT:
                 findings.append(
-                    Finding("too_small", picture.path, f"{size[0]} x {size[1]} pixels, enlarged {factor:.1f} times")
+                    Finding("too_small", path, f"{size[0]} x {size[1]} pixels, enlarged {factor:.1f} times")
                 )
             caption = picture.caption_text()
             if caption is None:
@@ -110,13 +112,13 @@ def scan(
             # Copies of one picture are told apart by their number, in the order of their paths.
             same = copies.setdefault(fact.digest, [])
             if same:
-                findings.append(Finding("duplicate", picture.path, "of", (same[0],)))
-            same.append(picture.path)
+                findings.append(Finding("duplicate", path, "of", (same[0],)))
+            same.append(path)
             entries.append(
                 Entry(
                     id=fact.digest[:32] if len(same) == 1 else f"{fact.digest[:32]}-{len(same)}",
-                    path=picture.path,
-                    relative=picture.path.relative_to(subset.root).as_posix(),
+                    path=path,
+                    relative=below + path.name,
                     digest=fact.digest,
                     size=size,
                     bucket=bucket,

@@ -56,15 +56,15 @@ class FileMemory:
         for path in stamps:
             key = _key(path)
             folders.setdefault(key[: key.rfind(os.sep) + 1], {})[key] = path
-        found = {}
+        found: dict[str, str] = {}
         with contextlib.suppress(sqlite3.Error), self._connection() as connection:
             for folder, paths in folders.items():
                 below = (folder, folder[:-1] + chr(ord(os.sep) + 1))
                 rows = connection.execute("select path, stamp, value from memory where path > ? and path < ?", below)
                 for key, stamp, value in rows:
                     if key in paths and stamps[paths[key]] == stamp:
-                        found[paths[key]] = json.loads(value)
-        return found
+                        found[paths[key]] = value
+        return dict(zip(found, json.loads(f"[{','.join(found.values())}]"), strict=True))  # one call for them all
 
     def remember(self, learnt: Iterable[tuple[str, str, Any]]) -> None:
         """Keep (path, stamp, value) for the next time."""

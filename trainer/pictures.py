@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from pathlib import Path
 
@@ -13,8 +14,7 @@ from trainer import buckets
 
 FORMATS = {
     "PNG": (".png", ".apng"),
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "MPO": (".mpo",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "WEBP": (".webp",),
     "AVIF": (".avif", ".avifs"),
     "GIF": (".gif",),
@@ -36,9 +36,11 @@ PICTURE_ERRORS = (
     IndexError,
     KeyError,
     MemoryError,
+    struct.error,
     Image.DecompressionBombError,
 )  # what Pillow raises at damaged files
 
+Image.init()  # registers every format; doing so on the first use is not safe among threads
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `check_size` refuses these
 
 

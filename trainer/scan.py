@@ -8,6 +8,8 @@ a file that has no sums (JPEG, WebP) shows when the picture is decoded: by `trai
 from __future__ import annotations
 
 import codecs
+import contextlib
+import gc
 import hashlib
 import os
 import stat
@@ -17,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
@@ -25,7 +27,7 @@ from trainer.findings import Finding
 from trainer.memory import FileMemory, stamp_of_stat
 from trainer.pictures import FORMATS, PICTURE_ERRORS, PictureError, check_size, open_picture
 
-JPEG = FORMATS["JPEG"]
+MANY_IN_ONE = {"MPO": "JPEG"}  # what Pillow calls a JPEG that holds several pictures, as telephones write them
 EXTENSIONS = frozenset(extension for known in FORMATS.values() for extension in known)
 FOREIGN_EXTENSIONS = frozenset(
     {".jxl", ".heic", ".heif", ".svg", ".psd", ".xcf", ".kra", ".eps", ".ico", ".exr", ".hdr", ".dds"}
@@ -38,8 +40,10 @@ REMEMBERED_AT_ONCE = 4096  # files after which what was learnt is kept
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+# There may be a hundred thousand of each of these: tuples are made the fastest.
+
+
+class Facts(NamedTuple):
     """What looking at a picture once told. `problem`: a kind of trainer.findings, and `detail`; empty when sound."""
 
     digest: str = ""  # SHA-256 of the file
@@ -50,23 +54,25 @@ class Facts:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Caption:
-    """A caption file. `text`: all of it; `problem`: a kind of trainer.findings, and `detail`; empty when sound."""
+class Caption(NamedTuple):
+    """What a caption file holds. `problem`: a kind of trainer.findings, and `detail`; empty when sound."""
 
-    path: Path
     text: str
     problem: str = ""
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A file that is named like a picture, and its caption file if there is one."""
+class Picture(NamedTuple):
+    """A file that is named like a picture, and what its caption file holds if there is one."""
 
-    path: Path
+    file: str  # its path
     facts: Facts
+    caption_file: str
     caption: Caption | None
+
+    @property
+    def path(self) -> Path:
+        return Path(self.file)
 
     def caption_text(self) -> str | None:
         """The first line of its caption file; None where there is none that can be read."""
@@ -76,13 +82,13 @@ class Picture:
 
     def findings(self) -> Iterator[Finding]:
         """What is remarkable about it and its caption, apart from what keeps it out of the training."""
-        extension = self.path.suffix.lower()
-        if extension not in FORMATS[self.facts.format] and not (self.facts.format == "MPO" and extension in JPEG):
+        extension = self.file[self.file.rfind(".") :].lower()
+        if extension not in FORMATS[self.facts.format]:
             yield Finding("wrong_extension", self.path, f"its content is {self.facts.format}")
         if self.caption is None:
             yield Finding("no_caption", self.path)
         elif self.caption.problem:
-            yield Finding(self.caption.problem, self.caption.path, self.caption.detail)
+            yield Finding(self.caption.problem, Path(self.caption_file), self.caption.detail)
         if self.caption_text() == "":
             yield Finding("empty_caption", self.path)
 
@@ -129,7 +135,7 @@ def look(path: Path) -> Facts:
             file.seek(0)
             with Image.open(file, formats=tuple(FORMATS)) as opened:
                 check_size(opened.size)
-                size, format_name = _upright(opened), opened.format or ""
+                size, format_name = _upright(opened), MANY_IN_ONE.get(opened.format or "", opened.format or "")
                 is_plain = SOUND.get(format_name)
                 plain = is_plain is not None and is_plain(file, length)
     except UnidentifiedImageError:
@@ -217,7 +223,6 @@ def _avif_is_whole(file: BinaryIO, length: int) -> bool:
 SOUND: Mapping[str, Callable[[BinaryIO, int], bool]] = {
     "PNG": _png_is_whole,
     "JPEG": _jpeg_is_whole,
-    "MPO": _jpeg_is_whole,
     "WEBP": _webp_is_whole,
     "GIF": _gif_is_whole,
     "BMP": _bmp_is_whole,
@@ -236,30 +241,26 @@ BYTE_ORDER_MARKS = {
 }
 
 
-def read_caption(path: Path) -> Caption:
+def read_caption(file: str) -> Caption:
     """A caption file's text: UTF-8, or what its byte order mark says, or else Latin-1, which is a finding."""
+    path = Path(file)
     try:
         if not path.is_file():  # a pipe would be waited for
-            return Caption(path, "", "caption_unreadable", "it is not a file")
-        with path.open("rb") as file:
-            data = file.read(LARGEST_CAPTION + 1)
+            return Caption("", "caption_unreadable", "it is not a file")
+        with path.open("rb") as opened:
+            data = opened.read(LARGEST_CAPTION + 1)
     except OSError as error:
-        return Caption(path, "", "caption_unreadable", error.strerror or str(error))
+        return Caption("", "caption_unreadable", error.strerror or str(error))
     if len(data) > LARGEST_CAPTION:
-        return Caption(path, "", "caption_unreadable", "it is larger than 1 MB")
-    return decode_caption(path, data)
-
-
-def decode_caption(path: Path, data: bytes) -> Caption:
-    """The text of a caption file's content."""
+        return Caption("", "caption_unreadable", "it is larger than 1 MB")
     encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError:
-        return Caption(path, data.decode("latin-1"), "caption_encoding", "it was read as Latin-1")
+        return Caption(data.decode("latin-1"), "caption_encoding", "it was read as Latin-1")
     if encoding in ("utf-16", "utf-32"):
-        return Caption(path, text, "caption_encoding", f"it was read as {encoding.upper()}")
-    return Caption(path, text)
+        return Caption(text, "caption_encoding", f"it was read as {encoding.upper()}")
+    return Caption(text)
 
 
 # --- folders -------------------------------------------------------------------------------------------------------
@@ -278,6 +279,19 @@ class _Listing:
     foreign: tuple[Path, ...]
 
 
+@contextlib.contextmanager
+def no_collections() -> Iterator[None]:
+    """Do not look for garbage among a million new objects again and again: it takes as long as making them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@no_collections()
 def read_folders(
     wanted: Sequence[tuple[Path, Sequence[str]]],
     memory_folder: Path,
@@ -303,25 +317,25 @@ def _list(folder: Path, extensions: Sequence[str]) -> _Listing:
         names = {entry.name: entry for entry in entries if not entry.name.startswith(".")}
     pictures, irregular, caption_of, texts, foreign = {}, {}, {}, {}, []
     for name in sorted(names):
-        entry = names[name]
-        stem, extension = os.path.splitext(name)
-        extension = extension.lower()
+        stem, dot, ending = name.rpartition(".")
+        extension = dot + ending.lower()
         if extension in EXTENSIONS:
+            entry = names[name]
             pictures[entry.path] = stamp = _stamp(entry)
             if not stamp:
                 irregular[entry.path] = _irregular(entry)
-            text = next((names[stem + item] for item in extensions if stem + item in names), None)
-            if text is not None:
-                caption_of[entry.path] = text.path
-                texts[text.path] = _stamp(text)
+            for item in extensions:
+                if stem + item in names:
+                    text = names[stem + item]
+                    caption_of[entry.path] = text.path
+                    texts[text.path] = _stamp(text)
+                    break
         elif extension in FOREIGN_EXTENSIONS:
-            foreign.append(Path(entry.path))
-    lonely = tuple(
-        Path(entry.path)
-        for name, entry in names.items()
-        if name.endswith(tuple(extensions)) and entry.path not in texts and not entry.is_dir()
-    )
-    return _Listing(folder, pictures, irregular, caption_of, texts, tuple(sorted(lonely)), tuple(foreign))
+            foreign.append(Path(names[name].path))
+    endings = tuple(extensions)
+    lonely = [entry for name, entry in names.items() if name.endswith(endings) and entry.path not in texts]
+    lonely_files = tuple(sorted(Path(entry.path) for entry in lonely if not entry.is_dir()))
+    return _Listing(folder, pictures, irregular, caption_of, texts, lonely_files, tuple(foreign))
 
 
 def _stamp(entry: os.DirEntry[str]) -> str:
@@ -372,20 +386,19 @@ def _learn(
     return rows
 
 
-def _picture_row(path: str) -> list[Any]:
-    facts = look(Path(path))
-    return [facts.digest, facts.width, facts.height, facts.format, facts.problem, facts.detail]
+def _picture_row(file: str) -> list[Any]:
+    return list(look(Path(file)))
 
 
-def _caption_row(path: str) -> list[Any]:
-    caption = read_caption(Path(path))
-    return [caption.text, caption.problem, caption.detail]
+def _caption_row(file: str) -> list[Any]:
+    return list(read_caption(file))
 
 
 def _assemble(listing: _Listing, facts: Mapping[str, Sequence[Any]], captions: Mapping[str, Sequence[Any]]) -> Folder:
     pictures = []
-    for path in listing.pictures:
-        text = listing.caption_of.get(path)
-        caption = Caption(Path(text), *captions[text]) if text else None
-        pictures.append(Picture(Path(path), listing.irregular.get(path) or Facts(*facts[path]), caption))
+    for file in listing.pictures:
+        caption_file = listing.caption_of.get(file, "")
+        caption = Caption._make(captions[caption_file]) if caption_file else None
+        about = listing.irregular.get(file) or Facts._make(facts[file])
+        pictures.append(Picture(file, about, caption_file, caption))
     return Folder(listing.path, tuple(pictures), listing.lonely, listing.foreign)
