@@ -12,6 +12,7 @@ import threading
 import time
 import webbrowser
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -21,8 +22,10 @@ import fastapi
 import gradio as gr
 import uvicorn
 
+from gui import draft as drafts
 from gui import form as forms
-from gui import look, resume_tab, run_bar, runner, samples_tab, security, train_tab
+from gui import look, presets, resume_tab, run_bar, runner, samples_tab, security, train_tab
+from gui.draft import Draft
 from gui.monitor import View, Watch
 from gui.monitor_tab import TO_THE_END_OF_THE_LOG, MonitorTab, add_output_folder, checked_smoothing
 from gui.places import Places, usual_places
@@ -51,9 +54,11 @@ class Page:
     def __init__(self, places: Places) -> None:
         self.places = places
         self.watch = Watch()
-        with gr.Blocks(title="Rekindle", analytics_enabled=False, fill_width=True) as self.blocks:
+        kept = {"delete_cache": (3600, 3600)}  # seconds; uploads that nobody took
+        with gr.Blocks(title="Rekindle", analytics_enabled=False, fill_width=True, **kept) as self.blocks:
             gr.HTML('<div id="page-title">Rekindle<small>LoRA training that resumes exactly</small></div>')
             self.bar = RunBar()
+            self.question = self.bar.question
             with gr.Tabs(selected="tab-train") as self.tabs:
                 with gr.Tab("Train", id="tab-train", elem_id="tab-train"):
                     self.train = TrainTab(places)
@@ -76,7 +81,10 @@ class Page:
         run_parts |= {self.bar.picker, self.timer, self.seen}
         message = self.bar.message
 
-        self.blocks.load(self.open, watched, run_parts | options | {self.train.picker}, **QUIET)
+        draft = self.train.outputs()
+        self.blocks.load(
+            self.open, watched, run_parts | draft | {self.train.picker, self.train.name, self.train.about}, **QUIET
+        )
         self.timer.tick(self.refresh, watched, run_parts, queue=False, **QUIET)
         self.bar.picker.input(self.choose_run, watched, run_parts | {message}, **QUIET)
         self.bar.picker.focus(self.list_runs, watched | {self.form.widgets["output_dir"]}, {self.bar.picker}, **QUIET)
@@ -91,32 +99,65 @@ class Page:
         )
         self.bar.stop.click(self.stop, watched, run_parts | {message}, **QUIET)
         self.bar.save.click(self.save_now, watched, {message}, **QUIET)
-
-        self.train.load.click(
-            self.load_preset, {self.train.picker}, options | {message, self.train.picker, self.train.name}, **QUIET
-        )
-        self.train.save.click(self.save_preset, options | {self.train.name}, {message, self.train.picker}, **QUIET)
-        self.train.picker.focus(self.list_presets, {self.train.picker}, {self.train.picker}, **QUIET)
-        edits = [item.blur if hasattr(item, "blur") else item.input for item in self.form.widgets.values()]
-        gr.on(edits, self.keep_draft, options, None, **(QUIET | {"trigger_mode": "always_last"}))
+        self.bar.sample.click(self.sample_now, watched, {message}, **QUIET)
+        self.bar.kill.click(self.ask_kill, watched, {message} | self.question.outputs(), **QUIET)
+        self.bar.command.click(self.print_command, options, {message}, **QUIET)
+        self.question.no.click(self.question.close, None, self.question.outputs(), **QUIET)
+        answered = run_parts | {message, self.train.picker} | self.question.outputs() | self.train.about_outputs()
+        self.question.yes.click(
+            self.answer, watched | options | {self.question.pending, self.train.base, self.train.picker}, answered,
+            **QUIET,
+        )  # fmt: skip
+        self._wire_presets(options, message)
 
         shown = self.resume.outputs()
         resume_item.select(self.show_resume, options, shown, **QUIET)
         self.resume.refresh.click(self.show_resume, options, shown, **QUIET)
-        choose = options | {self.resume.picker}
-        self.resume.picker.input(self.choose_checkpoint, choose, shown | {self.resume_option}, **QUIET)
-        self.resume.adopt.click(self.adopt_run, {self.bar.picker}, options | shown | {message}, **QUIET)
-        self.resume.restore.click(self.restore_options, options, options | shown, **QUIET)
-        self.resume.allow.click(self.allow_differences, options, options | shown, **QUIET)
+        whole = options | {self.train.base}
+        changed = shown | options | self.train.about_outputs()
+        self.resume.picker.input(self.choose_checkpoint, whole | {self.resume.picker}, changed, **QUIET)
+        self.resume.adopt.click(self.adopt_run, whole | {self.bar.picker}, changed | {message}, **QUIET)
+        self.resume.restore.click(self.restore_options, whole, changed, **QUIET)
+        self.resume.allow.click(self.allow_differences, whole, changed, **QUIET)
+
+    def _wire_presets(self, options: set[Any], message: gr.HTML) -> None:
+        tab = self.train
+        draft = options | {tab.base}
+        filled = tab.outputs() | {message, tab.picker, tab.name, tab.about}
+        tab.picker.focus(self.list_presets, {tab.picker}, {tab.picker}, **QUIET)
+        tab.picker.input(self.tell_about, {tab.picker}, {tab.about}, **QUIET)
+        tab.load.click(self.load_preset, draft | {tab.picker}, filled, **QUIET)
+        tab.upload.upload(self.read_upload, tab.upload, tab.uploaded, **(QUIET | {"preprocess": True})).then(
+            self.load_upload, draft | {tab.uploaded, tab.picker}, filled, **QUIET
+        )
+        tab.save.click(
+            self.save_preset, draft | {tab.name},
+            {message, tab.picker, tab.about} | tab.about_outputs() | self.question.outputs(), **QUIET,
+        )  # fmt: skip
+        tab.download.click(self.send_preset, options | {tab.name}, {tab.sent, message}, **QUIET).then(
+            None, tab.sent, None, js="rekindleDownload", api_visibility="private"
+        )
+        tab.delete.click(self.ask_delete, {tab.picker}, {message} | self.question.outputs(), **QUIET)
+        tab.revert.click(self.revert, draft, tab.outputs() | {message}, **QUIET)
+        tab.undo.click(self.undo_loading, None, filled, **QUIET)
+        edits = [item.blur if hasattr(item, "blur") else item.input for item in self.form.widgets.values()]
+        gr.on(edits, self.edited, draft, tab.about_outputs(), **(QUIET | {"trigger_mode": "always_last"}))
 
     # --- watching ---------------------------------------------------------------------------------------------------
 
     def open(self, data: Mapping[Any, Any]) -> Updates:
         """A page was opened or reloaded: the form as it was left, the latest run, fresh lists."""
-        draft = forms.read_draft(self.places.draft_file)
+        draft = drafts.read(self.places.draft_file) or drafts.afresh()
         updates = self.refresh({**data, self.seen: {}})
-        names = gr.update(choices=train_tab.preset_choices(self.places), value=train_tab.first_preset(self.places))
-        return updates | {self.train.picker: names} | (self.form.show(draft) if draft is not None else {})
+        begun_with = draft.name if draft.name in presets.listing(self.places) else train_tab.first_preset(self.places)
+        names = gr.update(choices=train_tab.preset_choices(self.places), value=begun_with)
+        can_undo = self.places.put_aside_file.exists()
+        return (
+            updates
+            | self.train.show_draft(draft, undo=can_undo)
+            | {self.train.picker: names, self.train.about: train_tab.about(self.places, begun_with)}
+            | {self.train.name: presets.own_name(draft.name)}
+        )
 
     def choose_run(self, data: Mapping[Any, Any]) -> Updates:
         return self.refresh(data) | {self.bar.message: ""}
@@ -171,7 +212,6 @@ class Page:
 
     def start(self, data: Mapping[Any, Any]) -> Updates:
         values = self.form.values(data)
-        forms.keep_draft(self.places.draft_file, values)
         run, message = train_tab.start_training(self.places, values)
         if run is None:
             return {self.bar.message: message}
@@ -199,24 +239,138 @@ class Page:
         now = time.strftime("%H:%M:%S")
         return {self.bar.message: look.note(f"A checkpoint was asked for at {now}; it is written after that step.")}
 
+    def sample_now(self, data: Mapping[Any, Any]) -> Updates:
+        run = run_bar.chosen(self.places, data[self.bar.picker])
+        if run is None or not runner.ask(run, "sample"):
+            return {self.bar.message: look.note("There is no running run to sample from.")}
+        if not run_bar.has_prompts(run):
+            told = "The run has no sample_prompts, so there is nothing to sample."
+            return {self.bar.message: look.note(told, kind="warn")}
+        now = time.strftime("%H:%M:%S")
+        return {self.bar.message: look.note(f"Samples were asked for at {now}; they are made after that step.")}
+
+    def print_command(self, data: Mapping[Any, Any]) -> Updates:
+        return {self.bar.message: train_tab.print_command(self.places, self.form.values(data))}
+
+    def ask_kill(self, data: Mapping[Any, Any]) -> Updates:
+        run = run_bar.chosen(self.places, data[self.bar.picker])
+        if run is None or not runner.is_active(run):
+            return {self.bar.message: look.note("There is no running run to kill.")}
+        return {self.bar.message: ""} | self.question.ask(
+            f"End {run.path.name} at once, without saving? What it did since its last checkpoint is lost. "
+            "Stop training saves first.",
+            "kill", str(run.path), yes="Kill it", no="Let it run",
+        )  # fmt: skip
+
+    def answer(self, data: Mapping[Any, Any]) -> Updates:
+        """The question was answered with yes."""
+        action, subject = data[self.question.pending]
+        actions = {"kill": self.kill, "delete": self.delete_preset, "replace": self.replace_preset}
+        return self.question.close() | (actions[action](data, subject) if action else {})
+
+    def kill(self, data: Mapping[Any, Any], path: str) -> Updates:
+        run = run_bar.chosen(self.places, path)
+        if run is None or not runner.kill(run):
+            return {self.bar.message: look.note("It had ended by itself already.")}
+        return self.show(self.watch.look(run), data) | {
+            self.bar.message: look.note(f"{run.path.name} was killed.", kind="warn")
+        }
+
     # --- presets ----------------------------------------------------------------------------------------------------
 
+    def edited(self, data: Mapping[Any, Any]) -> Updates:
+        draft = self.train.draft(data)
+        drafts.keep(self.places.draft_file, draft)
+        return self.train.show_changes(draft)
+
+    def fill(self, data: Mapping[Any, Any], values: Mapping[str, Any], name: str) -> Updates:
+        """Put other values into the form; what was in it and not saved can be had back."""
+        can_undo = train_tab.put_aside(self.places, self.train.draft(data))
+        draft = Draft(values, name, values)
+        drafts.keep(self.places.draft_file, draft)
+        return self.train.show_draft(draft, undo=can_undo)
+
     def load_preset(self, data: Mapping[Any, Any]) -> Updates:
-        name = data[self.train.picker]
+        name = str(data[self.train.picker] or "")
         values, message = train_tab.load_preset(self.places, name)
         listed = self.list_presets(data)
         if values is None:
             return listed | {self.bar.message: message}
-        forms.keep_draft(self.places.draft_file, values)
-        plain = str(name or "").removeprefix(train_tab.presets.USER)
-        return listed | self.form.show(values) | {self.bar.message: message, self.train.name: plain}
+        return (
+            listed
+            | self.fill(data, values, name)
+            | self.tell_about(data)
+            | {self.bar.message: message, self.train.name: presets.own_name(name)}
+        )
+
+    def read_upload(self, path: str | None) -> tuple[str, bytes]:
+        """Name and content of an uploaded file, which does not stay."""
+        if path is None:
+            return "", b""
+        file = Path(path)
+        with file.open("rb") as opened:
+            content = opened.read(presets.LARGEST + 1)
+        file.unlink()
+        return file.name, content
+
+    def load_upload(self, data: Mapping[Any, Any]) -> Updates:
+        name, content = data[self.train.uploaded]
+        values, message = train_tab.load_upload(content, name)
+        if values is None:
+            return {self.bar.message: message}
+        filled = self.fill(data, values, name)
+        return filled | {self.bar.message: message, self.train.name: name.removesuffix(".toml")}
 
     def save_preset(self, data: Mapping[Any, Any]) -> Updates:
-        saved, message = train_tab.save_preset(self.places, data[self.train.name], self.form.values(data))
+        draft = self.train.draft(data)
+        other = train_tab.would_replace(self.places, data[self.train.name], draft.name)
+        if other:
+            plain = presets.own_name(other)
+            text = f"There is another preset {plain} already. Replace it?"
+            return self.question.ask(text, "replace", plain, yes="Replace it", no="Keep it")
+        return self.replace_preset(data, str(data[self.train.name] or ""))
+
+    def replace_preset(self, data: Mapping[Any, Any], name: str) -> Updates:
+        draft = self.train.draft(data)
+        saved, message = train_tab.save_preset(self.places, name, draft.values)
         if saved is None:
             return {self.bar.message: message}
+        values = forms.complete(forms.check_values(draft.values).values)
+        draft = Draft(values, saved, values)
+        drafts.keep(self.places.draft_file, draft)
         names = gr.update(choices=train_tab.preset_choices(self.places), value=saved)
-        return {self.bar.message: message, self.train.picker: names}
+        return self.train.show_changes(draft) | {self.bar.message: message, self.train.picker: names}
+
+    def send_preset(self, data: Mapping[Any, Any]) -> Updates:
+        """What is in the form, as a file for the browser to keep."""
+        values = self.form.values(data)
+        checked = forms.check_values(values)
+        wrong = forms.wrong_values(values, checked)
+        if wrong:
+            listed = forms.linked(problem for problem in checked.problems if problem.key in wrong)
+            return {self.train.sent: None, self.bar.message: look.note("Change this first:", listed, kind="bad")}
+        try:
+            name = presets.plain(str(data[self.train.name] or "preset"))
+        except presets.NameRefused as error:
+            return {self.train.sent: None, self.bar.message: look.note(str(error), kind="bad")}
+        return {self.train.sent: {"name": f"{name}.toml", "text": presets.text(checked.values)}, self.bar.message: ""}
+
+    def ask_delete(self, data: Mapping[Any, Any]) -> Updates:
+        name = str(data[self.train.picker] or "")
+        if not name.startswith(presets.USER):
+            told = "Only your own presets can be deleted; choose one that begins with user/."
+            return {self.bar.message: look.note(told)} | self.question.close()
+        return {self.bar.message: ""} | self.question.ask(
+            f"Delete the preset {name}? The form stays as it is.", "delete", name, yes="Delete it", no="Keep it"
+        )
+
+    def delete_preset(self, data: Mapping[Any, Any], name: str) -> Updates:
+        try:
+            presets.delete(self.places, name)
+            message = look.note(f"The preset {name} was deleted.")
+        except (presets.NameRefused, OSError) as error:
+            message = look.note(f"Not deleted. {error}", kind="bad")
+        return self.list_presets(data) | {self.bar.message: message}
 
     def list_presets(self, data: Mapping[Any, Any]) -> Updates:
         names = train_tab.preset_choices(self.places)
@@ -224,8 +378,28 @@ class Page:
         known = [entry for _, entry in names]
         return {self.train.picker: gr.update(choices=names, value=value if value in known else known[0])}
 
-    def keep_draft(self, data: Mapping[Any, Any]) -> None:
-        forms.keep_draft(self.places.draft_file, self.form.values(data))
+    def tell_about(self, data: Mapping[Any, Any]) -> Updates:
+        return {self.train.about: train_tab.about(self.places, data[self.train.picker])}
+
+    def revert(self, data: Mapping[Any, Any]) -> Updates:
+        """The form as it began; what was changed can be had back."""
+        draft = self.train.draft(data)
+        shown = self.fill(data, draft.base, draft.name)
+        return shown | {self.bar.message: look.note("The changes were taken back.")}
+
+    def undo_loading(self, data: Mapping[Any, Any] | None = None) -> Updates:
+        draft = drafts.read(self.places.put_aside_file)
+        if draft is None:
+            return {self.train.undo: gr.update(visible=False)}
+        self.places.put_aside_file.unlink(missing_ok=True)
+        drafts.keep(self.places.draft_file, draft)
+        listed = self.list_presets({self.train.picker: draft.name})
+        return (
+            listed
+            | self.train.show_draft(draft, undo=False)
+            | {self.bar.message: look.note("The form is as it was before.", kind="good")}
+            | {self.train.name: presets.own_name(draft.name)}
+        )
 
     # --- resuming ---------------------------------------------------------------------------------------------------
 
@@ -243,16 +417,22 @@ class Page:
 
     def _with_options(self, data: Mapping[Any, Any], changes: Mapping[str, Any]) -> Updates:
         """Change options in the form and show what that means for the resume."""
-        values = self.form.values(data) | dict(changes)
-        forms.keep_draft(self.places.draft_file, values)
-        return self.form.show(changes) | self.resume.show(self.places, values)
+        before = self.train.draft(data)
+        values = {**before.values, **changes}
+        draft = Draft(values, before.name, before.base)
+        drafts.keep(self.places.draft_file, draft)
+        return self.form.show(changes) | self.train.show_changes(draft) | self.resume.show(self.places, values)
 
     def adopt_run(self, data: Mapping[Any, Any]) -> Updates:
-        values, message = resume_tab.adopted(run_bar.chosen(self.places, data[self.bar.picker]))
-        if values is None:
+        run = run_bar.chosen(self.places, data[self.bar.picker])
+        values, message = resume_tab.adopted(run)
+        if run is None or values is None:
             return {self.bar.message: message}
-        forms.keep_draft(self.places.draft_file, values)
-        return self.form.show(values) | self.resume.show(self.places, values) | {self.bar.message: message}
+        return (
+            self.fill(data, values, f"run {run.path.name}")
+            | self.resume.show(self.places, values)
+            | {self.bar.message: message}
+        )
 
 
 def make_application(places: Places, *, root_path: str = "") -> security.App:
@@ -280,6 +460,7 @@ def make_application(places: Places, *, root_path: str = "") -> security.App:
         pwa=False,
         theme=look.theme(),
         css=look.CSS,
+        head=look.script(forms.index()),
     )
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from trainer import config, files
+from gui import look
+from trainer import config
 from trainer.config import OPTIONS, Checked, Given, Option, Problem
 
 WHERE = "form"
@@ -122,6 +121,33 @@ def describe(problem: Problem) -> str:
     return f"{known.section} › {label(known)}: {problem.message}{place}"
 
 
+def linked(problems: Iterable[Problem]) -> list[str]:
+    """Problems for people, each leading to its option."""
+    return [
+        look.to_option(problem.key, describe(problem)) if problem.key in OPTIONS else describe(problem)
+        for problem in problems
+    ]
+
+
+def section_id(section: str, *, advanced: bool = False) -> str:
+    """The element id of a section's accordion."""
+    return "section-" + section.lower().replace(" ", "-") + ("-advanced" if advanced else "")
+
+
+def index() -> list[dict[str, Any]]:
+    """What the search and the jumps of the page go by: every option with its words and its accordions."""
+    return [
+        {
+            "name": known.name,
+            "label": label(known),
+            "help": known.help,
+            "section": known.section,
+            "inside": [section_id(known.section), section_id(known.section, advanced=True)][: 1 + known.advanced],
+        }
+        for known in OPTIONS.values()
+    ]
+
+
 # --- widgets -------------------------------------------------------------------------------------------------------
 
 
@@ -181,11 +207,14 @@ class Form:
         self.widgets: dict[str, gr.components.Component] = {}
         for section, members in itertools.groupby(OPTIONS.values(), key=lambda known: known.section):
             options = list(members)
-            with gr.Accordion(section, open=True, elem_classes="option-section"):
+            with gr.Accordion(section, open=True, elem_classes="option-section", elem_id=section_id(section)):
                 self._add(known for known in options if not known.advanced)
                 advanced = [known for known in options if known.advanced]
                 if advanced:
-                    with gr.Accordion(f"{section}: advanced", open=False, elem_classes="option-advanced"):
+                    with gr.Accordion(
+                        f"{section}: advanced", open=False, elem_classes="option-advanced",
+                        elem_id=section_id(section, advanced=True),
+                    ):  # fmt: skip
                         self._add(advanced)
 
     def _add(self, options: Iterable[Option]) -> None:
@@ -204,24 +233,3 @@ class Form:
     def show(self, values: Mapping[str, Any]) -> dict[Any, Any]:
         """Updates that put these values into the widgets they belong to."""
         return {self.widgets[name]: gr.update(value=to_browser(OPTIONS[name], value)) for name, value in values.items()}
-
-
-# --- the draft: what was in the form last --------------------------------------------------------------------------
-
-
-def keep_draft(path: Path, values: Mapping[str, Any]) -> None:
-    """Remember the form's values for the next page. A disk that refuses costs the draft, nothing else."""
-    with contextlib.suppress(OSError, TypeError, ValueError):
-        files.write_text(path, json.dumps(values, allow_nan=False))
-
-
-def read_draft(path: Path) -> dict[str, Any] | None:
-    """The values of the last draft that are right, the others at their defaults; None when there is no draft."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(content, dict):
-        return None
-    known = {name: value for name, value in content.items() if name in OPTIONS}
-    return complete(check_values(known).values)

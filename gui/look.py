@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from html import escape
+from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
+SCRIPT = Path(__file__).with_name("page.js")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 
 CSS = """
 .gradio-container, .gradio-container .fillable { max-width: 1500px !important; width: 100%; margin: 0 auto; }
+.named { line-height: 1.6; } .named span { margin-left: .5rem; } .named span + span::before { content: "· "; }
+.said { white-space: pre-line; margin: 0; }
+.option-search { display: flex; gap: .6rem; align-items: center; flex-wrap: wrap; position: relative; }
+.option-search label { font-weight: 600; }
+.option-search input { flex: 1 1 260px; max-width: 520px; padding: .45rem .7rem; border-radius: 8px;
+  border: 1px solid var(--input-border-color); background: var(--input-background-fill); color: inherit; }
+.option-search ul { position: absolute; z-index: 60; top: 100%; left: 0; right: 0; max-width: 760px; margin: 4px 0 0 0;
+  padding: 4px; list-style: none; max-height: 60vh; overflow: auto; border-radius: 8px;
+  border: 1px solid var(--border-color-primary); background: var(--background-fill-primary);
+  box-shadow: 0 8px 24px rgb(0 0 0 / 25%); }
+.option-search li { padding: .4rem .6rem; border-radius: 6px; cursor: pointer; }
+.option-search li[aria-selected="true"], .option-search li:hover { background: var(--background-fill-secondary);
+  outline: 2px solid var(--color-accent); outline-offset: -2px; }
+.option-search li small { display: block; color: var(--body-text-color-subdued); }
+.option-search li code { font-size: .85em; color: var(--body-text-color-subdued); margin-left: .4rem; }
+a[data-option] { text-decoration: underline; color: inherit; }
+.found { animation: found 3s ease-out; }
+@keyframes found { from, 40% { outline: 3px solid #d97706; outline-offset: -2px; }
+  to { outline: 3px solid transparent; } }
+@media (prefers-reduced-motion: reduce) { .found { animation: none; outline: 3px solid #d97706; } }
+#presets { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 12px; gap: 8px;
+  background: var(--block-background-fill); }
+#presets .form, #presets .block { border-width: 0 !important; box-shadow: none; padding: 0; background: none; }
+#preset-about:not(:has(p)) { display: none; }
+#preset-picker li { flex-wrap: wrap; }
+#preset-picker li::before { flex: 0 0 100%; font-size: .8rem; font-weight: 600; padding: .2rem 0; }
+#preset-picker li[aria-label^="user/"]:first-child::before,
+#preset-picker li:not([aria-label^="user/"]) + li[aria-label^="user/"]::before { content: "Your own"; }
+#preset-picker li:first-child:not([aria-label^="user/"])::before { content: "Shipped"; }
 #page-title { font-size: 1.35rem; font-weight: 650; }
 #page-title small { font-weight: 400; font-size: .85rem; color: var(--body-text-color-subdued); margin-left: .5rem; }
 #run-bar { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 12px;
   background: var(--block-background-fill); gap: 10px; }
 #run-bar .form, #run-bar .block { border-width: 0 !important; box-shadow: none; padding: 0; background: none; }
-#run-bar .run-buttons, #preset-row, .beside { align-items: end; }
-#run-bar button { white-space: nowrap; }
+#run-bar .run-buttons, .beside { align-items: end; }
+#run-bar button, #presets button { white-space: nowrap; font-size: .95rem; padding-left: .7rem; padding-right: .7rem; }
 #form-message:not(:has(.note)), #run-notice:not(:has(.note)), #resume-where:not(:has(.note)),
 #run-hint:not(:has(.note)) { display: none; }
 .run-line { display: flex; flex-wrap: wrap; gap: .35rem 1rem; align-items: center; line-height: 1.5; }
@@ -82,13 +115,43 @@ def theme() -> gr.themes.Base:
     )
 
 
+class Html(str):
+    """Text that is HTML already; all other text is escaped."""
+
+
+def escaped(text: str) -> Html:
+    return text if isinstance(text, Html) else Html(escape(text))
+
+
+def to_option(name: str, text: str) -> Html:
+    """A link that opens the Train tab at an option; page.js follows it."""
+    return Html(f'<a href="#opt-{escape(name)}" data-option="{escape(name)}">{escape(text)}</a>')
+
+
+def script(options: list[dict[str, Any]]) -> str:
+    """The page's own script, with the options that it searches."""
+    data = json.dumps(options).replace("</", "<\\/")
+    return f"<script>const rekindleOptions = {data};\n{SCRIPT.read_text(encoding='utf-8')}</script>"
+
+
 def note(text: str, items: Iterable[str] = (), *, kind: str = "", log: str = "") -> str:
-    """A framed message: a sentence, perhaps a list, perhaps an excerpt of a log. All of it is escaped."""
-    listed = "".join(f"<li>{escape(item)}</li>" for item in items)
-    body = f"<p>{escape(text)}</p>" + (f"<ul>{listed}</ul>" if listed else "")
+    """A framed message: a sentence, perhaps a list, perhaps an excerpt of a log. What is not Html is escaped."""
+    listed = "".join(f"<li>{escaped(item)}</li>" for item in items)
+    body = f"<p>{escaped(text)}</p>" + (f"<ul>{listed}</ul>" if listed else "")
     body += f"<pre>{escape(log)}</pre>" if log else ""
     role = "alert" if kind == "bad" else "status"
     return f'<div class="note {kind}" role="{role}">{body}</div>'
+
+
+def line(text: str, items: Iterable[str] = ()) -> str:
+    """A sentence and what it names, following one another."""
+    listed = "".join(f"<span>{escaped(item)}</span>" for item in items)
+    return f'<div class="named" role="status">{escaped(text)} {listed}</div>'
+
+
+def paragraph(text: str) -> str:
+    """Text with its line breaks."""
+    return f'<p class="said">{escaped(text)}</p>'
 
 
 def log(text: str) -> str:

@@ -47,6 +47,11 @@ class Places:
         return self.state / "draft.json"
 
     @property
+    def put_aside_file(self) -> Path:
+        """The draft that loading a preset has replaced."""
+        return self.state / "put-aside.json"
+
+    @property
     def _folders_file(self) -> Path:
         return self.state / "output_folders.json"
 

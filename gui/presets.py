@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from trainer import config, files
 
 USER = "user/"
 PLAIN_NAME = re.compile(r"\w[\w .+-]{0,79}")
+LARGEST = 256 << 10  # bytes; a preset with every option has about 5,000
 DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
@@ -32,16 +34,60 @@ def _files(folder: Path) -> list[Path]:
 
 def read(places: Places, name: str) -> config.Checked:
     """The preset's options, checked. Raises ConfigError when it cannot be read, NameRefused when there is none."""
-    path = listing(places).get(name)
-    if path is None:
-        raise NameRefused(f"There is no preset {name!r}.")
-    return config.check(config.read_toml(path))
+    return config.check(config.read_toml(_path(places, name)))
+
+
+def parse(content: bytes, name: str) -> config.Checked:
+    """The options of an uploaded preset, checked. Raises ConfigError."""
+    if len(content) > LARGEST:
+        size = f"{len(content):,} bytes, and a preset has {LARGEST:,} at most"
+        raise config.ConfigError([config.Problem("", f"{name} is no preset: it has {size}")])
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise config.ConfigError([config.Problem("", f"{name} is not text in UTF-8: {error}")]) from error
+    return config.check(config.read_toml_text(text, name))
+
+
+def about(places: Places, name: str) -> str:
+    """What the comment at the top of a preset says of it; empty when there is none."""
+    try:
+        with _path(places, name).open(encoding="utf-8", errors="replace") as file:
+            lines = file.read(LARGEST).splitlines()
+    except (OSError, NameRefused):
+        return ""
+    head = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    return "\n".join(line.lstrip("#").strip() for line in head)
+
+
+def text(values: Mapping[str, Any]) -> str:
+    """The preset as TOML: what differs from the defaults."""
+    return config.to_toml(values, complete=False)
 
 
 def save(places: Places, name: str, values: Mapping[str, Any]) -> Path:
-    """Write what differs from the defaults to presets/user/<name>.toml. Raises NameRefused or OSError."""
+    """Write presets/user/<name>.toml, at once and whole. Raises NameRefused or OSError."""
     path = places.user_presets / f"{plain(name)}.toml"
-    files.write_text(path, config.to_toml(values, complete=False))
+    files.write_text(path, text(values))
+    return path
+
+
+def delete(places: Places, name: str) -> None:
+    """Delete one of the user's own presets. Raises NameRefused or OSError."""
+    if not name.startswith(USER):
+        raise NameRefused(f"The preset {name!r} comes with the program and stays.")
+    _path(places, name).unlink()
+
+
+def own_name(name: str) -> str:
+    """The name under which a preset of the picker would be saved."""
+    return name.removeprefix(USER)
+
+
+def _path(places: Places, name: str) -> Path:
+    path = listing(places).get(name)
+    if path is None:
+        raise NameRefused(f"There is no preset {name!r}.")
     return path
 
 

@@ -12,6 +12,8 @@ import gradio as gr
 from gui import advice, look, monitor, runner
 from gui.monitor import Condition, View
 from gui.places import Places
+from gui.question import Question
+from trainer import config
 from trainer.runs import RunFolder
 
 STOPPED = (4, -signal.SIGTERM)  # exit codes of a trainer that was asked to leave
@@ -42,16 +44,20 @@ class RunBar:
                     "Start training", variant="primary", elem_id="start-training", scale=1, min_width=150
                 )
                 self.stop = gr.Button(
-                    "Stop and save", variant="stop", elem_id="stop-training", scale=1, min_width=150, interactive=False
+                    "Stop training", variant="stop", elem_id="stop-training", scale=1, min_width=150, interactive=False
                 )
-                self.save = gr.Button("Save now", elem_id="save-now", scale=1, min_width=120, interactive=False)
+                self.save = gr.Button("Save now", elem_id="save-now", scale=1, min_width=110, interactive=False)
+                self.sample = gr.Button("Sample now", elem_id="sample-now", scale=1, min_width=125, interactive=False)
+                self.kill = gr.Button("Kill", elem_id="kill-training", scale=1, min_width=80, interactive=False)
+                self.command = gr.Button("Print training command", elem_id="print-command", scale=1, min_width=215)
             self.status = gr.HTML(elem_id="run-status")
             self.progress = gr.HTML(elem_id="run-progress")
+            self.question = Question()
             self.message = gr.HTML(elem_id="form-message")
             self.notice = gr.HTML(elem_id="run-notice")
 
     def outputs(self) -> set[Any]:
-        return {self.status, self.progress, self.notice, self.stop, self.save}
+        return {self.status, self.progress, self.notice, self.stop, self.save, self.sample, self.kill}
 
     def show(self, view: View | None) -> dict[Any, Any]:
         can_ask = view is not None and view.condition == "running"
@@ -62,6 +68,8 @@ class RunBar:
             self.notice: notice(view),
             self.stop: gr.update(interactive=can_stop),
             self.save: gr.update(interactive=can_ask),
+            self.sample: gr.update(interactive=can_ask),
+            self.kill: gr.update(interactive=view is not None and view.active),
         }
 
 
@@ -98,6 +106,14 @@ def chosen(places: Places, value: Any) -> RunFolder | None:
         return None
     run = RunFolder(path)
     return run if path.name not in ("", ".", "..") and (run.run_file.is_file() or runner.read_started(run)) else None
+
+
+def has_prompts(run: RunFolder) -> bool:
+    """Whether the run was given prompts to sample."""
+    try:
+        return bool(config.read_config(run.config_file).sample_prompts.strip())
+    except config.ConfigError:
+        return False
 
 
 def picker_update(places: Places, value: Any) -> Any:

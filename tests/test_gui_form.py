@@ -12,8 +12,10 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from gui import draft as drafts
 from gui import form as forms
 from gui import presets, train_tab
+from gui.draft import Draft
 from gui.form import Form
 from gui.places import CODE, Places
 from trainer import config
@@ -141,20 +143,43 @@ def test_a_list_may_be_written_on_lines_or_on_one_line(text: str, items: list[st
 # --- the draft ---
 
 
-def test_the_draft_brings_back_what_was_right_and_defaults_for_the_rest(tmp_path: Path) -> None:
-    path = tmp_path / "state" / "draft.json"
-    assert forms.read_draft(path) is None
-    forms.keep_draft(path, {"network_dim": 64, "learning_rate": "fast", "unet_lr": None, "gone": 1})
-    draft = forms.read_draft(path)
+def test_the_draft_brings_back_what_was_right_and_defaults_for_the_rest(places: Places) -> None:
+    path = places.draft_file
+    assert drafts.read(path) is None
+    values = {"network_dim": 64, "learning_rate": "fast", "unet_lr": None, "gone": 1}
+    drafts.keep(path, Draft(values, "demo", {"network_dim": 8}))
+    draft = drafts.read(path)
     assert draft is not None
-    assert set(draft) == set(OPTIONS)
-    assert (draft["network_dim"], draft["learning_rate"], draft["unet_lr"]) == (64, 1e-4, None)
+    assert draft.values == forms.complete({"network_dim": 64})
+    assert (draft.name, draft.base) == ("demo", forms.complete({"network_dim": 8}))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '"text"', "\x00"])
-def test_a_damaged_draft_is_no_draft(tmp_path: Path, text: str) -> None:
-    (tmp_path / "draft.json").write_text(text)
-    assert forms.read_draft(tmp_path / "draft.json") is None
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"values": 3}', '{"network_dim": 3}', '"\\ud800"'])
+def test_a_damaged_draft_is_no_draft(places: Places, content: str) -> None:
+    places.state.mkdir()
+    places.draft_file.write_text(content)
+    assert drafts.read(places.draft_file) is None
+
+
+def test_unsaved_changes_are_told_with_both_values_and_lead_to_their_options() -> None:
+    base = forms.complete({"optimizer_args": ("a=1",), "network_alpha": 8.0})
+    assert Draft({**base, "optimizer_args": ["a=1"], "network_alpha": 8}, "demo", base).changes() == []
+    draft = Draft({**base, "network_dim": 0, "flip_aug": True, "unet_lr": None}, "demo", base)
+    assert draft.changes() == ["flip_aug", "network_dim"]
+    told = train_tab.changes_line(draft, draft.changes())
+    assert "2 unsaved changes since demo:" in told
+    assert 'data-option="network_dim">Network dim (rank) 16 → 0</a>' in told
+    assert "Flip augmentation off → on" in told
+
+
+def test_what_a_preset_takes_the_place_of_can_be_had_back_only_when_it_was_unsaved(places: Places) -> None:
+    base = forms.complete({})
+    assert not train_tab.put_aside(places, Draft(base, "demo", base))
+    changed = Draft({**base, "network_dim": 7}, "demo", base)
+    assert train_tab.put_aside(places, changed)
+    assert drafts.read(places.put_aside_file) == changed
+    assert not train_tab.put_aside(places, Draft(base, "demo", base))
+    assert not places.put_aside_file.exists()
 
 
 # --- presets ---
@@ -233,7 +258,7 @@ def test_starting_with_mistakes_lists_all_of_them_and_starts_nothing(places: Pla
     values = forms.complete({"network_dim": 0, "learning_rate": -1.0, "output_name": "a/b"})
     run, message = train_tab.start_training(places, values)
     assert run is None
-    for words in ("3 things", "Network dim", "Learning rate", "Output name"):
+    for words in ("5 things", "Network dim", "Learning rate", "Output name", "Pretrained model", "Train data folder"):
         assert words in message
     assert list(places.home.iterdir()) == []
 
