@@ -1,4 +1,4 @@
-"""The command line: python -m trainer train | verify | list | drill."""
+"""The command line: python -m trainer train | dataset | verify | list | drill."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer import drill, manifest, preflight, runs
+from trainer import drill, manifest, preflight, report, runs
 from trainer.config import Config, ConfigError, Problem, read_arguments, read_toml, reference, resolve
 from trainer.console import logging_to_console
 from trainer.manifest import CheckpointDamaged
@@ -40,6 +40,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     training.add_argument("--config", required=True, help="a preset: TOML; every option can also be given by name")
     training.add_argument("--dry-run", action="store_true", help="say what the training would be, and change nothing")
     training.add_argument("--json", action="store_true", help="with --dry-run: for programs")
+    looking = commands.add_parser(
+        "dataset",
+        help="say what the images of a preset are and what is wrong with them",
+        usage="python -m trainer dataset --config FILE [--deep] [--all] [--json] [--option value ...]",
+        allow_abbrev=False,
+    )
+    looking.add_argument("--config", required=True, help="a preset")
+    looking.add_argument(
+        "--deep", action="store_true", help="decode every picture: finds hidden damage and near copies"
+    )
+    looking.add_argument("--all", action="store_true", help="name every file, not the first ten of each kind")
+    looking.add_argument("--json", action="store_true", help="for programs")
     drilling = commands.add_parser(
         "drill", help="interrupt a few steps of a preset on this machine and see that they resume bit-equal"
     )
@@ -56,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if known.dry_run:
             return dry_run(known.config, rest, as_json=known.json)
         return train(known.config, rest)
+    if known.command == "dataset":
+        return look_at_dataset(known.config, rest, deep=known.deep, every=known.all, as_json=known.json)
     if known.command == "drill":
         return drill.run(known.config, rest, steps=known.steps)
     if rest:
@@ -120,6 +134,24 @@ def dry_run(preset: str, rest: Sequence[str], *, as_json: bool) -> int:
     else:
         print("\n".join([*notices, *looked.lines()]))
     return REFUSED if looked.refusals else FINISHED
+
+
+def look_at_dataset(preset: str, rest: Sequence[str], *, deep: bool, every: bool, as_json: bool) -> int:
+    """Print what the images are and what is wrong with their files."""
+    try:
+        config, _ = read_options(preset, rest)
+        made = report.make(config, deep=deep)
+    except Refused as refusal:
+        if as_json:
+            print(json.dumps({"version": 1, "refusal": str(refusal)}, indent=1))
+        else:
+            print("\n".join(f"Refused: {line}" for line in str(refusal).splitlines()))
+        return REFUSED
+    if as_json:
+        print(json.dumps(made.as_json(), indent=1))
+    else:
+        print("\n".join(made.lines(sys.maxsize if every else 10)))
+    return REFUSED if made.refusal else FINISHED
 
 
 def read_options(preset: str, rest: Sequence[str]) -> tuple[Config, list[str]]:

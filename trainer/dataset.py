@@ -112,7 +112,7 @@ def scan(
             # Copies of one picture are told apart by their number, in the order of their paths.
             same = copies.setdefault(fact.digest, [])
             if same:
-                findings.append(Finding("duplicate", path, "of", (same[0],)))
+                findings.append(Finding("duplicate", path, "", (same[0],)))
             same.append(path)
             entries.append(
                 Entry(
@@ -132,7 +132,8 @@ def scan(
         detail = f"; {len(unread)} files cannot be read, first {unread[0].path}: {unread[0].reason}" if unread else ""
         raise DatasetError(
             f"train_data_dir: no images in {config.train_data_dir}{detail}. Images are "
-            f"{', '.join(sorted(EXTENSIONS))}, directly inside or in folders named <repeats>_<class>"
+            f"{', '.join(sorted(EXTENSIONS))}, directly inside or in folders named <repeats>_<class>",
+            findings,
         )
     if uncaptioned:
         notices.append(

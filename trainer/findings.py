@@ -49,10 +49,14 @@ class Finding:
     others: tuple[Path, ...] = ()  # for copies: what it is a copy of
 
     @property
+    def about(self) -> str:
+        """For people, without the kind and the file's name."""
+        return self.detail or ", ".join(f"of {path}" for path in self.others)
+
+    @property
     def reason(self) -> str:
         """For people, without the file's name."""
-        parts = [KINDS[self.kind].title.lower(), self.detail, ", ".join(map(str, self.others))]
-        return ": ".join(part for part in parts if part)
+        return f"{KINDS[self.kind].title.lower()}: {self.about}".removesuffix(": ")
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
@@ -81,8 +85,7 @@ def lines(findings: Iterable[Finding], most: int = 10) -> list[str]:
         effect = "skipped" if about.skipped else "trained" if kind != "lonely_caption" else "not used"
         result.append(f"{about.title} ({len(members)}, {effect}). {about.advice}")
         for finding in members[:most]:
-            told = ": ".join(part for part in (finding.detail, ", ".join(map(str, finding.others))) if part)
-            result.append(f"    {finding.path}" + (f": {told}" if told else ""))
+            result.append(f"    {finding.path}: {finding.about}".removesuffix(": "))
         if len(members) > most:
             result.append(f"    and {len(members) - most} more")
     return result

@@ -37,7 +37,12 @@ TAIL = 1 << 16  # bytes at the end of a JPEG that are searched for its end mark
 LARGEST_CAPTION = 1 << 20  # bytes
 READ_AT_ONCE = 32  # files a thread is given
 REMEMBERED_AT_ONCE = 4096  # files after which what was learnt is kept
+PICTURES = "pictures"  # what is remembered of them
 Progress = Callable[[int, int], None]
+
+
+def nobody(done: int, total: int) -> None:
+    """The progress that nobody watches."""
 
 
 # There may be a hundred thousand of each of these: tuples are made the fastest.
@@ -296,7 +301,7 @@ def read_folders(
     wanted: Sequence[tuple[Path, Sequence[str]]],
     memory_folder: Path,
     *,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = nobody,
     workers: int = 4,
 ) -> list[Folder]:
     """Each (folder, caption extensions: the first of which there is a file counts), as it is now.
@@ -307,8 +312,8 @@ def read_folders(
     listings = [_list(folder, extensions) for folder, extensions in wanted]
     pictures = {path: stamp for listing in listings for path, stamp in listing.pictures.items() if stamp}
     texts = {path: stamp for listing in listings for path, stamp in listing.texts.items()}
-    facts = _learn(FileMemory(memory_folder, "pictures"), pictures, _picture_row, progress, workers)
-    captions = _learn(FileMemory(memory_folder, "captions"), texts, _caption_row, nobody, workers)
+    facts = learn(FileMemory(memory_folder, PICTURES), pictures, _picture_row, progress, workers)
+    captions = learn(FileMemory(memory_folder, "captions"), texts, _caption_row, nobody, workers)
     return [_assemble(listing, facts, captions) for listing in listings]
 
 
@@ -357,11 +362,7 @@ def _irregular(entry: os.DirEntry[str]) -> Facts:
     return Facts(problem="not_a_file", detail="it is a folder" if stat.S_ISDIR(mode) else "it is a pipe or a device")
 
 
-def nobody(done: int, total: int) -> None:
-    """The progress that nobody watches."""
-
-
-def _learn(
+def learn(
     memory: FileMemory,
     stamps: Mapping[str, str],
     read: Callable[[str], list[Any]],

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config import Config
+from trainer.findings import Finding
 from trainer.refusal import Refused
 from trainer.scan import list_pictures
 
@@ -24,7 +26,11 @@ UNVARIED = {
 
 
 class DatasetError(Refused):
-    """The images cannot be trained at all; the message says why and what to do."""
+    """The images cannot be trained at all; the message says why and what to do. `findings`: of their files."""
+
+    def __init__(self, message: str, findings: Sequence[Finding] = ()) -> None:
+        super().__init__(message)
+        self.findings = tuple(findings)
 
 
 @dataclass(frozen=True)
