@@ -57,7 +57,7 @@ def about(places: Places, name: str) -> str:
     except (OSError, NameRefused):
         return ""
     head = itertools.takewhile(lambda line: line.startswith("#"), lines)
-    return "\n".join(line.lstrip("#").strip() for line in head)
+    return " ".join(line.lstrip("#").strip() for line in head)
 
 
 def text(values: Mapping[str, Any]) -> str:

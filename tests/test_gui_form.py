@@ -18,7 +18,7 @@ from gui import presets, train_tab
 from gui.draft import Draft
 from gui.form import Form
 from gui.places import CODE, Places
-from trainer import config
+from trainer import config, prompts
 from trainer.config import OPTIONS, Option
 
 
@@ -275,9 +275,105 @@ def test_messages_are_escaped(places: Places) -> None:
     assert "<img" not in message
 
 
-def test_every_shipped_preset_loads_without_a_problem(places: Places) -> None:
-    for name in presets.listing(places):
-        assert presets.read(places, name).problems == []
+SHIPPED = sorted(path.stem for path in (CODE / "presets").glob("*.toml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_preset_can_be_trained_as_it_is_and_says_when_to_use_it(places: Places, name: str) -> None:
+    checked = presets.read(places, name)
+    assert (checked.problems, checked.notices) == ([], [])
+    settings = config.build(checked.values)
+    assert settings.pretrained_model_name_or_path and settings.train_data_dir and settings.output_name != "last"
+    assert settings.save_every_n_steps and settings.sample_every_n_steps and prompts.read(settings)
+    assert settings.max_train_steps % settings.save_every_n_steps == 0
+    if name != "demo":
+        assert "Use it " in presets.about(places, name)
+        assert settings.cache_latents and settings.mixed_precision != "no"
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name.endswith(("6gb", "8gb"))])
+def test_a_preset_for_a_small_card_trains_one_image_at_a_time_in_a_precision_that_old_cards_have(
+    places: Places, name: str
+) -> None:
+    settings = config.build(presets.read(places, name).values)
+    assert (settings.train_batch_size, settings.mixed_precision) == (1, "fp16")
+    assert settings.gradient_checkpointing or settings.cache_text_encoder_outputs
+
+
+def test_there_is_a_preset_for_each_subject_and_size_of_card() -> None:
+    wanted = {f"sd15-lora-{what}-{size}gb" for what in ("character", "style", "object") for size in (8, 12, 24)}
+    assert wanted <= set(SHIPPED)
+    assert len([name for name in SHIPPED if name != "demo"]) >= 12
+
+
+def test_an_uploaded_preset_is_checked_like_any_other_and_never_saved(places: Places) -> None:
+    values, message = train_tab.load_upload(b"network_dim = 4\nlearning_rat = 1\n", "mine.toml")
+    assert values == forms.complete({"network_dim": 4})
+    assert "mine.toml, line 2" in message and "did you mean learning_rate?" in message
+    assert not places.user_presets.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xff\xfe", "not text in UTF-8"),
+        (b"network_dim = = 4", "is not valid TOML"),
+        (b"#" * (presets.LARGEST + 1), "262,144 at most"),
+        (b"PK\x03\x04\x00", "is not valid TOML"),
+    ],
+)
+def test_an_upload_that_is_no_preset_is_refused_in_words(content: bytes, words: str) -> None:
+    values, message = train_tab.load_upload(content, "mine.toml")
+    assert values is None
+    assert words in message
+
+
+def test_only_own_presets_can_be_deleted(places: Places) -> None:
+    presets.save(places, "mine", {})
+    for name in ("demo", "user/../../demo", "user/none", ""):
+        with pytest.raises(presets.NameRefused):
+            presets.delete(places, name)
+    presets.delete(places, "user/mine")
+    assert list(places.user_presets.iterdir()) == []
+    assert "demo" in presets.listing(places)
+
+
+def test_saving_under_the_name_of_another_preset_is_noticed(places: Places) -> None:
+    presets.save(places, "mine", {})
+    assert train_tab.would_replace(places, "mine", "demo") == "user/mine"
+    assert train_tab.would_replace(places, " mine.toml ", "user/mine") == ""
+    assert train_tab.would_replace(places, "other", "demo") == ""
+
+
+# --- checks before a start ---
+
+
+def test_what_is_missing_is_listed_before_anything_is_started(places: Places) -> None:
+    places.home.mkdir(exist_ok=True)
+    values = forms.complete(
+        {
+            "pretrained_model_name_or_path": "no/such/model",
+            "train_data_dir": "none",
+            "vae": "vae.safetensors",
+            "sample_prompts": "a cat --w wide",
+            "resume_from_checkpoint": "latest",
+        }
+    )
+    run, message = train_tab.start_training(places, values)
+    assert run is None
+    for option in values.keys() & {
+        "pretrained_model_name_or_path", "train_data_dir", "vae", "sample_prompts", "resume_from_checkpoint"
+    }:  # fmt: skip
+        assert f'data-option="{option}"' in message
+    assert "5 things" in message
+    assert not (places.home / "output").exists()
+
+
+def test_every_option_can_be_found_with_its_accordions() -> None:
+    found = {entry["name"]: entry["inside"] for entry in forms.index()}
+    assert list(found) == list(OPTIONS)
+    assert found["network_dim"] == ["section-network"]
+    assert found["min_timestep"] == ["section-loss-and-noise", "section-loss-and-noise-advanced"]
 
 
 # --- imports ---
