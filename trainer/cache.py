@@ -1,93 +1,331 @@
-"""Latents and text encoder outputs computed once, kept by content and every setting that shapes them."""
+"""What a training computes once and keeps: latents and text encoder outputs, in memory or on disk. No torch here.
+
+On disk a cache is a folder: `<cache_dir>/<kind>/<settings>/`, one collection for each kind and each combination of
+settings that shapes the values (base model, precision, batch size ...). In a collection a value's key is its content:
+the picture's or the caption's digest, and what was done to it. So neither a file's name, place or time nor the number
+of pictures matters, and any number of runs can share a cache.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
+import io
+import json
 import logging
+import os
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
-import numpy as np
-import safetensors
-import safetensors.numpy
-from numpy.typing import NDArray
-
-from trainer import files
+from trainer import files, packs
+from trainer.packs import Arrays, Packs
 
 logger = logging.getLogger(__name__)
-Arrays = dict[str, NDArray[np.float32]]
-Progress = Callable[[str, int, int], None]
-STALE_SECONDS = 3600  # a temporary file that was not written to for so long belongs to a process that was killed
+CACHE_VERSION = 2  # 1 kept a file for each value
+Kind = Literal["latents", "text"]
+KINDS: tuple[Kind, ...] = ("latents", "text")
+SETTINGS, LOCK = "settings.json", "lock"
+COLLECTION_NAME = re.compile(r"[0-9a-f]{16}")
+OWN_FILE = re.compile(r"\d+\.(pack|index)|settings\.json|lock|\.tmp-.*", re.DOTALL)
+EARLIER_FOLDER, EARLIER_FILE = re.compile(r"[0-9a-f]{2}"), re.compile(r"[0-9a-f]{64}\.safetensors|\.tmp-.*", re.DOTALL)
+CONTENT_BYTES = packs.KEY_BYTES // 2  # the half of a key that names the content
 
 
-class Cache:
-    """Arrays by key, in memory, or in `folder` when one is given: one file each, written whole, checked when read."""
+def content_of(content: str) -> bytes:
+    """The first half of the key of every value of this content: a caption, or a picture by its digest."""
+    return hashlib.sha256(content.encode(errors="surrogatepass")).digest()[:CONTENT_BYTES]
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-        self._memory: dict[str, Arrays] = {}
-        if folder:
-            _remove_stale(folder)
 
-    def _path(self, key: str) -> Path:
-        assert self._folder is not None
-        return self._folder / key[:2] / f"{key}.safetensors"
+def key_of(content: str, treatment: str = "") -> bytes:
+    """The key of a value: its content, and what was done to it that its collection's settings do not say."""
+    whole = hashlib.sha256(f"{treatment}\n{content}".encode(errors="surrogatepass")).digest()
+    return content_of(content) + whole[: packs.KEY_BYTES - CONTENT_BYTES]
 
-    def get(self, key: str) -> Arrays | None:
-        """The arrays of a key; None when there are none, or when their file is damaged (which is reported)."""
-        if self._folder is None:
-            return self._memory.get(key)
+
+class Store(Protocol):
+    """Arrays by key. Those returned are not to be written to."""
+
+    def missing(self, keys: Sequence[bytes]) -> list[int]:
+        """The places in `keys` of those that are not there."""
+        ...
+
+    def get(self, key: bytes) -> Arrays | None:
+        """The arrays of a key; None when there are none, or only damaged ones, which is reported."""
+        ...
+
+    def put(self, key: bytes, arrays: Arrays) -> None:
+        """Keep the arrays of a key. Raises OSError."""
+        ...
+
+    def refresh(self) -> None:
+        """Learn of what other processes put."""
+        ...
+
+    def finish_writing(self) -> None:
+        """Make durable what was put."""
+        ...
+
+
+class MemoryStore:
+    """Keeps everything in this process."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[bytes, Arrays] = {}
+
+    def missing(self, keys: Sequence[bytes]) -> list[int]:
+        return [place for place, key in enumerate(keys) if key not in self._arrays]
+
+    def get(self, key: bytes) -> Arrays | None:
+        return self._arrays.get(key)
+
+    def put(self, key: bytes, arrays: Arrays) -> None:
+        self._arrays[key] = arrays
+
+    def refresh(self) -> None:
+        """Nobody else puts anything here."""
+
+    def finish_writing(self) -> None:
+        """Nothing here outlives the process."""
+
+
+class DiskStore(Packs):
+    """A collection on disk. While it is open, no pruning touches it."""
+
+    def __init__(self, cache: Path, kind: Kind, settings: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """`settings`: everything that shapes the values, beside what the keys say; `about`: for people only."""
+        folder = cache / kind / settings_id(settings)
+        self._held = _hold(folder)
+        document = {"version": CACHE_VERSION, "kind": kind, "settings": dict(settings), "about": dict(about)}
+        data = files.json_bytes(document)
+        if _bytes_of(folder / SETTINGS) != data:
+            files.write_bytes(folder / SETTINGS, data)
+        super().__init__(folder)
+
+    def close(self) -> None:
+        """Let others prune. What `get` returned stays readable."""
+        self.finish_writing()
+        self._held.close()
+
+
+def settings_id(settings: Mapping[str, Any]) -> str:
+    """The name of the collection with these settings."""
+    return hashlib.sha256(files.json_bytes([CACHE_VERSION, dict(settings)])).hexdigest()[:16]
+
+
+def _bytes_of(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _hold(folder: Path) -> io.FileIO:
+    """Hold a collection against pruning until the returned file is closed, and note that it is used now."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # pruned just now
+            file = io.FileIO(os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+            with contextlib.suppress(OSError):  # a file system without locks, where nothing is pruned
+                fcntl.flock(file, fcntl.LOCK_SH)
+            with contextlib.suppress(OSError):
+                os.utime(file.fileno())
+            if os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat()):
+                return file
+            file.close()
+
+
+# --- listing -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A collection as it lies on the disk. Its entries are counted by its indexes; no value is read."""
+
+    path: Path
+    kind: str
+    settings: Mapping[str, Any]
+    about: Mapping[str, Any]
+    entries: int
+    bytes: int
+    last_used: float  # seconds since 1970
+    in_use: bool
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Files of the earlier format, which is not read any more."""
+
+    files: int
+    bytes: int
+
+
+def collections(cache: Path) -> list[Collection]:
+    """Every collection of a cache folder, the one used last first. What is not ours is passed over."""
+    found = [
+        collection
+        for kind in KINDS
+        for folder in _subfolders(cache / kind, COLLECTION_NAME)
+        if (collection := _collection(folder))
+    ]
+    return sorted(found, key=lambda collection: collection.last_used, reverse=True)
+
+
+def earlier_format(cache: Path) -> Earlier:
+    """How much there is of the earlier format."""
+    sizes = [path.stat().st_size for path in _earlier_files(cache)]
+    return Earlier(len(sizes), sum(sizes))
+
+
+def _subfolders(folder: Path, name: re.Pattern[str]) -> list[Path]:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return []
+    return [Path(entry.path) for entry in entries if name.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)]
+
+
+def _own_files(folder: Path, name: re.Pattern[str]) -> list[Path]:
+    with os.scandir(folder) as entries:
+        return sorted(
+            Path(entry.path) for entry in entries if name.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+        )
+
+
+def _earlier_files(cache: Path) -> Iterator[Path]:
+    for kind in KINDS:
+        for folder in _subfolders(cache / kind, EARLIER_FOLDER):
+            yield from _own_files(folder, EARLIER_FILE)
+
+
+def _collection(folder: Path) -> Collection | None:
+    try:
+        document = json.loads((folder / SETTINGS).read_bytes())
+        described = document["version"], str(document["kind"]), dict(document["settings"]), dict(document["about"])
+        own = _own_files(folder, OWN_FILE)
+        size = sum(path.stat().st_size for path in own)
+        last_used = (folder / LOCK).stat().st_mtime
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    with _exclusively(folder) as held:
+        in_use = not held
+    return Collection(
+        path=folder,
+        kind=described[1],
+        settings=described[2],
+        about=described[3],
+        entries=sum(len(entries) for entries in _indexes(folder)),
+        bytes=size,
+        last_used=last_used,
+        in_use=in_use,
+    )
+
+
+def _indexes(folder: Path) -> Iterator[packs.Entries]:
+    for number in packs.numbers_in(folder):
+        yield packs.read_entries(packs.index_file(folder, number))[0]
+
+
+# --- pruning -------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _exclusively(folder: Path) -> Iterator[bool]:
+    """Whether nobody uses the collection; if so, nobody can until the end. False where that cannot be told."""
+    with contextlib.ExitStack() as stack:
         try:
-            data = self._path(key).read_bytes()
+            file = stack.enter_context((folder / LOCK).open("r+b"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
         except OSError:
-            return None
-        digest, body = data[:32], data[32:]
-        if hashlib.sha256(body).digest() != digest:
-            logger.warning("%s is damaged; its content is computed again", self._path(key))
-            return None
-        return safetensors.numpy.load(body)
-
-    def put(self, key: str, arrays: Arrays) -> None:
-        if self._folder is None:
-            self._memory[key] = arrays
-        else:
-            body = safetensors.numpy.save(arrays)
-            files.write_bytes(self._path(key), hashlib.sha256(body).digest() + body)
-
-    def fill(
-        self,
-        keys: Sequence[str],
-        compute: Callable[[Sequence[int]], Sequence[Arrays]],
-        group: int,
-        progress: Callable[[int, int], None],
-    ) -> None:
-        """Compute what is missing, in groups of `group` consecutive keys.
-
-        A group is computed whole even when only one of its keys is missing, so that a result never depends on where
-        an earlier session was interrupted (a batch of another size can give other bits).
-        """
-        starts = range(0, len(keys), group)
-        for number, start in enumerate(starts, start=1):
-            places = range(start, min(start + group, len(keys)))
-            missing = [place for place in places if self.get(keys[place]) is None]
-            if missing:
-                for place, arrays in zip(places, compute(places), strict=True):
-                    if place in missing:
-                        self.put(keys[place], arrays)
-            progress(min(number * group, len(keys)), len(keys))
+            held = False
+        yield held
 
 
-def _remove_stale(folder: Path) -> None:
-    """Remove what killed processes left. Other runs may be writing here now, so only what is no longer written to."""
-    for path in folder.glob("*/.tmp-*"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                path.unlink()
+@dataclass(frozen=True)
+class Pruned:
+    """What became of a collection."""
+
+    collection: Collection
+    entries: int  # removed, or what would be
+    bytes: int
+    whole: bool
+    reason: str
 
 
-def key_of(settings: Mapping[str, Any]) -> str:
-    """The key of a cached value: a digest over everything that shapes it."""
-    return hashlib.sha256(files.json_bytes(dict(settings))).hexdigest()
+def prune(
+    cache: Path,
+    *,
+    contents: Iterable[bytes] | None = None,
+    unused_days: float | None = None,
+    everything: bool = False,
+    dry_run: bool = False,
+) -> list[Pruned]:
+    """Remove what is not needed any more; collections in use are left alone, and so is whatever is not ours.
+
+    Whole collections: all with `everything`, those not used for `unused_days`. Of the others, every entry whose content
+    is not among `contents` (see `content_of`; None: all are needed), and records that are damaged or there twice.
+    """
+    wanted = None if contents is None else frozenset(contents)
+    return [
+        _prune(collection, wanted, unused_days, everything=everything, dry_run=dry_run)
+        for collection in collections(cache)
+    ]
+
+
+def _prune(
+    collection: Collection,
+    wanted: frozenset[bytes] | None,
+    unused_days: float | None,
+    *,
+    everything: bool,
+    dry_run: bool,
+) -> Pruned:
+    folder = collection.path
+    days = (time.time() - collection.last_used) / 86400
+    with _exclusively(folder) as held:
+        if not held:
+            return Pruned(collection, 0, 0, False, "in use by a run; left alone")
+        if everything or (unused_days is not None and days > unused_days):
+            if not dry_run:
+                _remove(folder)
+            reason = "removed on request" if everything else f"not used for {days:.0f} days"
+            return Pruned(collection, collection.entries, collection.bytes, True, reason)
+
+        def keep(key: bytes) -> bool:
+            return wanted is None or key[:CONTENT_BYTES] in wanted
+
+        stale = [
+            int(entry["length"]) for entries in _indexes(folder) for entry in entries if not keep(packs.key_of(entry))
+        ]
+        if dry_run:
+            return Pruned(collection, len(stale), sum(stale), False, "no longer in the dataset" if stale else "")
+        packs.compact(folder, keep)
+    after = _collection(folder)
+    entries, size = (after.entries, after.bytes) if after else (0, 0)
+    removed = collection.entries - entries
+    damaged = f"{removed - len(stale)} damaged or there twice" if removed > len(stale) else ""
+    reasons = [f"{len(stale)} no longer in the dataset" if stale else "", damaged]
+    return Pruned(collection, removed, collection.bytes - size, False, ", ".join(filter(None, reasons)))
+
+
+def _remove(folder: Path) -> None:
+    """Remove a collection's own files, the lock last; the folder stays if anything else is in it."""
+    for path in sorted(_own_files(folder, OWN_FILE), key=lambda path: path.name == LOCK):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def remove_earlier_format(cache: Path) -> None:
+    """Remove every file of the earlier format, and the folders that are empty then."""
+    for path in list(_earlier_files(cache)):
+        path.unlink(missing_ok=True)
+    for kind in KINDS:
+        for folder in _subfolders(cache / kind, EARLIER_FOLDER):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
