@@ -104,6 +104,9 @@ def train(preset: str, rest: Sequence[str]) -> int:
         if ending == "stopped":
             logger.info("Stopped and saved. Continue with --resume_from_checkpoint latest.")
             return STOPPED
+        if ending == "cached":
+            logger.info("The caches in %s are ready. Nothing was trained: cache_only.", config.cache_path)
+            return FINISHED
         logger.info("Finished.")
         return FINISHED
 
@@ -178,7 +181,7 @@ def tell_failure(error: Exception) -> int:
         logger.error("Failed: %s. %s", error, error.advice)
     else:
         logger.error("Failed: %s", error, exc_info=error)
-        logger.error("%s", advise(error))
+        logger.error("%s", getattr(error, "advice", "") or advise(error))
     return FAILED
 
 

@@ -11,16 +11,19 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import io
 import json
 import logging
 import os
 import re
+import shutil
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
+
+import psutil
 
 from trainer import files, packs
 from trainer.packs import Arrays, Packs
@@ -50,6 +53,12 @@ def key_of(content: str, treatment: str = "") -> bytes:
 class Store(Protocol):
     """Arrays by key. Those returned are not to be written to."""
 
+    shared: bool  # with the other processes, once these refresh
+
+    def room(self) -> int:
+        """Bytes it can take."""
+        ...
+
     def missing(self, keys: Sequence[bytes]) -> list[int]:
         """The places in `keys` of those that are not there."""
         ...
@@ -74,6 +83,11 @@ class Store(Protocol):
 class MemoryStore:
     """Keeps everything in this process."""
 
+    shared = False
+
+    def room(self) -> int:
+        return psutil.virtual_memory().available
+
     def __init__(self) -> None:
         self._arrays: dict[bytes, Arrays] = {}
 
@@ -96,20 +110,20 @@ class MemoryStore:
 class DiskStore(Packs):
     """A collection on disk. While it is open, no pruning touches it."""
 
+    shared = True
+
+    def room(self) -> int:
+        return shutil.disk_usage(self.folder).free
+
     def __init__(self, cache: Path, kind: Kind, settings: Mapping[str, Any], about: Mapping[str, Any]) -> None:
         """`settings`: everything that shapes the values, beside what the keys say; `about`: for people only."""
         folder = cache / kind / settings_id(settings)
-        self._held = _hold(folder)
+        self.close = weakref.finalize(self, os.close, _hold(folder))  # lets others prune
         document = {"version": CACHE_VERSION, "kind": kind, "settings": dict(settings), "about": dict(about)}
         data = files.json_bytes(document)
         if _bytes_of(folder / SETTINGS) != data:
             files.write_bytes(folder / SETTINGS, data)
         super().__init__(folder)
-
-    def close(self) -> None:
-        """Let others prune. What `get` returned stays readable."""
-        self.finish_writing()
-        self._held.close()
 
 
 def settings_id(settings: Mapping[str, Any]) -> str:
@@ -124,19 +138,27 @@ def _bytes_of(path: Path) -> bytes | None:
         return None
 
 
-def _hold(folder: Path) -> io.FileIO:
-    """Hold a collection against pruning until the returned file is closed, and note that it is used now."""
+def _hold(folder: Path) -> int:
+    """Note that a collection is used now, and hold it against pruning until the returned descriptor is closed."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # pruned just now
-            file = io.FileIO(os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+            descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             with contextlib.suppress(OSError):  # a file system without locks, where nothing is pruned
-                fcntl.flock(file, fcntl.LOCK_SH)
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
             with contextlib.suppress(OSError):
-                os.utime(file.fileno())
-            if os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat()):
-                return file
-            file.close()
+                os.utime(descriptor)
+            if _is_still(descriptor, folder / LOCK):
+                return descriptor
+            os.close(descriptor)
+
+
+def _is_still(descriptor: int, path: Path) -> bool:
+    """Whether a file that was opened is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 # --- listing -------------------------------------------------------------------------------------------------------

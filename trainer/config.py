@@ -220,6 +220,15 @@ class Dataset:
     cache_text_encoder_outputs_to_disk: bool = option(
         False, "Keep cached text encoder outputs on disk.", on_resume="free", advanced=True
     )
+    text_encoder_batch_size: int = option(
+        16, "Captions encoded at a time while caching.", low=1, high=4096, on_resume="trajectory", advanced=True
+    )
+    cache_only: bool = option(
+        False,
+        "Prepare the caches on disk and end without training, so that a later run starts at once.",
+        on_resume="free",
+        advanced=True,
+    )
     max_data_loader_n_workers: int = option(
         2,
         "Threads that prepare the next batches. 0: prepare them in the training thread.",
@@ -955,6 +964,12 @@ def _combination_problems(config: Config) -> list[tuple[str, str]]:
             config.cache_text_encoder_outputs_to_disk and not config.cache_text_encoder_outputs,
             "cache_text_encoder_outputs_to_disk",
             "needs cache_text_encoder_outputs = true",
+        ),
+        (
+            config.cache_only and not (config.cache_latents_to_disk or config.cache_text_encoder_outputs_to_disk),
+            "cache_only",
+            "there is nothing to prepare on disk; set cache_latents_to_disk = true or "
+            "cache_text_encoder_outputs_to_disk = true",
         ),
         (
             bool(config.sample_every_n_steps or config.sample_every_n_epochs or config.sample_at_first)

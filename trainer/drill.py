@@ -106,6 +106,7 @@ def compare(config: Config, folder: Path, steps: int) -> Outcome:
         max_train_epochs=None,
         resume_from_checkpoint="",
         overwrite_run=False,
+        cache_only=False,
         save_state=True,
         save_every_n_steps=0,
         save_every_n_epochs=0,

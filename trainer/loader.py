@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-import threading
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer import buckets, cache, captions, losses, pictures, randomness
+from trainer import buckets, captions, losses, pictures, randomness
 from trainer.config import Config
 from trainer.dataset import Entry
+from trainer.packs import Arrays
+from trainer.pictures import PictureError
+from trainer.refusal import Refused
+
+logger = logging.getLogger(__name__)
+LONG_WAIT = 60.0  # seconds for a step's images
+
+
+class SampleFailed(Exception):
+    """A worker could not prepare an image for the training; the message names it."""
+
+    advice = "Look at this image and its caption; repair or remove them, then resume from the latest checkpoint."
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        super().__init__(f"{path} could not be prepared: {type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True)
@@ -74,10 +90,11 @@ class Sources:
     """Where a sample's tensors come from; a cache that is not used is None, and the other source applies."""
 
     tokenize: Callable[[Sequence[str]], Tensor]
-    latents: Callable[[Entry, bool], cache.Arrays] | None  # (entry, mirrored) -> mean, std
-    text_states: Callable[[str], Tensor] | None  # caption -> (tokens, width)
+    latents: Callable[[Entry, bool], Arrays] | None  # (entry, mirrored) -> mean, std
+    text_states: Callable[[str], NDArray[np.float32]] | None  # caption -> (tokens, width)
     latent_channels: int
     latent_factor: int  # pixels per latent, along each side
+    device: torch.device  # where the batches are taken
 
 
 class Plan:
@@ -88,17 +105,19 @@ class Plan:
         self._seed = config.seed
         self.global_batch = global_batch
         self.origin = origin
-        repeats = np.array([entry.repeats for entry in entries])
-        sizes = sorted({entry.bucket for entry in entries})
-        numbers = np.array([sizes.index(entry.bucket) for entry in entries])
-        self._entry_of = np.repeat(np.arange(len(entries)), repeats)
-        self._repeat_of = np.concatenate([np.arange(count) for count in repeats])
-        self._buckets = np.repeat(numbers, repeats).astype(np.int64)
+        repeats = np.fromiter((entry.repeats for entry in entries), np.int32, len(entries))
+        sizes = {size: number for number, size in enumerate(sorted({entry.bucket for entry in entries}))}
+        numbers = np.fromiter((sizes[entry.bucket] for entry in entries), np.int32, len(entries))
+        self._entry_of = np.repeat(np.arange(len(entries), dtype=np.int32), repeats)
+        firsts = np.cumsum(repeats, dtype=np.int32) - repeats
+        self._repeat_of = np.arange(len(self._entry_of), dtype=np.int32) - np.repeat(firsts, repeats)
+        self._buckets = np.repeat(numbers, repeats)
         self.steps_per_epoch = buckets.steps_per_epoch(len(self._entry_of), global_batch)
         self._order = lru_cache(maxsize=2)(self._compute_order)
 
-    def _compute_order(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        return buckets.epoch_order(self._seed, epoch, self._buckets, self.global_batch)
+    def _compute_order(self, epoch: int) -> NDArray[np.int32]:
+        numbers = self._buckets.astype(np.int64)
+        return buckets.epoch_order(self._seed, epoch, numbers, self.global_batch).astype(np.int32)
 
     def place(self, step: int) -> tuple[int, int]:
         """(epoch, step in the epoch), both from 0, of the step that follows `step` completed ones."""
@@ -123,6 +142,7 @@ class Samples:
     def __init__(self, config: Config, sources: Sources) -> None:
         self._config = config
         self._sources = sources
+        self._pinned = sources.device.type == "cuda"  # then a copy to the GPU need not be waited for
 
     def _draw(self, purpose: str, use: Use) -> np.random.Generator:
         return randomness.generator(self._config.seed, purpose, use.entry.id, use.epoch, use.repeat)
@@ -136,25 +156,42 @@ class Samples:
 
     def micro_batch(self, uses: Sequence[Use], weight: float) -> MicroBatch:
         """Uses of one bucket, each with this share in the loss of its step."""
-        rows = [self._sample(use) for use in uses]
-        tensors = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
-        tensors["timesteps"] = torch.tensor([self.timestep(use) for use in uses])
-        tensors["weights"] = torch.full((len(uses),), weight)
+        rows = [self._named_sample(use) for use in uses]
+        tensors = {name: self._stacked([row[name] for row in rows]) for name in rows[0]}
         texts = [self.caption(use) for use in uses]
+        others = {
+            "timesteps": torch.tensor([self.timestep(use) for use in uses]),
+            "weights": torch.full((len(uses),), weight),
+        }
         if self._sources.text_states:
-            tensors["text_states"] = torch.stack([self._sources.text_states(text) for text in texts])
+            tensors["text_states"] = self._stacked([self._sources.text_states(text) for text in texts])
         else:
-            tensors["tokens"] = self._sources.tokenize(texts)
-        if torch.cuda.is_available():
-            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+            others["tokens"] = self._sources.tokenize(texts)
+        for name, tensor in others.items():
+            tensors[name] = tensor.pin_memory() if self._pinned else tensor
         return MicroBatch(tuple(uses), tensors)
 
-    def _sample(self, use: Use) -> cache.Arrays:
+    def _stacked(self, rows: Sequence[NDArray[np.float32]]) -> Tensor:
+        """One tensor of all rows: the only copy that is made of what a cache has mapped."""
+        batch = torch.empty((len(rows), *rows[0].shape), pin_memory=self._pinned)
+        np.stack(rows, out=batch.numpy())
+        return batch
+
+    def _named_sample(self, use: Use) -> Arrays:
+        """The sample's arrays. Raises PictureError, Refused or SampleFailed, which name the image."""
+        try:
+            return self._sample(use)
+        except (PictureError, Refused):
+            raise
+        except Exception as error:
+            raise SampleFailed(use.entry.path, error) from error
+
+    def _sample(self, use: Use) -> Arrays:
         options, sources = use.entry.subset.options, self._sources
         width, height = (side // sources.latent_factor for side in use.entry.bucket)
         shape = (sources.latent_channels, height, width)
         mirrored = options.flip_aug and self._draw("flip", use).random() < 0.5
-        arrays: cache.Arrays = {}
+        arrays: Arrays = {}
         if sources.latents:
             cached = sources.latents(use.entry, mirrored)
             arrays["latent_mean"], arrays["latent_std"] = cached["mean"], cached["std"]
@@ -165,12 +202,12 @@ class Samples:
         arrays |= self._noise(use, shape)
         return arrays
 
-    def _noise(self, use: Use, shape: tuple[int, int, int]) -> cache.Arrays:
+    def _noise(self, use: Use, shape: tuple[int, int, int]) -> Arrays:
         config, draw = self._config, self._draw("noise", use)
         noise = draw.standard_normal(shape, dtype=np.float32)
         if config.multires_noise_iterations:
             noise = losses.pyramid_noise(noise, draw, config.multires_noise_iterations, config.multires_noise_discount)
-        arrays: cache.Arrays = {"noise": noise}
+        arrays: Arrays = {"noise": noise}
         if config.noise_offset:
             draw = self._draw("noise offset", use)
             arrays["offset"] = draw.standard_normal((shape[0], 1, 1), dtype=np.float32)
@@ -194,6 +231,7 @@ class Loader:
         self._config = config
         self._plan = plan
         self._samples = Samples(config, sources)
+        self._device = sources.device
         self._processes = processes
         self._process = process
 
@@ -204,17 +242,33 @@ class Loader:
             while True:
                 yield self.build(step)
                 step += 1
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
-        ahead: deque[Future[Step]] = deque()
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="loader", initializer=self._enter_thread)
+        ahead: deque[tuple[int, Future[Step]]] = deque()
         try:
             step = start
             while True:
                 while len(ahead) < workers + 2:
-                    ahead.append(pool.submit(self.build, step))
+                    ahead.append((step, pool.submit(self.build, step)))
                     step += 1
-                yield ahead.popleft().result()
+                yield self._patiently(*ahead.popleft())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _enter_thread(self) -> None:
+        """Pinned memory belongs to the thread's GPU, which is the first one unless it is told."""
+        if self._device.index is not None and self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+
+    def _patiently(self, step: int, built: Future[Step]) -> Step:
+        """What a worker builds; a wait that is too long for a healthy disk is told, with the images."""
+        while True:
+            try:
+                return built.result(timeout=LONG_WAIT)
+            except TimeoutError:
+                if built.done():  # the worker's own error
+                    raise
+                paths = ", ".join(sorted({str(use.entry.path) for use in self._plan.samples(step)[0]}))
+                logger.warning("Still waiting for the images of step %d; is the disk well? %s", step + 1, paths)
 
     def build(self, step: int) -> Step:
         """Everything a step needs, on the host. Depends on nothing but the step."""
@@ -245,100 +299,3 @@ def pixels_of(
     """The image in its bucket: (3, height, width), from -1 to 1."""
     pixels = pictures.to_pixels(pictures.fit(pictures.open_picture(entry.path), entry.bucket, crop))
     return np.ascontiguousarray(pixels[:, :, ::-1]) if mirrored else pixels
-
-
-def latent_source(
-    config: Config,
-    entries: Sequence[Entry],
-    encode: Callable[[Tensor], tuple[Tensor, Tensor]],
-    identity: str,
-    progress: Callable[[int, int], None],
-) -> Callable[[Entry, bool], cache.Arrays]:
-    """Encode every image (and its mirror image, if wanted) that is not cached yet; returns where to find them.
-
-    `encode`: pixels (batch, 3, height, width) -> mean, std; `identity`: what else decides its result.
-    """
-    store = cache.Cache(config.cache_path / "latents" if config.cache_latents_to_disk else None)
-    uses = [
-        (entry, mirrored)
-        for entry in entries
-        for mirrored in ((False, True) if entry.subset.options.flip_aug else (False,))
-    ]
-    uses.sort(key=lambda use: (use[0].bucket, use[1], use[0].id))  # batches of one size
-
-    def key(entry: Entry, mirrored: bool) -> str:
-        settings = {"digest": entry.digest, "bucket": entry.bucket, "mirrored": mirrored, "by": identity, "version": 1}
-        return cache.key_of(settings)
-
-    def compute(chosen: Sequence[tuple[Entry, bool]]) -> list[cache.Arrays]:
-        pixels = torch.from_numpy(np.stack([pixels_of(entry, mirrored) for entry, mirrored in chosen]))
-        mean, std = encode(pixels)
-        return [{"mean": mean[row].numpy(), "std": std[row].numpy()} for row in range(len(chosen))]
-
-    done = 0
-    for _, members in itertools.groupby(uses, key=lambda use: use[0].bucket):
-        done = _fill_bucket(store, list(members), key, compute, config.vae_batch_size, progress, done, len(uses))
-
-    lock = threading.Lock()
-
-    def find(entry: Entry, mirrored: bool) -> cache.Arrays:
-        found = store.get(key(entry, mirrored))
-        if found is None:  # the file was damaged or removed meanwhile
-            with lock:
-                found = compute([(entry, mirrored)])[0]
-                store.put(key(entry, mirrored), found)
-        return found
-
-    return find
-
-
-def _fill_bucket(
-    store: cache.Cache,
-    members: list[tuple[Entry, bool]],
-    key: Callable[[Entry, bool], str],
-    compute: Callable[[Sequence[tuple[Entry, bool]]], list[cache.Arrays]],
-    batch: int,
-    progress: Callable[[int, int], None],
-    done: int,
-    total: int,
-) -> int:
-    """Fill in the pictures of one bucket; `done` of `total` were filled before. Returns how many are now."""
-    store.fill(
-        [key(*use) for use in members],
-        lambda places: compute([members[place] for place in places]),
-        batch,
-        lambda count, _: progress(done + count, total),
-    )
-    return done + len(members)
-
-
-def text_source(
-    config: Config,
-    entries: Sequence[Entry],
-    encode: Callable[[Sequence[str]], Tensor],
-    identity: str,
-    progress: Callable[[int, int], None],
-) -> Callable[[str], Tensor]:
-    """Encode every caption (and the empty one) that is not cached yet; returns where to find them.
-
-    `encode`: captions -> (captions, tokens, width); `identity`: what else decides its result.
-    """
-    to_disk = config.cache_text_encoder_outputs_to_disk
-    store = cache.Cache(config.cache_path / "text" if to_disk else None)
-    texts = sorted({captions.plain_caption(entry.caption, entry.subset.options) for entry in entries} | {""})
-
-    def key(caption: str) -> str:
-        return cache.key_of({"caption": caption, "by": identity, "version": 1})
-
-    store.fill(
-        [key(text) for text in texts],
-        lambda places: [{"states": encode([texts[place]])[0].numpy()} for place in places],
-        1,
-        progress,
-    )
-    states = {}
-    for text in texts:
-        found = store.get(key(text))
-        assert found is not None
-        states[text] = torch.from_numpy(found["states"])
-    return states.__getitem__

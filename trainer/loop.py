@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -17,9 +19,9 @@ from trainer import (
     base_model,
     branches,
     checkpoint,
+    encoding,
     environment,
     families,
-    loader,
     manifest,
     network,
     optimizers,
@@ -34,6 +36,7 @@ from trainer import (
     session,
     validation,
 )
+from trainer.agreement import Agreement, Wish
 from trainer.config import Config, ConfigError, Problem
 from trainer.console import ConsoleLog
 from trainer.families.base import Model
@@ -42,17 +45,17 @@ from trainer.manifest import CheckpointDamaged
 from trainer.network import DTYPES as FILE_DTYPES
 from trainer.overfitting import Record
 from trainer.preflight import Inputs
-from trainer.progress import Agreement, Meter, Wish
+from trainer.progress import CachingMeter, Meter
 from trainer.resume import ResumeRefused, Verdict
 from trainer.runs import RunFolder
 from trainer.saving import Saver
 from trainer.session import Session, TrainingFailed
-from trainer.signals import StopSignals
+from trainer.signals import StopRequested, StopSignals
 from trainer.state import State
 from trainer.validation import Validator
 
 logger = logging.getLogger(__name__)
-Ending = Literal["finished", "stopped"]
+Ending = Literal["finished", "stopped", "cached"]
 DTYPES = {"no": torch.float32, "fp16": FILE_DTYPES["fp16"], "bf16": FILE_DTYPES["bf16"]}
 WISHES = {"stop": Wish.STOP, "save": Wish.SAVE, "sample": Wish.SAMPLE}
 
@@ -102,8 +105,20 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
             model = families.get(config.family).load(config, inputs.model_path, DTYPES[config.mixed_precision], device)
             if config.network_weights and not verdict:
                 network.load_kohya(model.targets, base_model.existing_file(config.network_weights, "network_weights"))
+            events = this_session.events if accelerator.is_main_process else None
+            agreement = Agreement(processes, accelerator.process_index)
+            asked = stop_requests(run, signals, accelerator)
+            aside = threading.Lock()  # held while what is kept aside is on the device for a moment
+            meters = functools.partial(
+                CachingMeter, events=events, global_step=this_session.global_step, raise_if_requested=asked
+            )
+            sources = prepare_sources(config, model, inputs, device, agreement, meters, aside)
+            if config.cache_only:
+                if events:
+                    this_session.finish("stopped" if verdict else "finished", "cached")
+                accelerator.wait_for_everyone()
+                return "cached"
             prepared = accelerator.prepare(model.module())
-            sources = prepare_sources(config, model, inputs, device, signals)
             state = State(config, model, device)
             require_disk_space(config, 2 * state.checkpoint_bytes)
             if verdict:
@@ -113,15 +128,13 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
             state.origin = origin
             signals.raise_if_requested()
 
-            events = this_session.events if accelerator.is_main_process else None
             saver = Saver(config, run, state, plan, curve, inputs, this_session, here)
             meter = Meter(state, events, total_steps)
-            agreement = Agreement(processes)
             validator = make_validator(config, inputs, sources, state, accelerator)
 
             def sample() -> None:
                 if sample_prompts and events:
-                    with state.exported_weights():
+                    with aside, state.exported_weights():
                         sampling.make(
                             model, sample_prompts, config.sample_sampler, device, run, events, state.global_step
                         )
@@ -305,35 +318,55 @@ def epoch_origin(verdict: Verdict | None) -> Origin:
     return origin
 
 
-def prepare_sources(
-    config: Config, model: Model, inputs: Inputs, device: torch.device, signals: StopSignals
-) -> Sources:
-    """Compute what is to be cached, then move what is no longer needed off the device."""
-    last = 0.0
+def stop_requests(run: RunFolder, signals: StopSignals, accelerator: Accelerator) -> Callable[[], None]:
+    """Raises StopRequested once a stop is asked for, by a signal or in the run folder; for where nothing is to save."""
 
-    def progress(what: str, done: int, total: int) -> None:
-        nonlocal last
+    def raise_if_requested() -> None:
         signals.raise_if_requested()
-        if done == total or time.monotonic() - last > 5:
-            last = time.monotonic()
-            logger.info("Caching %s: %d of %d", what, done, total)
+        if accelerator.is_main_process and "stop" in runs.take_requests(run):
+            raise StopRequested
 
-    model.prepare(device, latents_cached=False, text_cached=False)
+    return raise_if_requested
+
+
+def prepare_sources(
+    config: Config,
+    model: Model,
+    inputs: Inputs,
+    device: torch.device,
+    agreement: Agreement,
+    meters: Callable[[str], CachingMeter],
+    aside: threading.Lock,
+) -> Sources:
+    """Compute what is to be cached, in all processes, then move what is no longer needed off the device."""
+    cached = {"latents_cached": config.cache_latents, "text_cached": config.cache_text_encoder_outputs}
+    nothing = dict.fromkeys(cached, False)
+
+    @contextlib.contextmanager
+    def lending() -> Iterator[None]:
+        with aside:
+            model.prepare(device, **nothing)
+            try:
+                yield
+            finally:
+                model.prepare(device, **cached)
+
+    model.prepare(device, **nothing)
     base = inputs.base_model
     entries = (*inputs.found.entries, *inputs.found.validation)
     latents = text_states = None
     if config.cache_latents:
-        identity = f"{base.get('vae', base['pretrained_model_name_or_path'])} {model.image_identity()}"
-        latents = loader.latent_source(
-            config, entries, model.encode_images, identity, lambda *args: progress("latents", *args)
-        )
+        vae = "vae" if config.vae else "pretrained_model_name_or_path"
+        settings = {"family": config.family, "model": base[vae], "encoder": model.image_identity()}
+        encoder = encoding.Encoder(model.encode_images, settings, {"model": getattr(config, vae)}, lending)
+        latents = encoding.latent_source(config, entries, encoder, agreement, meters("latents"))
     if config.cache_text_encoder_outputs:
-        identity = f"{base['pretrained_model_name_or_path']} {model.text_identity()}"
-        text_states = loader.text_source(
-            config, entries, model.encode_captions, identity, lambda *args: progress("captions", *args)
-        )
-    model.prepare(device, latents_cached=config.cache_latents, text_cached=config.cache_text_encoder_outputs)
-    return Sources(model.tokenize, latents, text_states, model.latent_channels, model.latent_factor)
+        name = "pretrained_model_name_or_path"
+        settings = {"family": config.family, "model": base[name], "encoder": model.text_identity()}
+        text_encoder = encoding.Encoder(model.encode_captions, settings, {"model": getattr(config, name)}, lending)
+        text_states = encoding.text_source(config, entries, text_encoder, agreement, meters("captions"))
+    model.prepare(device, **cached)
+    return Sources(model.tokenize, latents, text_states, model.latent_channels, model.latent_factor, device)
 
 
 def make_validator(

@@ -1,15 +1,14 @@
-"""What the loop tells of its steps, without making the device wait; and what processes agree on."""
+"""What is told of the steps, without making the device wait, and of the encoding before them."""
 
 from __future__ import annotations
 
-import enum
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
 import torch
-import torch.distributed
 from torch import Tensor
 
 from trainer.events import EventWriter
@@ -18,30 +17,6 @@ from trainer.state import State
 logger = logging.getLogger(__name__)
 FLUSH_SECONDS = 1.0
 LOG_SECONDS = 10.0
-
-
-class Wish(enum.IntFlag):
-    """What is to be done after a step."""
-
-    STOP = 1
-    SAVE = 2
-    SAMPLE = 4
-    GIVE_UP = 8  # too many steps without a finite loss
-
-
-class Agreement:
-    """Lets all processes do the same after the same step. Costs nothing for one process."""
-
-    def __init__(self, processes: int) -> None:
-        self._group = torch.distributed.new_group(backend="gloo") if processes > 1 else None
-
-    def on(self, wish: Wish) -> Wish:
-        """What any process wishes."""
-        if self._group is None:
-            return wish
-        flags = torch.tensor([int(wish)])
-        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.BOR, group=self._group)
-        return Wish(int(flags))
 
 
 @dataclass(frozen=True)
@@ -118,17 +93,72 @@ class Meter:
     def _log(self, last: _Pending) -> None:
         self._logged = time.monotonic()
         seconds = sorted(self._recent)[len(self._recent) // 2]
-        left = int(seconds * (self._total_steps - last.global_step))
         average = self._state.loss_average
         logger.info(
-            "step %d/%d  epoch %d  loss %.4f  lr %.3g  %.2f it/s  %d:%02d:%02d left",
+            "step %d/%d  epoch %d  loss %.4f  lr %.3g  %.2f it/s  %s left",
             last.global_step,
             self._total_steps,
             last.epoch + 1,  # people count from 1
             float("nan") if average is None else average,
             last.lr,
             1 / max(seconds, 1e-9),
-            left // 3600,
-            left // 60 % 60,
-            left % 60,
+            _clock(seconds * (self._total_steps - last.global_step)),
         )
+
+
+class CachingMeter:
+    """Tells how far the encoding of one kind of thing is: an event about every second, a line in the log now and then.
+
+    The event `caching` has what (latents or captions), done, total, seconds_left (None while it is not known) and
+    computed: how many of those done were not there before. One more tells of the end, with the seconds it took.
+    """
+
+    def __init__(
+        self, what: str, events: EventWriter | None, global_step: int, raise_if_requested: Callable[[], None]
+    ) -> None:
+        self._raise_if_requested = raise_if_requested
+        self._what = what
+        self._events = events
+        self._global_step = global_step
+        self._began = time.monotonic()
+        self._told = self._logged = self._began
+        self._first: int | None = None  # done before anything was computed
+
+    def __call__(self, done: int, total: int) -> None:
+        """`done` of `total` are there now. Raises StopRequested."""
+        self._raise_if_requested()
+        now = time.monotonic()
+        if self._first is None:
+            self._first = done
+            if done < total:
+                logger.info("Caching %s: %d of %d are there already", self._what, done, total)
+        if done < total and now - self._told >= FLUSH_SECONDS:
+            self._told = now
+            self._tell(done, total, now)
+
+    def _tell(self, done: int, total: int, now: float) -> None:
+        assert self._first is not None
+        computed = done - self._first
+        left = (now - self._began) / computed * (total - done) if computed > 0 else None
+        self._write(done, total, computed, left)
+        if now - self._logged > LOG_SECONDS and left is not None:
+            self._logged = now
+            rate = computed / (now - self._began)
+            logger.info("Caching %s: %d of %d, %.1f/s, %s left", self._what, done, total, rate, _clock(left))
+
+    def finished(self, total: int, computed: int) -> None:
+        """Everything is there; `computed` of it is new."""
+        seconds = time.monotonic() - self._began
+        self._write(total, total, computed, 0.0, seconds=seconds)
+        logger.info("Cached %s: %d, of which %d are new, in %s", self._what, total, computed, _clock(seconds))
+
+    def _write(self, done: int, total: int, computed: int, left: float | None, **more: float) -> None:
+        if self._events:
+            counts = {"what": self._what, "done": done, "total": total, "computed": computed}
+            self._events.write("caching", self._global_step, **counts, seconds_left=left, **more)
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

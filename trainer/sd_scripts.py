@@ -46,7 +46,7 @@ WITHOUT_EFFECT = {
         "it belongs to sd-scripts' other trainings, not to LoRA",
     ),
     **dict.fromkeys(
-        ("text_encoder_batch_size", "weighting_scheme", "logit_mean", "logit_std", "mode_scale", "split_mode",
+        ("weighting_scheme", "logit_mean", "logit_std", "mode_scale", "split_mode",
          "double_blocks_to_swap", "single_blocks_to_swap", "clip_l", "clip_g", "t5xxl", "ae",
          "controlnet_model_name_or_path", "t5xxl_max_token_length", "apply_t5_attn_mask", "apply_lg_attn_mask",
          "guidance_scale", "timestep_sampling", "sigmoid_scale", "model_prediction_type", "discrete_flow_shift",
