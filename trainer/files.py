@@ -44,8 +44,11 @@ def restore_mode(path: Path) -> None:
     path.chmod(_MODE)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that, whatever happens, its name leads to the old content or to all of the new."""
+def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file so that, whatever happens, its name leads to the old content or to all of the new.
+
+    `durable=False` is much faster, and holds for every end of the process, but not for one of the machine.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".tmp-{path.name}-", dir=path.parent)
     temporary = Path(name)
@@ -53,10 +56,12 @@ def write_bytes(path: Path, data: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         restore_mode(temporary)
         temporary.replace(path)
-        fsync_folder(path.parent)
+        if durable:
+            fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
