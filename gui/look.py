@@ -16,7 +16,7 @@ MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono
 
 CSS = """
 .gradio-container, .gradio-container .fillable { max-width: 1500px !important; width: 100%; margin: 0 auto; }
-.named { line-height: 1.6; } .named span { margin-left: .5rem; } .named span + span::before { content: "· "; }
+.named { line-height: 1.6; } .named span { margin-right: .25rem; } .named span + span::before { content: "· "; }
 .said { white-space: pre-line; margin: 0; }
 .option-search { display: flex; gap: .6rem; align-items: center; flex-wrap: wrap; position: relative; }
 .option-search label { font-weight: 600; }

@@ -9,7 +9,7 @@ import gradio as gr
 
 from gui import draft as drafts
 from gui import form as forms
-from gui import look, presets, runner
+from gui import look, plan, presets, runner
 from gui.draft import Draft
 from gui.form import Form
 from gui.places import Places
@@ -31,6 +31,7 @@ SEARCH = """<div class="option-search" role="search">
 
 class TrainTab:
     def __init__(self, places: Places) -> None:
+        self.places = places
         with gr.Column(elem_id="presets"):
             with gr.Row(equal_height=False, elem_classes="beside"):
                 self.picker = gr.Dropdown(
@@ -54,6 +55,7 @@ class TrainTab:
                     "Take the changes back", elem_id="form-revert", visible=False, scale=0, min_width=190
                 )
                 self.undo = gr.Button("Undo loading", elem_id="form-undo", visible=False, scale=0, min_width=140)
+            self.plan = gr.HTML(elem_id="training-plan")
         gr.HTML(SEARCH)
         self.form = Form()
         self.base = gr.State({"name": "", "values": forms.complete({})})  # what the form began with
@@ -73,7 +75,7 @@ class TrainTab:
 
     def about_outputs(self) -> set[Any]:
         """What `show_changes` changes."""
-        return {self.base, self.changes, self.revert, self.undo}
+        return {self.base, self.changes, self.revert, self.undo, self.plan}
 
     def show_draft(self, draft: Draft, *, undo: bool) -> dict[Any, Any]:
         return self.form.show(draft.values) | self.show_changes(draft, undo=undo)
@@ -85,6 +87,7 @@ class TrainTab:
             self.base: {"name": draft.name, "values": dict(draft.base)},
             self.changes: changes_line(draft, changes),
             self.revert: gr.update(visible=bool(changes)),
+            self.plan: look.line("", plan.told(self.places, draft.values)),
         }
         return shown if undo is None else shown | {self.undo: gr.update(visible=undo)}
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import pytest
 
 from gui import draft as drafts
 from gui import form as forms
-from gui import presets, train_tab
+from gui import plan, presets, train_tab
 from gui.draft import Draft
 from gui.form import Form
 from gui.places import CODE, Places
+from tests.test_gui_fake_run import make_run
 from trainer import config, prompts
 from trainer.config import OPTIONS, Option
 
@@ -367,6 +369,46 @@ def test_what_is_missing_is_listed_before_anything_is_started(places: Places) ->
         assert f'data-option="{option}"' in message
     assert "5 things" in message
     assert not (places.home / "output").exists()
+
+
+# --- what it will amount to ---
+
+
+def pictures(folder: Path, count: int) -> None:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        (folder / f"{number}.png").touch()
+
+
+def test_steps_and_epochs_are_computed_from_the_folders(places: Places) -> None:
+    pictures(places.home / "images" / "10_cat", 20)
+    options: dict[str, Any] = {"train_data_dir": "images", "train_batch_size": 4, "max_train_steps": 2000}
+    first = plan.told(places, forms.complete(options))[0]
+    assert first == "20 images × 10 repeats / batch 4 = 50 steps an epoch; 2,000 steps = 40 epochs"
+    pictures(places.home / "images" / "1_dog", 1)
+    options |= {"train_batch_size": 2, "gradient_accumulation_steps": 2, "max_train_epochs": 3}
+    assert plan.told(places, forms.complete(options))[0] == (
+        "21 images in 2 folders, repeated 201 times / batch 4 (2 × 2 accumulated) = 51 steps an epoch; "
+        "153 steps = 3 epochs"
+    )
+
+
+def test_time_and_disk_are_told_where_an_earlier_run_had_the_same_settings(places: Places) -> None:
+    pictures(places.home / "images", 8)
+    run = make_run(places.home / "output", "fox", status="finished")
+    like_it = asdict(config.read_config(run.config_file)) | {"train_data_dir": "images", "output_name": "next"}
+    told = plan.told(places, like_it | {"max_train_steps": 9000, "save_every_n_steps": 50})
+    assert "about 1 h at the speed of fox" in told
+    assert any(text.startswith("3 checkpoints of ") for text in told)
+    told = plan.told(places, like_it | {"network_dim": 99})
+    assert len(told) == 2 and told[1].endswith(" free")
+
+
+def test_a_folder_without_images_is_said_to_be_so(places: Places) -> None:
+    assert plan.told(places, forms.complete({})) == []
+    assert "there is no folder" in plan.told(places, forms.complete({"train_data_dir": "none"}))[0]
+    (places.home / "empty").mkdir(parents=True)
+    assert "no images in" in plan.told(places, forms.complete({"train_data_dir": "empty"}))[0]
 
 
 def test_every_option_can_be_found_with_its_accordions() -> None:
