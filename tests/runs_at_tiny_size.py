@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from trainer import branches, loop
-from trainer.config import Config
+from trainer.config import Config, to_toml
 from trainer.events import read_events
 from trainer.runs import RunFolder
 from trainer.signals import StopSignals
@@ -44,6 +47,22 @@ def run(config: Config) -> loop.Ending:
     AcceleratorState._reset_state(reset_partial_state=True)
     with StopSignals() as signals:
         return loop.train(config, signals)
+
+
+def distributed(config: Config, processes: int, folder: Path) -> None:
+    """Train with the real command on several processes (gloo)."""
+    preset = folder / f"{config.output_name}.toml"
+    preset.write_text(to_toml(config))
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"),
+            *("-m", "trainer", "train", "--config", str(preset)),
+        ],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+        timeout=120,
+    )
 
 
 def events_of(config: Config, kind: str) -> list[dict[str, Any]]:

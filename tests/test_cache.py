@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 import time
@@ -17,11 +18,20 @@ import torch
 from torch import Tensor
 
 from tests import tiny
-from tests.runs_at_tiny_size import assert_bit_equal, config_for, events_of, run, steps_of, tensors_of
+from tests.runs_at_tiny_size import (
+    assert_bit_equal,
+    config_for,
+    distributed,
+    events_of,
+    run,
+    steps_of,
+    tensors_of,
+)
 from trainer import cache, dataset, encoding, packs, runs
+from trainer.__main__ import main
 from trainer.agreement import Agreement
 from trainer.cache import DiskStore
-from trainer.config import Config, ConfigError, Given, resolve
+from trainer.config import Config, ConfigError, Given, resolve, to_toml
 from trainer.dataset import Entry
 from trainer.encoding import CacheFull, Encoder
 from trainer.refusal import Refused
@@ -375,6 +385,21 @@ def test_a_stop_is_answered_while_the_caches_are_filled(tiny_model: Path, tiny_i
     assert runs.status(RunFolder(config.run_dir)) == "stopped"
 
 
+def test_two_processes_share_the_encoding_and_train_as_one_does(
+    tiny_model: Path, tiny_images: Path, tmp_path: Path
+) -> None:
+    in_memory = {"cache_text_encoder_outputs_to_disk": False, "text_encoder_batch_size": 2}
+    one = config_for(tiny_model, tiny_images, tmp_path / "one", **{**CACHED, **in_memory})
+    run(one)
+    two = one.replace(output_dir=str(tmp_path / "two"), train_batch_size=1)
+    (tmp_path / "two").mkdir()
+    distributed(two, 2, tmp_path)
+    (latents,) = cache.collections(two.cache_path)
+    assert latents.entries == 14 and len(packs.numbers_in(latents.path)) == 2  # each wrote its share, and nothing twice
+    for expected, found in zip(steps_of(one).values(), steps_of(two).values(), strict=True):
+        assert found[-1] == expected[-1] and found[1] == pytest.approx(expected[1], rel=1e-5)
+
+
 # --- listing and pruning -------------------------------------------------------------------------------------------
 
 
@@ -459,3 +484,47 @@ def test_files_of_the_earlier_format_are_told_of_and_removed(config: Config, cap
     cache.remove_earlier_format(config.cache_path)
     assert not earlier.parent.exists() and cache.earlier_format(config.cache_path).files == 0
     assert computed(config) == 0
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+def command(*arguments: str) -> int:
+    return main(["cache", *arguments])
+
+
+def test_the_command_lists_and_prunes_what_a_preset_no_longer_needs(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = tmp_path / "preset.toml"
+    preset.write_text(to_toml(config))
+    fill(config)
+    next((tmp_path / "images").rglob("picture0.png")).unlink()
+    assert command("list", "--config", str(preset)) == 0
+    told = capsys.readouterr().out
+    assert "latents         5 values" in told and "1 of them are no longer in the dataset" in told
+    assert command("prune", "--config", str(preset), "--dry-run") == 0
+    assert "1 of 5 values would go" in capsys.readouterr().out
+    assert command("prune", "--config", str(preset)) == 0
+    assert "1 of 5 values removed: 1 no longer in the dataset" in capsys.readouterr().out
+    assert command("list", config.output_dir, "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)["collections"]
+    assert (row["entries"], row["in_use"], row["settings"]["model"]) == (4, False, "a digest")
+    assert command("prune", config.output_dir, "--all", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["collections"][0]["whole"]
+    assert cache.collections(config.cache_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["list"], "name a cache folder, or a preset with --config"),
+        (["prune", "nowhere"], "there is no folder nowhere"),
+        (["prune", "--config", "nowhere.toml"], "nowhere.toml"),
+    ],
+)
+def test_the_command_refuses_with_the_way_out(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(*arguments) == 3
+    assert message in capsys.readouterr().out

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from tests.runs_at_tiny_size import (
     STEPS,
     assert_bit_equal,
     config_for,
+    distributed,
     events_of,
     exported_tensors_of,
     run,
@@ -26,7 +24,7 @@ from tests.runs_at_tiny_size import (
     tensors_of,
 )
 from trainer import manifest, runs
-from trainer.config import Config, to_toml
+from trainer.config import Config
 from trainer.families.sd import StableDiffusion
 from trainer.resume import ResumeRefused
 from trainer.runs import RunFolder
@@ -370,22 +368,6 @@ def test_probe_losses_that_differ_stop_the_resume(config: Config, monkeypatch: p
 
 
 # --- several processes ---------------------------------------------------------------------------------------------
-
-
-def distributed(config: Config, processes: int, folder: Path) -> None:
-    """Train with the real command on several processes (gloo)."""
-    preset = folder / f"{config.output_name}.toml"
-    preset.write_text(to_toml(config))
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"),
-            *("-m", "trainer", "train", "--config", str(preset)),
-        ],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
-        timeout=120,
-    )
 
 
 def test_two_processes_train_the_same_global_batches_and_resume_what_one_began(config: Config, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: python -m trainer train | dataset | verify | list | drill."""
+"""The command line: python -m trainer train | dataset | cache | verify | list | drill."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer import drill, manifest, preflight, report, runs
+from trainer import cache_commands, drill, manifest, preflight, report, runs
 from trainer.config import Config, ConfigError, Problem, read_arguments, read_toml, reference, resolve
 from trainer.console import logging_to_console
 from trainer.manifest import CheckpointDamaged
@@ -63,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     listing = commands.add_parser("list", help="list the checkpoints of a run")
     listing.add_argument("run", type=Path)
     listing.add_argument("--json", action="store_true", help="for programs")
+    cache_commands.add_to(commands)
     known, rest = parser.parse_known_args(arguments)
     if known.command == "train":
         if known.dry_run:
@@ -74,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return drill.run(known.config, rest, steps=known.steps)
     if rest:
         parser.error(f"unknown: {' '.join(rest)}")
+    if known.command == "cache":
+        return cache_commands.run(known)
     if known.command == "verify":
         return verify(known.path, sums=known.sums)
     return list_checkpoints(known.run, as_json=known.json)

@@ -25,7 +25,8 @@ from typing import Any, Literal, Protocol
 
 import psutil
 
-from trainer import files, packs
+from trainer import captions, files, packs
+from trainer.dataset import Entry
 from trainer.packs import Arrays, Packs
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,16 @@ def key_of(content: str, treatment: str = "") -> bytes:
     """The key of a value: its content, and what was done to it that its collection's settings do not say."""
     whole = hashlib.sha256(f"{treatment}\n{content}".encode(errors="surrogatepass")).digest()
     return content_of(content) + whole[: packs.KEY_BYTES - CONTENT_BYTES]
+
+
+def texts_of(entries: Iterable[Entry]) -> list[str]:
+    """Every text that the images' captions come to when nothing varies them, and the empty one; in order."""
+    return sorted({captions.plain_caption(entry.caption, entry.subset.options) for entry in entries} | {""})
+
+
+def contents_of(entries: Sequence[Entry]) -> set[bytes]:
+    """The contents (see `content_of`) of everything that can be cached of these images."""
+    return {content_of(text) for text in texts_of(entries)} | {content_of(entry.digest) for entry in entries}
 
 
 class Store(Protocol):

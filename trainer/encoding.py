@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer import cache, captions, files
+from trainer import cache, files
 from trainer.agreement import Agreement
 from trainer.buckets import Size
 from trainer.cache import DiskStore, MemoryStore, Store
@@ -355,8 +355,7 @@ def text_source(
 
     `encoder.encode`: captions -> (captions, tokens, width).
     """
-    texts = sorted({captions.plain_caption(entry.caption, entry.subset.options) for entry in entries} | {""})
-    groups = CaptionGroups(texts, batch=config.text_encoder_batch_size, encode=encoder.encode)
+    groups = CaptionGroups(cache.texts_of(entries), batch=config.text_encoder_batch_size, encode=encoder.encode)
     settings = {**encoder.settings, "batch": config.text_encoder_batch_size}
     folder = config.cache_path if config.cache_text_encoder_outputs_to_disk else None
     store = _store(folder, "text", settings, encoder.about)

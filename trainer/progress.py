@@ -150,7 +150,10 @@ class CachingMeter:
         """Everything is there; `computed` of it is new."""
         seconds = time.monotonic() - self._began
         self._write(total, total, computed, 0.0, seconds=seconds)
-        logger.info("Cached %s: %d, of which %d are new, in %s", self._what, total, computed, _clock(seconds))
+        if computed:
+            logger.info("Cached %s: %d, of which %d are new, in %s", self._what, total, computed, _clock(seconds))
+        else:
+            logger.info("All %d %s are cached already", total, self._what)
 
     def _write(self, done: int, total: int, computed: int, left: float | None, **more: float) -> None:
         if self._events:
