@@ -32,7 +32,7 @@ SPEED = (
 def told(places: Places, values: Mapping[str, Any]) -> list[str]:
     """Sentences about the training that the form describes; empty while its options are wrong or name no images."""
     checked = forms.check_values(values)
-    if forms.wrong_values(values, checked) or not checked.values["train_data_dir"]:
+    if forms.wrong_values(values, checked) or not checked.values["train_data_dir"] or checked.values["dataset_config"]:
         return []
     settings = config.build(checked.values)
     try:
@@ -44,13 +44,15 @@ def told(places: Places, values: Mapping[str, Any]) -> list[str]:
 
 def _steps(places: Places, settings: Config) -> tuple[str, int]:
     """20 images × 10 repeats / batch 4 = 50 steps an epoch; and the steps in all."""
-    placed = settings.replace(train_data_dir=str(places.home / settings.train_data_dir), validation_data_dir="")
-    counts = [(_pictures_in(subset.folder), subset.num_repeats) for subset in subsets.of(placed)[0]]
+    folder = str(places.home / settings.train_data_dir)
+    found = subsets.in_folder(folder, "train_data_dir", settings)[0]
+    counts = [(_pictures_in(subset.folder), subset.num_repeats) for subset in found]
     samples = sum(count * repeats for count, repeats in counts)
     if not samples:
-        raise DatasetError(f"There are no images in {placed.train_data_dir}.")
+        raise DatasetError(f"There are no images in {folder}.")
+    regularised = " + as many of regularisation" if settings.reg_data_dir else ""
     batch = resume.global_batch(settings, 1)
-    each = buckets.steps_per_epoch(samples, batch)
+    each = buckets.steps_per_epoch(samples * (2 if regularised else 1), batch)
     total = settings.max_train_steps if settings.max_train_epochs is None else settings.max_train_epochs * each
     if len(counts) == 1:
         images = f"{counts[0][0]:,} images × {_count(counts[0][1], 'repeat')}"
@@ -60,7 +62,7 @@ def _steps(places: Places, settings: Config) -> tuple[str, int]:
     accumulated = settings.gradient_accumulation_steps
     whole = f" ({settings.train_batch_size} × {accumulated} accumulated)" if accumulated > 1 else ""
     return (
-        f"{images} / batch {batch}{whole} = {_count(each, 'step')} an epoch{held_out}; "
+        f"{images}{regularised} / batch {batch}{whole} = {_count(each, 'step')} an epoch{held_out}; "
         f"{_count(total, 'step')} = {_epochs(total / each)}",
         total,
     )

@@ -13,8 +13,11 @@ from PIL import Image
 
 from trainer import captions, dataset, pictures
 from trainer import scan as scanning
+from trainer.augmentation import cut_at
 from trainer.config import Config
 from trainer.dataset import DatasetError
+
+LANCZOS = Image.Resampling.LANCZOS
 
 
 def picture(path: Path, size: tuple[int, int] = (64, 64), colour: Any = "red", mode: str = "RGB", **save: Any) -> Path:
@@ -131,10 +134,10 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str, colour: Any, expected
 def test_a_picture_covers_its_bucket_and_is_cropped_at_the_centre() -> None:
     wide = Image.new("RGB", (100, 50), "white")
     wide.paste("black", (0, 0, 25, 50))
-    fitted = pictures.fit(wide, (50, 50))
+    fitted = cut_at(wide.size, (50, 50)).apply(wide, (50, 50), LANCZOS)
     assert fitted.size == (50, 50)
     assert fitted.getpixel((2, 25)) == (255, 255, 255)
-    assert pictures.fit(wide, (50, 50), (0.0, 0.5)).getpixel((2, 25)) == (0, 0, 0)
+    assert cut_at(wide.size, (50, 50), (0.0, 0.5)).apply(wide, (50, 50), LANCZOS).getpixel((2, 25)) == (0, 0, 0)
 
 
 def test_pixels_run_from_minus_one_to_one() -> None:
@@ -184,13 +187,6 @@ def test_tags_are_left_out_but_not_those_that_are_kept(tmp_path: Path) -> None:
     captions = [caption_of(entry, config, epoch, 0) for epoch in range(50)]
     assert all(caption.split(", ")[0] == "a" for caption in captions)
     assert {len(caption.split(", ")) for caption in captions} >= {1, 2, 3}
-
-
-def test_prefix_and_suffix_stay_outside_the_shuffling(tmp_path: Path) -> None:
-    entry = entry_with(tmp_path, "a, b, c")
-    config = config_for(tmp_path, shuffle_caption=True, caption_prefix="photo of", caption_suffix="here")
-    assert caption_of(entry, config, 0, 0).startswith("photo of ")
-    assert caption_of(entry, config, 0, 0).endswith(" here")
 
 
 # --- fingerprint ---------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def batch_for(model: Model, timestep: int = 500) -> dict[str, torch.Tensor]:
         "latent_noise": torch.zeros(shape),
         "noise": torch.randn(shape, generator=generator),
         "timesteps": torch.full((2,), timestep),
-        "tokens": model.tokenize(["a thing", ""]),
+        **model.tokenize(["a thing", ""]),
     }
 
 

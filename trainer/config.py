@@ -74,6 +74,7 @@ def option(
 
 LrScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 OptimizerType = Literal["AdamW", "AdamW8bit", "Adafactor", "Lion", "Prodigy", "SGDNesterov"]
+Interpolation = Literal["lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area"]
 Sampler = Literal[
     "ddim",
     "pndm",
@@ -141,6 +142,36 @@ class Folders:
         on_resume="trajectory",
         by_content=True,
     )
+    reg_data_dir: str = option(
+        "",
+        "Regularisation images of the class in general, laid out like train_data_dir. An epoch uses them as often "
+        "as the training images together.",
+        on_resume="trajectory",
+        by_content=True,
+    )
+    dataset_config: str = option(
+        "",
+        "TOML file of several datasets and folders, each with options of its own, as sd-scripts reads it. "
+        "train_data_dir and reg_data_dir do not count then.",
+        on_resume="trajectory",
+        by_content=True,
+        advanced=True,
+    )
+    conditioning_data_dir: str = option(
+        "",
+        "Masks for masked_loss: pictures named like the images, white where they teach, black where they do not.",
+        on_resume="trajectory",
+        by_content=True,
+        advanced=True,
+    )
+    in_json: str = option(
+        "",
+        "Captions in one file for images without a caption file: kohya's metadata (.json), or rows with file_name and "
+        "a caption column (.jsonl, .csv, .parquet). A metadata.jsonl, .csv or .parquet in a folder is found by itself.",
+        on_resume="trajectory",
+        by_content=True,
+        advanced=True,
+    )
     output_dir: str = option("output", "Where model files and run folders are written.", on_resume="free", path=True)
     output_name: str = option(
         "last", "Name of the run and of its model files (no path, no extension).", on_resume="free"
@@ -177,7 +208,27 @@ class Dataset:
     bucket_no_upscale: bool = option(
         False, "Never enlarge an image: buckets follow its own size.", on_resume="trajectory"
     )
-    caption_extension: str = option(".txt", "Extension of the caption files.", on_resume="trajectory")
+    resize_interpolation: Interpolation = option(
+        "lanczos", "How images are scaled to their bucket.", on_resume="trajectory", advanced=True
+    )
+    dataset_repeats: int = option(
+        1,
+        "Uses an epoch of images that are not in a folder named <repeats>_<class>.",
+        low=1,
+        on_resume="trajectory",
+        advanced=True,
+    )
+    prior_loss_weight: float = option(
+        1.0, "Weight of regularisation images in the loss.", low=0, on_resume="trajectory", advanced=True
+    )
+    caption_extension: str = option(
+        ".txt",
+        "Extension of the caption files, or several separated by commas: the first of which there is a file counts.",
+        on_resume="trajectory",
+    )
+    caption_column: str = option(
+        "text", "Column or key of the captions in metadata files.", on_resume="trajectory", advanced=True
+    )
     shuffle_caption: bool = option(
         False, "Shuffle the parts of a caption each time it is used.", on_resume="trajectory"
     )
@@ -185,8 +236,37 @@ class Dataset:
         ",", "What separates the parts of a caption.", on_resume="trajectory", advanced=True
     )
     keep_tokens: int = option(0, "Leave the first n parts of a caption in place.", low=0, on_resume="trajectory")
-    caption_prefix: str = option("", "Text put before every caption.", on_resume="trajectory", advanced=True)
-    caption_suffix: str = option("", "Text put after every caption.", on_resume="trajectory", advanced=True)
+    keep_tokens_separator: str = option(
+        "",
+        "Mark in captions, like |||: what is before the first one stays in place, and what is after a second one. "
+        "Replaces keep_tokens where it appears.",
+        on_resume="trajectory",
+        advanced=True,
+    )
+    secondary_separator: str = option(
+        "",
+        "Mark, like ;;;, between parts that are shuffled and left out together; then it becomes caption_separator.",
+        on_resume="trajectory",
+        advanced=True,
+    )
+    enable_wildcard: bool = option(
+        False,
+        "Choose one line of a caption and one of each {a|b|c} at every use; {{ and }} stand for braces.",
+        on_resume="trajectory",
+        advanced=True,
+    )
+    caption_prefix: str = option(
+        "",
+        "Text put before every caption; shuffling and keep_tokens include it.",
+        on_resume="trajectory",
+        advanced=True,
+    )
+    caption_suffix: str = option(
+        "",
+        "Text put after every caption; shuffling and keep_tokens include it.",
+        on_resume="trajectory",
+        advanced=True,
+    )
     caption_dropout_rate: float = option(
         0.0, "Share of images trained with an empty caption.", low=0, high=1, on_resume="trajectory"
     )
@@ -201,8 +281,50 @@ class Dataset:
         on_resume="trajectory",
         advanced=True,
     )
+    token_warmup_min: int = option(
+        1, "Parts of a caption at the start of token_warmup_step.", low=1, on_resume="trajectory", advanced=True
+    )
+    token_warmup_step: float = option(
+        0.0,
+        "Grow captions to all their parts over n steps, or below 1 over a share of all steps. 0: whole from the start.",
+        low=0,
+        on_resume="trajectory",
+        advanced=True,
+    )
+    weighted_captions: bool = option(
+        False,
+        "Read (word:1.2), (word) and [word] in captions as emphasis, not as text.",
+        on_resume="trajectory",
+        advanced=True,
+    )
+    max_token_length: int = option(
+        75,
+        "Most tokens of a caption: 75, 150 or 225. The rest is cut off.",
+        low=75,
+        high=225,
+        on_resume="trajectory",
+        advanced=True,
+    )
     flip_aug: bool = option(False, "Mirror images at random.", on_resume="trajectory")
     random_crop: bool = option(False, "Crop at a random place instead of the centre.", on_resume="trajectory")
+    color_aug: bool = option(
+        False, "Shift hue or brightness a little in a third of the uses.", on_resume="trajectory", advanced=True
+    )
+    face_crop_aug_range: str = option(
+        "",
+        'Crop around the face, with a margin of this many face sizes: "2.0,4.0". For images named '
+        "..._<centre x>_<centre y>_<width>_<height>, without buckets.",
+        on_resume="trajectory",
+        advanced=True,
+    )
+    alpha_mask: bool = option(
+        False,
+        "Weigh the loss by the images' own transparency: what cannot be seen teaches nothing.",
+        on_resume="trajectory",
+    )
+    masked_loss: bool = option(
+        False, "Weigh the loss by the masks in conditioning_data_dir.", on_resume="trajectory", advanced=True
+    )
     cache_latents: bool = option(
         False, "Encode every image once and keep the latents; the VAE then leaves GPU memory.", on_resume="trajectory"
     )
@@ -559,6 +681,16 @@ class Config(Samples, Resume, Saving, Loss, Training, Network, Validation, Datas
         return parts[0], parts[-1]
 
     @property
+    def caption_extensions(self) -> tuple[str, ...]:
+        """The extensions of caption files, the preferred first."""
+        return tuple(part.strip() for part in self.caption_extension.split(","))
+
+    @property
+    def face_crop_range(self) -> tuple[float, float] | None:
+        """The least and the most face sizes to show around a face."""
+        return _face_range(self.face_crop_aug_range) if self.face_crop_aug_range else None
+
+    @property
     def run_dir(self) -> Path:
         return Path(self.output_dir) / self.output_name
 
@@ -830,7 +962,7 @@ def _value_problem(known: Option, value: Any) -> tuple[Any, str | None]:
     if "\0" in value or _unwritable(value):
         return value, f"{value!r} has a character that cannot be written (NUL, or one that is not UTF-8)"
     if known.kind == "choice" and value not in known.choices:
-        return value, f"{value!r} is not one of {', '.join(known.choices)}{_nearest(value, known.choices)}"
+        return value, f"{value!r} is not one of {', '.join(known.choices)}{nearest(value, known.choices)}"
     return value, None
 
 
@@ -842,11 +974,21 @@ def _as_ours(known: Option, value: Any) -> Any:
         if value == "":
             return None
         return next((choice for choice in known.choices if choice.lower() == value.lower()), value)
-    if known.name == "max_train_epochs" and value == 0:
+    if known.name in ("max_train_epochs", "max_token_length") and value == 0:
         return None
+    if known.name in ("caption_extension", "face_crop_aug_range") and isinstance(value, list | tuple):
+        return ",".join(map(str, value))
     if known.name == "text_encoder_lr" and isinstance(value, list):  # one rate for each text encoder
         return value[0] if len(set(map(str, value))) == 1 else value or None
     return value
+
+
+def check_value(name: str, value: Any) -> tuple[Any, str | None]:
+    """A value for an option in the option's type, and what is wrong with it (None: nothing)."""
+    if _oversized(value):
+        return value, TOO_LARGE
+    value = _as_ours(OPTIONS[name], value)
+    return (OPTIONS[name].default, None) if value is None else _value_problem(OPTIONS[name], value)
 
 
 def _check_resolution(value: Any) -> tuple[Any, str | None]:
@@ -864,7 +1006,7 @@ def _check_resolution(value: Any) -> tuple[Any, str | None]:
     return ",".join(str(side) for side in sides), None
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""
 
@@ -899,11 +1041,20 @@ def _foreign(key: str, given: Given, values: dict[str, Any]) -> tuple[Problem | 
         return None, f"{key} has no effect here: {sd_scripts.WITHOUT_EFFECT[key]} ({given.where})"
     if key in sd_scripts.NOT_SUPPORTED:
         return Problem(key, sd_scripts.NOT_SUPPORTED[key], given.where), None
-    return Problem(key, f"there is no such option{_nearest(key, OPTIONS)}", given.where), None
+    return Problem(key, f"there is no such option{nearest(key, OPTIONS)}", given.where), None
 
 
 def _name_is_plain(name: str) -> bool:
     return bool(name) and name not in (".", "..") and not re.search(r'[/\\\0:*?"<>|\n\r]', name)
+
+
+def _face_range(text: str) -> tuple[float, float] | None:
+    """The least and the most face sizes; None where the text is not a range."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        return None
+    return (low, high) if 1 <= low <= high < float("inf") else None
 
 
 def _learning_rates(config: Config) -> list[float]:
@@ -912,8 +1063,12 @@ def _learning_rates(config: Config) -> list[float]:
     return [unet] * config.trains_unet + [text_encoder] * config.trains_text_encoder
 
 
-def _combination_problems(config: Config) -> list[tuple[str, str]]:
+VARY_CAPTIONS = ("shuffle_caption", "caption_tag_dropout_rate", "enable_wildcard", "token_warmup_step")
+
+
+def combination_problems(config: Config) -> list[tuple[str, str]]:
     """Options that do not go together: (option, what is wrong and the way out)."""
+    varying = [name for name in VARY_CAPTIONS if getattr(config, name)]
     rules = [
         (
             not _name_is_plain(config.output_name),
@@ -940,10 +1095,43 @@ def _combination_problems(config: Config) -> list[tuple[str, str]]:
             "network_train_unet_only",
             "cannot go with network_train_text_encoder_only; choose one",
         ),
+        *(
+            (
+                config.cache_latents and bool(getattr(config, name)),
+                "cache_latents",
+                f"cannot go with {name}, which makes another picture of every use; choose one",
+            )
+            for name in ("random_crop", "color_aug", "face_crop_aug_range")
+        ),
         (
-            config.cache_latents and config.random_crop,
-            "cache_latents",
-            "cannot go with random_crop, which needs the picture itself; choose one",
+            bool(config.face_crop_aug_range) and _face_range(config.face_crop_aug_range) is None,
+            "face_crop_aug_range",
+            f'{config.face_crop_aug_range!r} is not a range; write "2.0,4.0": the least and the most face sizes',
+        ),
+        (
+            bool(config.face_crop_aug_range) and config.enable_bucket,
+            "face_crop_aug_range",
+            "cannot go with enable_bucket, which keeps the whole picture; choose one",
+        ),
+        (
+            config.max_token_length not in (75, 150, 225),
+            "max_token_length",
+            f"{config.max_token_length} is not 75, 150 or 225",
+        ),
+        (
+            config.masked_loss and not config.conditioning_data_dir and not config.dataset_config,
+            "masked_loss",
+            "needs conditioning_data_dir, the folder of the masks; alpha_mask takes the images' own transparency",
+        ),
+        (
+            bool(config.conditioning_data_dir) and not config.masked_loss,
+            "conditioning_data_dir",
+            "has no effect without masked_loss = true; set it, or leave the folder out",
+        ),
+        (
+            any(not part.strip().startswith(".") for part in config.caption_extension.split(",")),
+            "caption_extension",
+            f'{config.caption_extension!r}: each extension begins with a point, like ".txt" or ".txt,.caption"',
         ),
         (
             config.cache_text_encoder_outputs and config.trains_text_encoder,
@@ -951,9 +1139,10 @@ def _combination_problems(config: Config) -> list[tuple[str, str]]:
             "the text encoder is trained, so its outputs change; set network_train_unet_only = true or do not cache",
         ),
         (
-            config.cache_text_encoder_outputs and (config.shuffle_caption or config.caption_tag_dropout_rate > 0),
+            config.cache_text_encoder_outputs and bool(varying),
             "cache_text_encoder_outputs",
-            "cannot go with shuffle_caption or caption_tag_dropout_rate, which vary the caption; choose one",
+            f"cannot go with {' and '.join(varying)}, which {'varies' if len(varying) == 1 else 'vary'} the caption; "
+            "choose one",
         ),
         (
             config.cache_latents_to_disk and not config.cache_latents,
@@ -997,7 +1186,7 @@ def _combination_problems(config: Config) -> list[tuple[str, str]]:
     validates = bool(config.validation_split or config.validation_data_dir)
     rules.append(
         (
-            not validates and config.early_stopping_patience > 0,
+            not (validates or config.dataset_config) and config.early_stopping_patience > 0,
             "early_stopping_patience",
             "needs images to validate with: set validation_split or validation_data_dir",
         )
@@ -1006,7 +1195,7 @@ def _combination_problems(config: Config) -> list[tuple[str, str]]:
         rules.append(("=" not in argument, "optimizer_args", f"{argument!r} is not of the form name=value"))
     for name in config.resume_allow:
         unknown = name not in OPTIONS and name not in ("all", "dataset")
-        rules.append((unknown, "resume_allow", f"{name!r} is not an option{_nearest(name, OPTIONS)}"))
+        rules.append((unknown, "resume_allow", f"{name!r} is not an option{nearest(name, OPTIONS)}"))
         locked = name in OPTIONS and OPTIONS[name].on_resume == "locked"
         rules.append((locked, "resume_allow", f"{name} cannot be allowed: a checkpoint fits one value only"))
     return [(key, message) for wrong, key, message in rules if wrong]
@@ -1046,7 +1235,7 @@ def check(*sources: Source) -> Checked:
         else:
             values[key] = value
     config = Config(**values)
-    problems += [Problem(key, text, where.get(key, "")) for key, text in _combination_problems(config)]
+    problems += [Problem(key, text, where.get(key, "")) for key, text in combination_problems(config)]
     if config.lr_scheduler == "constant" and config.lr_warmup_steps:
         notices.append("lr_warmup_steps has no effect with lr_scheduler = constant; constant_with_warmup warms up")
     return Checked(values, problems, notices)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer import buckets, files, randomness, subsets
+from trainer import buckets, dataset_config, files, metadata_files, randomness
 from trainer.config import OPTIONS, Config
 from trainer.findings import KINDS, Finding
 from trainer.scan import EXTENSIONS, no_collections, read_folders
-from trainer.subsets import DatasetError, Subset
+from trainer.subsets import DatasetError, Subset, in_folder
 
 DATASET_VERSION = 1
 SMALLEST_SHARE = 1 / 16  # of a picture that its bucket must show: less, and scaling it would take absurd memory
+TREATMENT = ("bucket", "repeats", "validation", "is_reg", "mask")  # of an image in the record
 LARGEST_ENLARGEMENT = 1.5  # times a picture is scaled up before it is remarked on
 
 
@@ -34,6 +35,8 @@ class Entry:
     caption: str  # as read; empty when there is none
     repeats: int
     subset: Subset  # where it is from, and the options of its own
+    mask: Path | None = None  # a picture that is white where the image teaches
+    mask_digest: str = ""  # SHA-256 of its file
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,13 @@ class Scan:
     def samples(self) -> int:
         """Samples an epoch: images times repeats."""
         return sum(entry.repeats for entry in self.entries)
+
+    def steps_per_epoch(self, batches: int) -> int:
+        """Steps an epoch takes when each trains so many batches: accumulation x processes."""
+        samples: Counter[int] = Counter()  # by batch size
+        for entry in self.entries:
+            samples[entry.subset.options.train_batch_size] += entry.repeats
+        return sum(buckets.steps_per_epoch(count, size * batches) for size, count in samples.items())
 
     def bucket_counts(self) -> dict[buckets.Size, int]:
         """Samples an epoch in each bucket."""
@@ -77,19 +87,21 @@ def scan(
 
     Raises DatasetError when nothing can be trained.
     """
-    chosen, notices = subsets.of(config)
+    chosen, notices = _subsets(config)
     contents = read_folders(
-        [(subset.folder, (subset.options.caption_extension,)) for subset in chosen],
+        [(subset.folder, subset.options.caption_extensions) for subset in chosen],
         config.cache_path,
         progress=progress,
         workers=workers,
     )
+    masks = _Masks(config.cache_path, workers)
     entries: list[Entry] = []
     findings: list[Finding] = []
     copies: dict[str, list[Path]] = {}
     uncaptioned = 0
     for subset, content in zip(chosen, contents, strict=True):
         findings += content.findings()
+        captions = _captions(subset)
         below = "" if subset.folder == subset.root else f"{subset.folder.relative_to(subset.root).as_posix()}/"
         for picture in content.pictures:
             fact, path = picture.facts, picture.path
@@ -100,20 +112,24 @@ def scan(
             if buckets.visible_share(size, bucket) < SMALLEST_SHARE:
                 findings.append(Finding("too_narrow", path, f"{size[0]} x {size[1]} pixels"))
                 continue
-            findings += picture.findings()
             if (factor := buckets.enlargement(size, bucket)) > LARGEST_ENLARGEMENT:
                 findings.append(
                     Finding("too_small", path, f"{size[0]} x {size[1]} pixels, enlarged {factor:.1f} times")
                 )
-            caption = picture.caption_text()
-            if caption is None:
+            caption = picture.whole_caption() if subset.options.enable_wildcard else picture.caption_text()
+            told = metadata_files.caption_of(path, subset.root, captions) if captions and caption is None else None
+            findings += [found for found in picture.findings() if told is None or found.kind != "no_caption"]
+            if told is not None:
+                caption = told if subset.options.enable_wildcard else next(iter(told.strip().splitlines()), "")
+            elif caption is None:
                 uncaptioned += 1
                 caption = subset.class_tokens
             # Copies of one picture are told apart by their number, in the order of their paths.
             same = copies.setdefault(fact.digest, [])
-            if same:
+            if same and path not in same:  # one file in several subsets is on purpose
                 findings.append(Finding("duplicate", path, "", (same[0],)))
             same.append(path)
+            mask, mask_digest = masks.of(path, below, subset.options)
             entries.append(
                 Entry(
                     id=fact.digest[:32] if len(same) == 1 else f"{fact.digest[:32]}-{len(same)}",
@@ -125,13 +141,17 @@ def scan(
                     caption=caption,
                     repeats=subset.num_repeats,
                     subset=subset,
+                    mask=mask,
+                    mask_digest=mask_digest,
                 )
             )
-    if all(entry.subset.is_validation for entry in entries):
+    masks.require_all()
+    if all(entry.subset.is_validation or entry.subset.is_reg for entry in entries):
         unread = [finding for finding in findings if KINDS[finding.kind].skipped]
         detail = f"; {len(unread)} files cannot be read, first {unread[0].path}: {unread[0].reason}" if unread else ""
+        option = "dataset_config" if config.dataset_config else "train_data_dir"
         raise DatasetError(
-            f"train_data_dir: no images in {config.train_data_dir}{detail}. Images are "
+            f"{option}: no images in {getattr(config, option)}{detail}. Images are "
             f"{', '.join(sorted(EXTENSIONS))}, directly inside or in folders named <repeats>_<class>",
             findings,
         )
@@ -141,8 +161,82 @@ def scan(
             "their caption"
         )
     entries.sort(key=lambda entry: entry.id)
-    train, validation, told = split(entries)
-    return Scan(tuple(train), tuple(findings), (*notices, *told), tuple(validation))
+    train, validation, about_split = split(entries)
+    train, about_balance = balance(train)
+    return Scan(tuple(train), tuple(findings), (*notices, *about_split, *about_balance), tuple(validation))
+
+
+def _subsets(config: Config) -> tuple[list[Subset], list[str]]:
+    """Every folder of a training, and notices. Raises DatasetError or ConfigError."""
+    if config.dataset_config:
+        found, notices = dataset_config.read(config)
+        notices += [
+            f"{name} does not count beside dataset_config, which names the folders"
+            for name in ("train_data_dir", "reg_data_dir", "in_json")
+            if getattr(config, name)
+        ]
+    elif config.train_data_dir:
+        found, notices = in_folder(config.train_data_dir, "train_data_dir", config)
+        if config.reg_data_dir:
+            more, told = in_folder(config.reg_data_dir, "reg_data_dir", config)
+            found += [dataclasses.replace(subset, is_reg=True) for subset in more]
+            notices += told
+    else:
+        raise DatasetError("train_data_dir is empty: name the folder that holds the images")
+    if config.validation_data_dir:
+        more, told = in_folder(config.validation_data_dir, "validation_data_dir", config)
+        found += [dataclasses.replace(subset, num_repeats=1, is_validation=True) for subset in more]
+        notices += told
+    return found, notices
+
+
+def _captions(subset: Subset) -> Mapping[str, str]:
+    """The captions that a metadata file has for a folder's images. Raises MetadataError."""
+    options = subset.options
+    path = Path(options.in_json) if options.in_json else metadata_files.in_folder(subset.root)
+    return metadata_files.read(path, options.caption_column) if path else {}
+
+
+class _Masks:
+    """Finds the masks of images in their conditioning_data_dir, and remembers those that are missing."""
+
+    def __init__(self, memory_folder: Path, workers: int) -> None:
+        self._memory_folder = memory_folder
+        self._workers = workers
+        self._folders: dict[Path, dict[str, tuple[Path, str]]] = {}
+        self._missing: list[str] = []
+
+    def of(self, image: Path, below: str, options: Config) -> tuple[Path | None, str]:
+        """The mask of an image and its digest; `below`: the image's folder, from its subset's root on."""
+        if not (options.masked_loss and options.conditioning_data_dir):
+            return None, ""
+        root = Path(options.conditioning_data_dir)
+        for folder in dict.fromkeys((root / below, root)):
+            if found := self._in(folder).get(image.stem):
+                return found
+        self._missing.append(f"{image} (looked for {root / image.stem}.*)")
+        return None, ""
+
+    def _in(self, folder: Path) -> dict[str, tuple[Path, str]]:
+        if folder not in self._folders:
+            contents = (
+                read_folders([(folder, ())], self._memory_folder, workers=self._workers) if folder.is_dir() else []
+            )
+            self._folders[folder] = {
+                picture.path.stem: (picture.path, picture.facts.digest)
+                for content in contents
+                for picture in content.pictures
+                if not picture.facts.problem
+            }
+        return self._folders[folder]
+
+    def require_all(self) -> None:
+        """Raises DatasetError where images have no mask that can be read."""
+        if self._missing:
+            raise DatasetError(
+                f"conditioning_data_dir: {len(self._missing)} images have no mask that can be read, first "
+                f"{', '.join(self._missing[:3])}; a mask is a picture named like its image"
+            )
 
 
 # --- validation ----------------------------------------------------------------------------------------------------
@@ -160,7 +254,7 @@ def split(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry], list[str]
     places = {
         entry.digest: _split_place(entry)
         for entry in entries
-        if not entry.subset.is_validation and entry.subset.options.validation_split > 0
+        if entry.subset.options.validation_split > 0 and not (entry.subset.is_validation or entry.subset.is_reg)
     }
     shares = {entry.digest: entry.subset.options.validation_split for entry in entries}
     chosen = {digest for digest, place in places.items() if place < shares[digest]}
@@ -175,7 +269,7 @@ def split(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry], list[str]
             if id(entry.subset) not in unvaried:
                 unvaried[id(entry.subset)] = entry.subset.unvaried()
             validation.append(dataclasses.replace(entry, repeats=1, subset=unvaried[id(entry.subset)]))
-    if not train:
+    if all(entry.subset.is_reg for entry in train):
         raise DatasetError(
             f"validation: all {len(entries)} images are validation images, so none is left to train; lower "
             "validation_split, choose another validation_seed, or take the images out of validation_data_dir"
@@ -188,6 +282,33 @@ def _split_place(entry: Entry) -> float:
     options = entry.subset.options
     seed = options.seed if options.validation_seed is None else options.validation_seed
     return randomness.fraction(seed, "validation split", entry.digest)
+
+
+# --- regularisation ------------------------------------------------------------------------------------------------
+
+
+def balance(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
+    """The entries with the repeats of regularisation images set as in sd-scripts, and notices.
+
+    An epoch uses the regularisation images of a dataset as often as its training images. Each has its own repeats
+    first, in the order of the ids, until there are enough; those that are left then are not used. Where there are
+    not enough, each is used equally often more, and the first ones once more for what remains.
+    """
+    result = [entry for entry in entries if not entry.subset.is_reg]
+    unused = 0
+    for dataset in sorted({entry.subset.dataset for entry in entries if entry.subset.is_reg}):
+        needed = sum(entry.repeats for entry in result if entry.subset.dataset == dataset and not entry.subset.is_reg)
+        members = [entry for entry in entries if entry.subset.is_reg and entry.subset.dataset == dataset]
+        more, first = divmod(max(0, needed - sum(entry.repeats for entry in members)), len(members))
+        for place, entry in enumerate(members):
+            if needed <= 0:
+                unused += 1
+                continue
+            repeats = entry.repeats + more + (place < first)
+            result.append(dataclasses.replace(entry, repeats=repeats))
+            needed -= repeats
+    notices = [f"{unused} regularisation images are not used: there are more than training samples"] if unused else []
+    return sorted(result, key=lambda entry: entry.id), notices
 
 
 def _bucket(size: buckets.Size, config: Config) -> buckets.Size:
@@ -219,22 +340,36 @@ def record(found: Scan, config: Config) -> dict[str, Any]:
     """What dataset.json keeps: each image by content, its caption and bucket, and one digest over all."""
     images = {entry.id: _image(entry) for entry in found.entries}
     images |= {entry.id: {**_image(entry), "validation": True} for entry in found.validation}
-    content = {key: [value for name, value in image.items() if name != "path"] for key, image in images.items()}
+    content: Any = {key: [value for name, value in image.items() if name != "path"] for key, image in images.items()}
     settings = preprocessing(config)
+    own = _own_options(found, config)
     return {
         "version": DATASET_VERSION,
         "preprocessing": settings,
+        **({"subsets": own} if own else {}),
         "images": images,
-        "digest": hashlib.sha256(files.json_bytes([content, settings])).hexdigest(),
+        "digest": hashlib.sha256(files.json_bytes([content, settings, *([own] if own else [])])).hexdigest(),
     }
 
 
 def _image(entry: Entry) -> dict[str, Any]:
+    optional = {"is_reg": entry.subset.is_reg, "mask": entry.mask_digest[:32]}
     return {
         "path": entry.relative,
         "caption": hashlib.sha256(entry.caption.encode()).hexdigest()[:32],
         "bucket": list(entry.bucket),
         "repeats": entry.repeats,
+        **{name: value for name, value in optional.items() if value},
+    }
+
+
+def _own_options(found: Scan, config: Config) -> dict[str, dict[str, Any]]:
+    """The options that dataset_config gives to subsets, where they are not the run's."""
+    chosen = {id(entry.subset): entry.subset for entry in found.entries}
+    return {
+        f"{subset.dataset + 1}: {subset.folder.name}": own
+        for subset in chosen.values()
+        if (own := dataset_config.own_options(subset, config))
     }
 
 
@@ -246,10 +381,11 @@ class DatasetDifference:
     removed: tuple[str, ...]
     changed: tuple[str, ...]  # another picture under the same name
     captions: tuple[str, ...]
-    treated: tuple[str, ...]  # another bucket or number of repeats, or trained then and validated with now
+    treated: tuple[str, ...]  # another bucket, number of repeats, mask or role
+    options: tuple[str, ...] = ()  # of subsets
 
     def __bool__(self) -> bool:
-        return bool(self.added or self.removed or self.changed or self.captions or self.treated)
+        return any(getattr(self, field.name) for field in dataclasses.fields(self))
 
     def lines(self, most: int = 10) -> list[str]:
         """For people: each kind of change with its first files by name."""
@@ -258,7 +394,8 @@ class DatasetDifference:
             "removed": self.removed,
             "another picture": self.changed,
             "caption changed": self.captions,
-            "bucket, repeats or part in validation changed": self.treated,
+            "bucket, repeats, mask or role changed": self.treated,
+            "options of subsets": self.options,
         }
         result = []
         for kind, paths in kinds.items():
@@ -283,9 +420,17 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> DatasetDifferenc
         captions=tuple(sorted(new[key]["path"] for key in both if old[key]["caption"] != new[key]["caption"])),
         treated=tuple(
             sorted(
-                new[key]["path"]
-                for key in both
-                if any(old[key].get(name) != new[key].get(name) for name in ("bucket", "repeats", "validation"))
+                new[key]["path"] for key in both if any(old[key].get(name) != new[key].get(name) for name in TREATMENT)
             )
         ),
+        options=tuple(_changed_options(then.get("subsets", {}), now.get("subsets", {}))),
     )
+
+
+def _changed_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for subset in sorted(then.keys() | now.keys()):
+        old, new = then.get(subset, {}), now.get(subset, {})
+        for name in sorted(old.keys() | new.keys()):
+            if old.get(name) != new.get(name):
+                was, value = (part.get(name, "the run's") for part in (old, new))
+                yield f"{name} of subset {subset} ({was!r} then, {value!r} now)"

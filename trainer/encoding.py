@@ -91,7 +91,9 @@ Picture = tuple[Entry, bool]  # and whether it is mirrored
 
 def latent_key(entry: Entry, mirrored: bool) -> bytes:
     """The key of a picture's latents in its bucket."""
-    return cache.key_of(entry.digest, f"{entry.bucket[0]}x{entry.bucket[1]}{' mirrored' * mirrored}")
+    scaled = entry.subset.options.resize_interpolation
+    how = f"{' mirrored' * mirrored}{f' {scaled}' * (scaled != 'lanczos')}"
+    return cache.key_of(entry.digest, f"{entry.bucket[0]}x{entry.bucket[1]}{how}")
 
 
 class PictureGroups:
@@ -103,10 +105,11 @@ class PictureGroups:
         self._entries = entries
         self._batch = batch
         self._encode = encode
-        places: dict[tuple[Size, bool, str], int] = {}
+        places: dict[tuple[Size, bool, str, str], int] = {}
         for place, entry in enumerate(entries):
             for mirrored in (False, True)[: 1 + entry.subset.options.flip_aug]:
-                places.setdefault((entry.bucket, mirrored, entry.digest), place)
+                scaled = entry.subset.options.resize_interpolation
+                places.setdefault((entry.bucket, mirrored, entry.digest, scaled), place)
         order = sorted(places)
         self._order = np.fromiter((places[name] for name in order), np.int32, len(order))
         self._starts: list[tuple[int, int, bool]] = []  # first and last + 1 in the order, mirrored

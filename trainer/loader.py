@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer import buckets, captions, losses, pictures, randomness
+from trainer.augmentation import RESAMPLING, Cut, cut_at, cut_of_use, shift_colours
+from trainer.buckets import Size
 from trainer.config import Config
 from trainer.dataset import Entry
 from trainer.packs import Arrays
@@ -55,6 +56,7 @@ class Use:
     entry: Entry
     epoch: int
     repeat: int
+    warmed: float = 1.0  # how much of token_warmup_step is over
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class MicroBatch:
     """Samples of one bucket for one forward and backward pass.
 
     `tensors`, each with the samples first: noise, timesteps, weights (the share of each sample in the step's mean
-    loss), either latent_mean, latent_std or pixels, with latent_noise; either tokens or text_states; and what
-    the noise options need.
+    loss), either latent_mean, latent_std or pixels, with latent_noise; either what the family's tokenize gives or
+    text_states; mask, of the latents' size, where images have one; and what the noise options need.
     """
 
     uses: tuple[Use, ...]
@@ -89,7 +91,7 @@ class Step:
 class Sources:
     """Where a sample's tensors come from; a cache that is not used is None, and the other source applies."""
 
-    tokenize: Callable[[Sequence[str]], Tensor]
+    tokenize: Callable[[Sequence[str]], dict[str, Tensor]]
     latents: Callable[[Entry, bool], Arrays] | None  # (entry, mirrored) -> mean, std
     text_states: Callable[[str], NDArray[np.float32]] | None  # caption -> (tokens, width)
     latent_channels: int
@@ -98,12 +100,24 @@ class Sources:
 
 
 class Plan:
-    """Which samples each step trains: a pure function of the options, the images and the origin of the epochs."""
+    """Which samples each step trains: a pure function of the options, the images and the origin of the epochs.
 
-    def __init__(self, config: Config, entries: Sequence[Entry], global_batch: int, origin: Origin) -> None:
+    Datasets of different batch sizes have steps of their own, which take turns at random.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        entries: Sequence[Entry],
+        global_batch: int,
+        origin: Origin,
+        planned_steps: int | None = None,
+    ) -> None:
+        """`global_batch`: samples a step trains, of images without a batch size of their own; `planned_steps`: the
+        run's length, of which token_warmup_step may be a share."""
         self._entries = entries
         self._seed = config.seed
-        self.global_batch = global_batch
+        self._planned_steps = config.max_train_steps if planned_steps is None else planned_steps
         self.origin = origin
         repeats = np.fromiter((entry.repeats for entry in entries), np.int32, len(entries))
         sizes = {size: number for number, size in enumerate(sorted({entry.bucket for entry in entries}))}
@@ -112,12 +126,26 @@ class Plan:
         firsts = np.cumsum(repeats, dtype=np.int32) - repeats
         self._repeat_of = np.arange(len(self._entry_of), dtype=np.int32) - np.repeat(firsts, repeats)
         self._buckets = np.repeat(numbers, repeats)
-        self.steps_per_epoch = buckets.steps_per_epoch(len(self._entry_of), global_batch)
+        batches = global_batch // config.train_batch_size
+        per_device = np.fromiter((entry.subset.options.train_batch_size for entry in entries), np.int32, len(entries))
+        of_sample = np.repeat(per_device, repeats)
+        self._groups = [
+            (np.flatnonzero(of_sample == size).astype(np.int32), int(size) * batches) for size in np.unique(per_device)
+        ]  # samples, and how many of them a step trains
+        self.steps_per_epoch = sum(buckets.steps_per_epoch(len(members), size) for members, size in self._groups)
         self._order = lru_cache(maxsize=2)(self._compute_order)
 
-    def _compute_order(self, epoch: int) -> NDArray[np.int32]:
-        numbers = self._buckets.astype(np.int64)
-        return buckets.epoch_order(self._seed, epoch, numbers, self.global_batch).astype(np.int32)
+    def _compute_order(self, epoch: int) -> list[NDArray[np.int32]]:
+        """The samples of each step of an epoch."""
+        steps = []
+        for members, size in self._groups:
+            numbers = self._buckets[members].astype(np.int64)
+            order = members[buckets.epoch_order(self._seed, epoch, numbers, size)]
+            steps += [order[start : start + size] for start in range(0, len(order), size)]
+        if len(self._groups) == 1:
+            return steps
+        turns = randomness.generator(self._seed, "order of batch sizes", epoch).permutation(len(steps))
+        return [steps[turn] for turn in turns]
 
     def place(self, step: int) -> tuple[int, int]:
         """(epoch, step in the epoch), both from 0, of the step that follows `step` completed ones."""
@@ -131,9 +159,17 @@ class Plan:
     def samples(self, step: int) -> tuple[list[Use], list[int]]:
         """The samples of a step and the bucket number of each."""
         epoch, place = self.place(step)
-        chosen = self._order(epoch)[place * self.global_batch : (place + 1) * self.global_batch]
-        uses = [Use(self._entries[self._entry_of[index]], epoch, int(self._repeat_of[index])) for index in chosen]
+        chosen = self._order(epoch)[place]
+        uses = []
+        for index in chosen:
+            entry = self._entries[self._entry_of[index]]
+            uses.append(Use(entry, epoch, int(self._repeat_of[index]), self._warmed(entry.subset.options, step)))
         return uses, [int(self._buckets[index]) for index in chosen]
+
+    def _warmed(self, options: Config, step: int) -> float:
+        wanted = options.token_warmup_step
+        steps = int(wanted * self._planned_steps) if wanted < 1 else wanted
+        return min(1.0, step / steps) if steps else 1.0
 
 
 class Samples:
@@ -142,6 +178,7 @@ class Samples:
     def __init__(self, config: Config, sources: Sources) -> None:
         self._config = config
         self._sources = sources
+        self._masks: dict[str, NDArray[np.float32] | None] = {}  # of images that are always cut alike
         self._pinned = sources.device.type == "cuda"  # then a copy to the GPU need not be waited for
 
     def _draw(self, purpose: str, use: Use) -> np.random.Generator:
@@ -152,21 +189,25 @@ class Samples:
 
     def caption(self, use: Use) -> str:
         entry = use.entry
-        return captions.caption_of_use(entry.caption, entry.subset.options, entry.id, use.epoch, use.repeat)
+        options = entry.subset.options
+        return captions.caption_of_use(entry.caption, options, entry.id, use.epoch, use.repeat, use.warmed)
 
     def micro_batch(self, uses: Sequence[Use], weight: float) -> MicroBatch:
         """Uses of one bucket, each with this share in the loss of its step."""
         rows = [self._named_sample(use) for use in uses]
+        if any("mask" in row for row in rows):
+            rows = [row if "mask" in row else {**row, "mask": np.ones_like(row["noise"][:1])} for row in rows]
+        prior = self._config.prior_loss_weight
         tensors = {name: self._stacked([row[name] for row in rows]) for name in rows[0]}
         texts = [self.caption(use) for use in uses]
         others = {
             "timesteps": torch.tensor([self.timestep(use) for use in uses]),
-            "weights": torch.full((len(uses),), weight),
+            "weights": torch.tensor([weight * prior if use.entry.subset.is_reg else weight for use in uses]),
         }
         if self._sources.text_states:
             tensors["text_states"] = self._stacked([self._sources.text_states(text) for text in texts])
         else:
-            others["tokens"] = self._sources.tokenize(texts)
+            others |= self._sources.tokenize(texts)
         for name, tensor in others.items():
             tensors[name] = tensor.pin_memory() if self._pinned else tensor
         return MicroBatch(tuple(uses), tensors)
@@ -193,14 +234,29 @@ class Samples:
         mirrored = options.flip_aug and self._draw("flip", use).random() < 0.5
         arrays: Arrays = {}
         if sources.latents:
+            cut = None
             cached = sources.latents(use.entry, mirrored)
             arrays["latent_mean"], arrays["latent_std"] = cached["mean"], cached["std"]
         else:
-            crop = self._draw("crop", use).random(2) if options.random_crop else (0.5, 0.5)
-            arrays["pixels"] = pixels_of(use.entry, mirrored, (float(crop[0]), float(crop[1])))
+            cut = cut_of_use(use.entry.size, use.entry.bucket, use.entry.path.stem, options, self._draw("crop", use))
+            colours = self._draw("colour", use) if options.color_aug else None
+            arrays["pixels"] = pixels_of(use.entry, mirrored, cut, colours)
+        if (mask := self._mask(use.entry, cut, (width, height))) is not None:
+            arrays["mask"] = np.ascontiguousarray(mask[:, :, ::-1]) if mirrored else mask
         arrays["latent_noise"] = self._draw("vae", use).standard_normal(shape, dtype=np.float32)
         arrays |= self._noise(use, shape)
         return arrays
+
+    def _mask(self, entry: Entry, cut: Cut | None, size: Size) -> NDArray[np.float32] | None:
+        """(1, height, width), from 0 where nothing is learnt to 1; None where there is no mask. `cut`: None for images
+        that are always cut at the centre, whose masks are kept."""
+        if not entry.mask and not entry.subset.options.alpha_mask:
+            return None
+        if cut:
+            return mask_of(entry, cut, size)
+        if entry.id not in self._masks:
+            self._masks[entry.id] = mask_of(entry, cut_at(entry.size, entry.bucket), size)
+        return self._masks[entry.id]
 
     def _noise(self, use: Use, shape: tuple[int, int, int]) -> Arrays:
         config, draw = self._config, self._draw("noise", use)
@@ -273,7 +329,8 @@ class Loader:
     def build(self, step: int) -> Step:
         """Everything a step needs, on the host. Depends on nothing but the step."""
         uses, numbers = self._plan.samples(step)
-        dealt = buckets.micro_batches(range(len(uses)), numbers, self._config.train_batch_size, self._processes)
+        per_device = uses[0].entry.subset.options.train_batch_size  # the same for all
+        dealt = buckets.micro_batches(range(len(uses)), numbers, per_device, self._processes)
         micro_batches = []
         for shares in dealt:
             mine, weight = shares[self._process], 1 / len(uses)
@@ -294,8 +351,22 @@ class Loader:
 
 
 def pixels_of(
-    entry: Entry, mirrored: bool, crop: tuple[float, float] = (0.5, 0.5)
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The image in its bucket: (3, height, width), from -1 to 1."""
-    pixels = pictures.to_pixels(pictures.fit(pictures.open_picture(entry.path), entry.bucket, crop))
+    entry: Entry, mirrored: bool, cut: Cut | None = None, colours: np.random.Generator | None = None
+) -> NDArray[np.float32]:
+    """The image in its bucket: (3, height, width), from -1 to 1; the centre without `cut`."""
+    picture = pictures.open_picture(entry.path)
+    cut = cut or cut_at(picture.size, entry.bucket)
+    picture = cut.apply(picture, entry.bucket, RESAMPLING[entry.subset.options.resize_interpolation])
+    if colours:
+        picture = shift_colours(picture, colours)
+    pixels = pictures.to_pixels(picture)
     return np.ascontiguousarray(pixels[:, :, ::-1]) if mirrored else pixels
+
+
+def mask_of(entry: Entry, cut: Cut, size: Size) -> NDArray[np.float32] | None:
+    """The image's mask in its bucket, scaled to `size`: (1, height, width), from 0 to 1; None where it has none."""
+    picture = pictures.open_picture(entry.mask).convert("L") if entry.mask else pictures.open_alpha(entry.path)
+    if picture is None:
+        return None
+    picture = cut.apply(picture, entry.bucket, RESAMPLING["bilinear"]).resize(size, RESAMPLING["area"])
+    return np.asarray(picture, dtype=np.float32)[None] / np.float32(255)

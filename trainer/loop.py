@@ -93,7 +93,8 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
             require_disk_space(config, verdict.manifest.bytes)
         this_session = Session(config, run, verdict)
         origin = epoch_origin(verdict)
-        plan = Plan(config, inputs.found.entries, resume.global_batch(config, processes), origin)
+        planned_steps = verdict.state.get("planned_steps", total_steps) if verdict else total_steps
+        plan = Plan(config, inputs.found.entries, resume.global_batch(config, processes), origin, planned_steps)
         curve = verdict.curve if verdict else schedule.new_curve(config, total_steps)
         accelerator.wait_for_everyone()
 
@@ -125,7 +126,7 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
                 restore(state, verdict)
                 if accelerator.is_main_process:
                     this_session.resumed(state.model.probe(), epochs=plan.place(state.global_step)[0])
-            state.origin = origin
+            state.origin, state.planned_steps = origin, planned_steps
             signals.raise_if_requested()
 
             saver = Saver(config, run, state, plan, curve, inputs, this_session, here)

@@ -53,10 +53,17 @@ def huber_threshold(timesteps: Tensor, alphas_cumprod: Tensor, schedule: str, c:
     raise ValueError(f"unknown huber_schedule {schedule!r}")
 
 
-def sample_losses(prediction: Tensor, target: Tensor, loss_type: str, threshold: Tensor | None = None) -> Tensor:
+def sample_losses(
+    prediction: Tensor,
+    target: Tensor,
+    loss_type: str,
+    threshold: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
     """The loss of each sample, (batch,), in fp32: the mean over all other dimensions.
 
-    `threshold`: (batch,), of huber and smooth_l1 only.
+    `threshold`: (batch,), of huber and smooth_l1 only. `mask`: (batch, 1, height, width), from 0 where nothing is
+    learnt to 1; the mean is still over the whole picture, so that a small part teaches little, as in sd-scripts.
     """
     difference = prediction.float() - target.float()  # (batch, ...)
     if loss_type == "l2":
@@ -69,6 +76,8 @@ def sample_losses(prediction: Tensor, target: Tensor, loss_type: str, threshold:
         loss = 2 * (torch.sqrt(difference**2 + c**2) - c)
         if loss_type == "huber":
             loss = loss * c
+    if mask is not None:
+        loss = loss * mask
     return loss.flatten(1).mean(1)
 
 

@@ -10,8 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from trainer import buckets
-
 FORMATS = {
     "PNG": (".png", ".apng"),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
@@ -97,14 +95,16 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def fit(picture: Image.Image, bucket: buckets.Size, crop: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
-    """The picture scaled to cover the bucket, then cropped to it at `crop`: shares of the slack to the left, above."""
-    covering = buckets.cover(picture.size, bucket)
-    if covering != picture.size:
-        picture = picture.resize(covering, Image.Resampling.LANCZOS)
-    left = int(crop[0] * (covering[0] - bucket[0]) + 0.5)
-    top = int(crop[1] * (covering[1] - bucket[1]) + 0.5)
-    return picture.crop((left, top, left + bucket[0], top + bucket[1]))
+def open_alpha(path: Path) -> Image.Image | None:
+    """How opaque each pixel is, in mode L, turned like the picture; None where all are. Raises PictureError."""
+    try:
+        with Image.open(path, formats=tuple(FORMATS)) as opened:
+            check_size(opened.size)
+            opened.load()
+            picture = ImageOps.exif_transpose(opened)
+            return picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
+    except PICTURE_ERRORS as error:
+        raise PictureError(path, str(error) or type(error).__name__) from error
 
 
 def to_pixels(picture: Image.Image) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer import base_model, buckets, dataset, findings, manifest, prompts, resume, schedule
+from trainer import base_model, dataset, findings, manifest, prompts, resume, schedule
 from trainer.config import Config
 from trainer.dataset import Scan
 from trainer.refusal import Refused
@@ -65,7 +65,7 @@ def look_at_inputs(
     found = dataset.scan(config, progress=progress, workers=SCAN_WORKERS)
     components = base_model.COMPONENTS[config.family]
     model_path = base_model.locate(config.pretrained_model_name_or_path, components)
-    steps_per_epoch = buckets.steps_per_epoch(found.samples, resume.global_batch(config, processes))
+    steps_per_epoch = found.steps_per_epoch(config.gradient_accumulation_steps * processes)
     epochs = config.max_train_epochs
     return Inputs(
         found=found,

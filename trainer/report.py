@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer import buckets, dataset, findings, inspection
+from trainer import dataset, findings, inspection
 from trainer.config import Config
 from trainer.dataset import Entry, Scan
 from trainer.findings import Finding
@@ -67,9 +67,7 @@ class Report:
     @property
     def steps_per_epoch(self) -> int:
         """Steps an epoch takes with one process."""
-        return buckets.steps_per_epoch(
-            self.found.samples, self.config.train_batch_size * self.config.gradient_accumulation_steps
-        )
+        return self.found.steps_per_epoch(self.config.gradient_accumulation_steps)
 
     def folders(self) -> list[FolderCount]:
         """Each folder with images, in the order of their paths."""

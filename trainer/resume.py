@@ -310,6 +310,7 @@ def _checked_documents(state: Mapping[str, Any], images: Mapping[str, Any], envi
     kinds = {"str": str, "int": int, "float": float}
     for field in dataclasses.fields(LrCurve):
         manifest.of(kinds[str(field.type)], state["lr_curve"][field.name])
+    manifest.of(int, state.get("planned_steps", 0))
     manifest.of(int, Record(**state.get("validation", {})).not_better)
     curve = LrCurve(**state["lr_curve"])
     curve.factor(state["global_step"])

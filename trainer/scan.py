@@ -79,11 +79,16 @@ class Picture(NamedTuple):
     def path(self) -> Path:
         return Path(self.file)
 
-    def caption_text(self) -> str | None:
-        """The first line of its caption file; None where there is none that can be read."""
+    def whole_caption(self) -> str | None:
+        """All lines of its caption file; None where there is none that can be read."""
         if self.caption is None or self.caption.problem == "caption_unreadable":
             return None
-        return next(iter(self.caption.text.strip().splitlines()), "").strip()
+        return self.caption.text.strip()
+
+    def caption_text(self) -> str | None:
+        """The first line of its caption file; None where there is none that can be read."""
+        text = self.whole_caption()
+        return None if text is None else next(iter(text.splitlines()), "").strip()
 
     def findings(self) -> Iterator[Finding]:
         """What is remarkable about it and its caption, apart from what keeps it out of the training."""

@@ -61,7 +61,6 @@ WITHOUT_EFFECT = {
          "compile_dynamic", "compile_fullgraph", "compile_mode"),
         "it belongs to another architecture",
     ),
-    "prior_loss_weight": "it weighs regularisation images, of which there are none",
     "config_file": "this is the config file",
     "v2": "the architecture is read from the model itself",
     "save_state_on_train_end": "the last step always writes a checkpoint",
@@ -91,10 +90,7 @@ NOT_SUPPORTED = {
     "train_inpainting": "inpainting models are not supported",
     "dim_from_weights": "set network_dim to the rank of network_weights",
     **dict.fromkeys(
-        ("reg_data_dir", "in_json", "dataset_config", "dataset_class", "dataset_repeats", "conditioning_data_dir",
-         "masked_loss", "alpha_mask", "color_aug", "face_crop_aug_range", "keep_tokens_separator",
-         "secondary_separator", "enable_wildcard", "token_warmup_min", "token_warmup_step", "weighted_captions",
-         "max_token_length", "resize_interpolation", "debug_dataset", "full_fp16", "full_bf16",
+        ("dataset_class", "debug_dataset", "full_fp16", "full_bf16",
          "fp8_base", "fp8_base_unet", "fused_backward_pass", "blocks_to_swap", "torch_compile", "deepspeed",
          "lr_decay_steps", "lr_scheduler_timescale", "lr_scheduler_min_lr_ratio", "scale_weight_norms",
          "base_weights", "base_weights_multiplier", "cpu_offload_checkpointing", "stop_text_encoder_training",
@@ -105,10 +101,6 @@ NOT_SUPPORTED = {
 
 # Values with which even an unsupported option changes nothing (beside false, 0, "" and an empty list).
 HARMLESS = {
-    "max_token_length": (75,),
-    "token_warmup_min": (1,),
-    "dataset_repeats": (1,),
-    "prior_loss_weight": (1,),
     "dynamo_backend": ("no",),
 }
 NETWORK_MODULES = ("networks.lora",)

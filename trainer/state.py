@@ -45,6 +45,7 @@ class State:
             self.ema = EMAModel(self.parameters, decay=config.ema_decay, foreach=True)
         self.global_step = 0
         self.origin = Origin()
+        self.planned_steps = 0  # the run's length when it began, which options may name shares of
         self.loss_average: float | None = None
         self.nonfinite_in_a_row = 0
         self.validation = Record()
@@ -120,6 +121,7 @@ class State:
             state={
                 "version": STATE_VERSION,
                 "global_step": self.global_step,
+                "planned_steps": self.planned_steps,
                 "epoch_origin": dataclasses.asdict(self.origin),
                 "optimizer": values,
                 "scaler": self.scaler.state_dict() if self.scaler else None,

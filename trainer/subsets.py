@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer import metadata_files
 from trainer.config import Config
 from trainer.findings import Finding
 from trainer.refusal import Refused
@@ -18,7 +19,11 @@ FOLDER_NAME = re.compile(r"(\d+)_(.*)", re.DOTALL)
 UNVARIED = {
     "flip_aug": False,
     "random_crop": False,
+    "color_aug": False,
+    "face_crop_aug_range": "",
     "shuffle_caption": False,
+    "enable_wildcard": False,
+    "token_warmup_step": 0.0,
     "caption_dropout_rate": 0.0,
     "caption_dropout_every_n_epochs": 0,
     "caption_tag_dropout_rate": 0.0,
@@ -39,31 +44,21 @@ class Subset:
 
     folder: Path
     root: Path  # the images' names are told from here on
-    options: Config
+    options: Config  # the run's, with those of the dataset file in their place
     num_repeats: int = 1
     class_tokens: str = ""  # the caption of an image without one
+    is_reg: bool = False  # regularisation images
     is_validation: bool = False
+    dataset: int = 0  # regularisation images go with the training images of their dataset
 
     def unvaried(self) -> Subset:
         """The subset with nothing that makes an image different from use to use."""
         return dataclasses.replace(self, options=self.options.replace(**UNVARIED))
 
 
-def of(config: Config) -> tuple[list[Subset], list[str]]:
-    """The folders of a training, and notices. Raises DatasetError where there are none."""
-    if not config.train_data_dir:
-        raise DatasetError("train_data_dir is empty: name the folder that holds the images")
-    found, notices = in_folder(config.train_data_dir, "train_data_dir", config)
-    if config.validation_data_dir:
-        more, told = in_folder(config.validation_data_dir, "validation_data_dir", config, is_validation=True)
-        found, notices = found + more, notices + told
-    return found, notices
-
-
-def in_folder(
-    folder: str, option: str, config: Config, *, is_validation: bool = False
-) -> tuple[list[Subset], list[str]]:
-    """The subsets of a folder in kohya's layout, <repeats>_<class tokens>, or of one that holds images directly.
+def in_folder(folder: str, option: str, config: Config) -> tuple[list[Subset], list[str]]:
+    """The subsets of a folder in kohya's layout, <repeats>_<class tokens>, or of one that holds images directly; and
+    notices. A folder with a metadata file may name images in any folder below.
 
     `option` is what the folder's messages begin with. Raises DatasetError.
     """
@@ -72,13 +67,15 @@ def in_folder(
         raise DatasetError(f"{option}: there is no folder {root}")
     if not root.is_dir():
         raise DatasetError(f"{option}: {root} is not a folder")
+    if metadata := metadata_files.in_folder(root):
+        folders = [root, *metadata_files.folders_below(root, metadata, config.caption_column)]
+        return [Subset(path, root, config, config.dataset_repeats) for path in folders], []
     notices, found = [], []
     subfolders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     for entry in subfolders:
         match = FOLDER_NAME.fullmatch(entry.name)
         if match and int(match[1]) >= 1:
-            repeats = 1 if is_validation else int(match[1])
-            found.append(Subset(entry, root, config, repeats, match[2].strip(), is_validation))
+            found.append(Subset(entry, root, config, int(match[1]), match[2].strip()))
         elif match:
             notices.append(f"{entry} is skipped: 0 repeats")
     if not found:
@@ -87,7 +84,7 @@ def in_folder(
                 f"{option}: no images in {root}; its folders are not named <repeats>_<class> "
                 f'(like "10_{subfolders[0].name}"), and a plain folder holds the images directly'
             )
-        return [Subset(root, root, config, is_validation=is_validation)], notices
+        return [Subset(root, root, config, config.dataset_repeats)], notices
     notices += [
         f"{entry} is skipped: its name does not begin with a number of repeats, like 10_{entry.name}"
         for entry in subfolders

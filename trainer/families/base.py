@@ -36,8 +36,8 @@ class Model(Protocol):
         """Pixels (batch, 3, height, width) from -1 to 1 -> mean and deviation of the scaled latents, on the host."""
         ...
 
-    def tokenize(self, captions: Sequence[str]) -> Tensor:
-        """(captions, tokens)."""
+    def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """What the text encoder reads, by the names of a MicroBatch's tensors, each with the captions first."""
         ...
 
     def encode_captions(self, captions: Sequence[str]) -> Tensor:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from trainer import losses, network, randomness
+from trainer import losses, network, prompt_weights, randomness
 from trainer.base_model import COMPONENTS, BaseModelMissing
 from trainer.config import Config
 from trainer.network import Target
@@ -50,6 +50,7 @@ SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
     "unipc": (UniPCMultistepScheduler, {}),
 }
+CHUNK = 75  # tokens of a caption that CLIP takes at a time
 PROBE_SIDE = 16  # latents; small, so that a save costs little
 UNET_CLASSES = frozenset({"Transformer2DModel"})
 UNET_CONV_CLASSES = frozenset({"ResnetBlock2D", "Downsample2D", "Upsample2D"})
@@ -137,7 +138,11 @@ class StableDiffusion(nn.Module):
         return f"{self._vae.dtype}"
 
     def text_identity(self) -> str:
-        return f"{self.dtype} clip_skip={self.config.clip_skip or 1}"
+        config = self.config
+        settings = f"{self.dtype} clip_skip={config.clip_skip or 1}"
+        if config.max_token_length > CHUNK:
+            settings += f" tokens={config.max_token_length}"
+        return f"{settings} weighted" if config.weighted_captions else settings
 
     # --- devices ---------------------------------------------------------------------------------------------------
 
@@ -163,29 +168,96 @@ class StableDiffusion(nn.Module):
             raise ArithmeticError("the VAE gives values that are not finite in this precision; set no_half_vae = true")
         return mean.cpu(), std.cpu()
 
-    def tokenize(self, captions: Sequence[str]) -> Tensor:
+    def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """tokens, (captions, chunks * 77), and with weighted_captions token_weights of the same shape."""
+        chunks = self.config.max_token_length // CHUNK
+        if not self.config.weighted_captions:
+            return {"tokens": self._plain_tokens(captions, chunks)}
+        rows = [self._weighted_tokens(caption, chunks) for caption in captions]
+        return {
+            "tokens": torch.stack([tokens for tokens, _ in rows]),
+            "token_weights": torch.stack([weights for _, weights in rows]),
+        }
+
+    def _plain_tokens(self, captions: Sequence[str], chunks: int = 1) -> Tensor:
         tokens: Tensor = self.tokenizer(
             list(captions),
             padding="max_length",
-            max_length=self.tokenizer.model_max_length,
+            max_length=self._inner_length * chunks + 2,
             truncation=True,
             return_tensors="pt",
         ).input_ids
-        return tokens
+        return torch.stack([self._in_chunks(row, chunks) for row in tokens]) if chunks > 1 else tokens
 
-    def _encode_tokens(self, tokens: Tensor) -> Tensor:
-        """(batch, tokens, width), of the layer that clip_skip asks for, normalised."""
+    def _weighted_tokens(self, caption: str, chunks: int) -> tuple[Tensor, Tensor]:
+        """A caption's tokens and their weights, cut off where there is no room for more."""
+        room = self._inner_length * chunks
+        tokens: list[int] = []
+        weights: list[float] = []
+        for text, weight in prompt_weights.parse(caption):
+            found = self.tokenizer(text, add_special_tokens=False).input_ids
+            tokens += found
+            weights += [weight] * len(found)
+        tokens, weights = tokens[:room], weights[:room]
+        begin, end, pad = (
+            self.tokenizer.bos_token_id,
+            self.tokenizer.eos_token_id,
+            self.tokenizer.pad_token_id,
+        )
+        padding = room - len(tokens)
+        row = torch.tensor([begin, *tokens, end, *[pad] * padding])
+        weighed = torch.tensor([1.0, *weights, 1.0, *[1.0] * padding])
+        if chunks == 1:
+            return row, weighed
+        return self._in_chunks(row, chunks), self._split(weighed, chunks, weighed[-1])
+
+    @property
+    def _inner_length(self) -> int:
+        """Tokens that the text encoder takes at a time, without those of begin and end."""
+        return int(self.tokenizer.model_max_length) - 2
+
+    def _split(self, row: Tensor, chunks: int, last: Tensor) -> Tensor:
+        """(chunks * inner + 2,) -> (chunks * (inner + 2),): each chunk between the row's first value and `last`."""
+        inner = self._inner_length
+        parts = [row[1 + start : 1 + start + inner] for start in range(0, inner * chunks, inner)]
+        return torch.cat([torch.cat([row[:1], part, last.view(1)]) for part in parts])
+
+    def _in_chunks(self, tokens: Tensor, chunks: int) -> Tensor:
+        """A long row of tokens as chunks that begin and end like a caption, as sd-scripts cuts them."""
+        end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        parts = self._split(tokens, chunks, tokens[-1]).view(chunks, -1)
+        if pad != end:  # SD 2.x: a chunk that is full ends with the end token, and an empty one begins with it
+            full = (parts[:, -2] != end) & (parts[:, -2] != pad)
+            parts[full, -1] = end
+            parts[parts[:, 1] == pad, 1] = end
+        return parts.reshape(-1)
+
+    def _encode_tokens(self, tokens: Tensor, token_weights: Tensor | None = None) -> Tensor:
+        """(batch, tokens, width), of the layer that clip_skip asks for, normalised.
+
+        Of several chunks, the first begin, all that is between, and the last end are kept.
+        """
         encoder = self._text
         skip = self.config.clip_skip or 1
-        output = encoder(tokens.to(encoder.device), output_hidden_states=skip > 1)
+        length = int(self.tokenizer.model_max_length)
+        batch, chunks = len(tokens), tokens.shape[1] // length
+        output = encoder(tokens.reshape(-1, length).to(encoder.device), output_hidden_states=skip > 1)
         if skip == 1:
-            return output.last_hidden_state
-        inner = getattr(encoder, "text_model", encoder)
-        return inner.final_layer_norm(output.hidden_states[-skip])
+            states = output.last_hidden_state
+        else:
+            inner = getattr(encoder, "text_model", encoder)
+            states = inner.final_layer_norm(output.hidden_states[-skip])
+        if token_weights is not None:
+            states = states * token_weights.reshape(-1, length, 1).to(states.device, states.dtype)
+        if chunks == 1:
+            return states
+        states = states.view(batch, chunks, length, -1)
+        middle = states[:, :, 1:-1].flatten(1, 2)
+        return torch.cat([states[:, 0, :1], middle, states[:, -1, -1:]], dim=1)
 
     @torch.no_grad()
     def encode_captions(self, captions: Sequence[str]) -> Tensor:
-        return self._encode_tokens(self.tokenize(captions)).float().cpu()
+        return self._encode_tokens(**self.tokenize(captions)).float().cpu()
 
     # --- training --------------------------------------------------------------------------------------------------
 
@@ -197,16 +269,16 @@ class StableDiffusion(nn.Module):
         if "text_states" in batch:
             encoder_hidden_states = batch["text_states"]
         elif self.text_encoder is not None:
-            encoder_hidden_states = self._encode_tokens(batch["tokens"])
+            encoder_hidden_states = self._encode_tokens(batch["tokens"], batch.get("token_weights"))
         else:
             with torch.no_grad():
-                encoder_hidden_states = self._encode_tokens(batch["tokens"])
+                encoder_hidden_states = self._encode_tokens(batch["tokens"], batch.get("token_weights"))
         model_pred = self.unet(
             noisy_latents.to(self.dtype), timesteps, encoder_hidden_states.to(self.dtype), return_dict=False
         )[0]
         v_prediction = self.prediction_type == "v_prediction"
         target = self.noise_scheduler.get_velocity(latents, noise, timesteps) if v_prediction else noise
-        return self._weighted_losses(model_pred, target, timesteps, v_prediction)
+        return self._weighted_losses(model_pred, target, timesteps, v_prediction, batch.get("mask"))
 
     def _latents(self, batch: dict[str, Tensor]) -> Tensor:
         if "latent_mean" in batch:
@@ -225,7 +297,9 @@ class StableDiffusion(nn.Module):
             strength = (strength + self.config.adaptive_noise_scale * mean).clamp(min=0)
         return noise + strength * batch["offset"]
 
-    def _weighted_losses(self, model_pred: Tensor, target: Tensor, timesteps: Tensor, v_prediction: bool) -> Tensor:
+    def _weighted_losses(
+        self, model_pred: Tensor, target: Tensor, timesteps: Tensor, v_prediction: bool, mask: Tensor | None
+    ) -> Tensor:
         config = self.config
         alphas_cumprod = self.noise_scheduler.alphas_cumprod.to(timesteps.device)
         threshold = None
@@ -233,7 +307,7 @@ class StableDiffusion(nn.Module):
             threshold = losses.huber_threshold(
                 timesteps, alphas_cumprod, config.huber_schedule, config.huber_c, config.huber_scale
             )
-        loss = losses.sample_losses(model_pred, target, config.loss_type, threshold)
+        loss = losses.sample_losses(model_pred, target, config.loss_type, threshold, mask)
         if not (
             config.min_snr_gamma
             or config.scale_v_pred_loss_like_noise_pred
@@ -265,7 +339,7 @@ class StableDiffusion(nn.Module):
         self.eval()
         with self._autocast():
             if self.text_encoder is not None:
-                states = self._encode_tokens(self.tokenize(["a probe", ""])).to(self.dtype)
+                states = self._encode_tokens(self._plain_tokens(["a probe", ""])).to(self.dtype)
             noisy_latents = self.noise_scheduler.add_noise(latents, noise, timesteps)
             model_pred = self.unet(noisy_latents, timesteps, states, return_dict=False)[0]
         self.train(training)
@@ -307,8 +381,8 @@ class StableDiffusion(nn.Module):
     def _one_sample(self, pipeline: StableDiffusionPipeline, prompt: Prompt) -> Image.Image:
         with self._autocast():
             image: Image.Image = pipeline(
-                prompt_embeds=self._encode_tokens(self.tokenize([prompt.text])).to(self.dtype),
-                negative_prompt_embeds=self._encode_tokens(self.tokenize([prompt.negative])).to(self.dtype),
+                prompt_embeds=self._encode_tokens(**self.tokenize([prompt.text])).to(self.dtype),
+                negative_prompt_embeds=self._encode_tokens(**self.tokenize([prompt.negative])).to(self.dtype),
                 width=prompt.width,
                 height=prompt.height,
                 num_inference_steps=prompt.steps,
