@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
 
 from trainer import runs
 from trainer.runs import RunFolder
@@ -114,7 +116,7 @@ class FileCalls:
 # --- moments of a training -----------------------------------------------------------------------------------------
 
 MOMENTS = {  # what is about to be called then
-    "scanning": ("trainer.dataset", "_facts"),
+    "scanning": ("trainer.dataset", "read_folders"),
     "loading": ("trainer.families.sd", "_from_folder"),
     "caching": ("trainer.families.sd", "StableDiffusion.encode_images"),
     "stepping": ("trainer.state", "State.clip"),
@@ -124,10 +126,15 @@ MOMENTS = {  # what is about to be called then
     "ending": ("trainer.session", "Session.finish"),
 }
 
+ERRORS: dict[str, Exception] = {
+    "out of memory": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "disk full": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+}
+
 
 @dataclass(frozen=True)
 class Fault:
-    """When a moment comes for the `count`-th time, these are done: names of signals, or requests to the run.
+    """When a moment comes for the `count`-th time, these are done: names of signals, of ERRORS, requests to the run.
 
     The moment "file call" is that before a call to the disk, in threads whose name begins with `thread`; `half`
     makes half of that call first.
@@ -157,6 +164,8 @@ class _Counter:
         if call and self.fault.half:
             call.half()
         for action in self.fault.do:
+            if action in ERRORS:
+                raise ERRORS[action]
             if action.startswith("SIG"):
                 self._signal(signal.Signals[action])
             else:

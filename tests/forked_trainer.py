@@ -11,17 +11,28 @@ import gc
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.faults import Fault
+from trainer import files
 from trainer.config import Config, to_toml
 from trainer.runs import RunFolder
 
 REPOSITORY = Path(__file__).parents[1]
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 class Server:
@@ -56,19 +67,31 @@ class Server:
         """Return when everything is imported."""
         self.ask(ready=True)
 
-    def start(self, config: Config, fault: Fault | None = None) -> Trainer:
+    def start(
+        self, config: Config, fault: Fault | None = None, environment: Mapping[str, str] | None = None
+    ) -> Trainer:
         """Start to train what a config describes; what the trainer prints goes to printed.txt beside the run."""
         output = Path(config.output_dir)
         output.mkdir(parents=True, exist_ok=True)
         preset, printed = output / f"{config.output_name}.preset.toml", output / "printed.txt"
-        preset.write_text(to_toml(config))
+        files.write_text(preset, to_toml(config))  # whole, since another process may be reading it
         pid = self.ask(
             arguments=["train", "--config", str(preset)],
             printed=str(printed),
             run=str(config.run_dir),
             fault=dataclasses.asdict(fault) if fault else None,
+            environment=dict(environment or {}),
         )
         return Trainer(self, pid, printed)
+
+    def start_several(self, config: Config, count: int, faults: Mapping[int, Fault] | None = None) -> list[Trainer]:
+        """Start `count` processes that train together, as torch's launchers would; `faults` by process."""
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}
+        common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+        return [
+            self.start(config, (faults or {}).get(rank), {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+            for rank in range(count)
+        ]
 
     def train(self, config: Config, fault: Fault | None = None) -> int:
         """Train, and return the exit code, or the negative number of the signal that ended it."""
@@ -98,10 +121,13 @@ class Trainer:
 # --- in the process that forks -------------------------------------------------------------------------------------
 
 
-def _train(arguments: Sequence[str], printed: str, run: str, fault: dict[str, Any] | None) -> None:
+def _train(
+    arguments: Sequence[str], printed: str, run: str, fault: dict[str, Any] | None, environment: dict[str, str]
+) -> None:
     """What a child does. Does not return."""
     code = 1
     try:
+        os.environ.update(environment)
         to = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
@@ -113,9 +139,11 @@ def _train(arguments: Sequence[str], printed: str, run: str, fault: dict[str, An
         if fault:
             faults.bring_about(Fault(**{**fault, "do": tuple(fault["do"])}), RunFolder(Path(run)))
         code = main(arguments)
+    except Exception:
+        traceback.print_exc()  # of a fault that could not be prepared
+    finally:
         sys.stdout.flush()
         sys.stderr.flush()
-    finally:
         os._exit(code)
 
 

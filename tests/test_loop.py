@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors
@@ -365,26 +364,3 @@ def test_probe_losses_that_differ_stop_the_resume(config: Config, monkeypatch: p
     monkeypatch.setattr(StableDiffusion, "probe", lambda model: probe(model) * (1 + 1e-12))
     with pytest.raises(ResumeRefused, match="probe loss after loading"):
         run(config.replace(resume_from_checkpoint="latest", max_train_steps=STEPS + 2))
-
-
-# --- several processes ---------------------------------------------------------------------------------------------
-
-
-def test_two_processes_train_the_same_global_batches_and_resume_what_one_began(config: Config, tmp_path: Path) -> None:
-    one = config.replace(output_dir=str(tmp_path / "one"), save_every_n_steps=4, enable_bucket=True, min_bucket_reso=32)
-    run(one)
-    two: dict[str, Any] = {"train_batch_size": 1, "output_name": "two"}
-    distributed(one.replace(**two), 2, tmp_path)
-    left, right = steps_of(one), steps_of(one.replace(**two))
-    assert [row[-1] for row in left.values()] == [row[-1] for row in right.values()]  # samples, captions, timesteps
-    for expected, found in zip(left.values(), right.values(), strict=True):
-        assert found[1] == pytest.approx(expected[1], rel=1e-6)
-
-    resumed = one.replace(**two, resume_from_checkpoint="4")
-    resumed = resumed.replace(output_name="run")
-    distributed(resumed, 2, tmp_path)
-    (event,) = events_of(one, "resumed")
-    assert event["grade"] == "trajectory-exact"
-    assert [row[-1] for row in steps_of(one).values()] == [row[-1] for row in left.values()]
-    for step in range(5, STEPS + 1):
-        assert steps_of(one)[step][1] == pytest.approx(left[step][1], rel=1e-6)

@@ -181,7 +181,8 @@ def read_options(preset: str, rest: Sequence[str]) -> tuple[Config, list[str]]:
 def tell_failure(error: Exception) -> int:
     """Log an error that ended the training: its traceback for those who can read it, then what to do."""
     if isinstance(error, TrainingFailed | PictureError):
-        logger.error("Failed: %s. %s", error, error.advice)
+        told = isinstance(error, TrainingFailed) and error.told
+        logger.log(logging.INFO if told else logging.ERROR, "Failed: %s. %s", error, error.advice)
     else:
         logger.error("Failed: %s", error, exc_info=error)
         logger.error("%s", getattr(error, "advice", "") or advise(error))

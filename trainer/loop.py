@@ -45,6 +45,7 @@ from trainer.manifest import CheckpointDamaged
 from trainer.network import DTYPES as FILE_DTYPES
 from trainer.overfitting import Record
 from trainer.preflight import Inputs
+from trainer.processes import Processes, lost_connection
 from trainer.progress import CachingMeter, Meter
 from trainer.resume import ResumeRefused, Verdict
 from trainer.runs import RunFolder
@@ -68,16 +69,18 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
     `console`: told the run's console.log once the run is held.
     """
     accelerator = make_accelerator(config)
-    device, processes = accelerator.device, accelerator.num_processes
-    here = environment.describe(config, device, processes)
+    device, processes = accelerator.device, Processes(accelerator.num_processes, accelerator.process_index)
+    here = environment.describe(config, device, processes.count)
     run = RunFolder(config.run_dir)
-    sample_prompts = prompts.read(config)
 
     # What is there, and what a resume would be; nothing is changed yet.
-    inputs = preflight.look_at_inputs(config, processes, watch_scan(signals))
+    with processes.watched():
+        sample_prompts = prompts.read(config)
+        inputs = preflight.look_at_inputs(config, processes.count, watch_scan(signals))
     logger.info("%s", "\n".join(inputs.lines()))
+    logger.info("%d process%s, on %s", processes.count, "es" if processes.count > 1 else "", here["device"])
     total_steps = inputs.total_steps
-    with holding(run, config, accelerator):
+    with processes.watched(), holding(run, config, accelerator):
         verdict = preflight.look_at_checkpoint(config, inputs, here)
         if verdict:
             logger.info("%s", "\n".join(verdict.lines()))
@@ -94,11 +97,12 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
         this_session = Session(config, run, verdict)
         origin = epoch_origin(verdict)
         planned_steps = verdict.state.get("planned_steps", total_steps) if verdict else total_steps
-        plan = Plan(config, inputs.found.entries, resume.global_batch(config, processes), origin, planned_steps)
+        batch = resume.global_batch(config, processes.count)
+        plan = Plan(config, inputs.found.entries, batch, origin, planned_steps)
         curve = verdict.curve if verdict else schedule.new_curve(config, total_steps)
-        accelerator.wait_for_everyone()
+        agreement = processes.meet(signals)
 
-        with recorded(this_session, accelerator, inputs):
+        with recorded(this_session, accelerator, inputs), processes.watched():
             if console and accelerator.is_main_process:
                 console.attach(run.console_file)
             # The model, its layers and what is computed once.
@@ -107,7 +111,6 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
             if config.network_weights and not verdict:
                 network.load_kohya(model.targets, base_model.existing_file(config.network_weights, "network_weights"))
             events = this_session.events if accelerator.is_main_process else None
-            agreement = Agreement(processes, accelerator.process_index)
             asked = stop_requests(run, signals, accelerator)
             aside = threading.Lock()  # held while what is kept aside is on the device for a moment
             meters = functools.partial(
@@ -143,11 +146,11 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
             def validate() -> None:
                 if validator and validation.is_due(config, plan, state.validation, state.global_step):
                     meter.flush()
-                    validator.run(events, given_up=lambda: signals.requested and processes == 1)
+                    validator.run(events, given_up=lambda: signals.requested and processes.count == 1)
 
             if config.sample_at_first and state.global_step == 0:
                 sample()
-            steps = Loader(config, plan, sources, processes, accelerator.process_index).steps(state.global_step)
+            steps = Loader(config, plan, sources, processes.count, processes.number).steps(state.global_step)
             prepared.train()
             validate()  # if a stop came before it
             updating = stopping = False
@@ -161,16 +164,16 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
                     loss = torch.zeros((), device=device)
                     for number, micro_batch in enumerate(step.micro_batches):
                         batch = micro_batch.to(device)
-                        key = (state.global_step, number, accelerator.process_index)
+                        key = (state.global_step, number, processes.number)
                         torch.manual_seed(randomness.torch_seed(config.seed, "dropout", *key))
                         is_last = number == len(step.micro_batches) - 1
                         with contextlib.nullcontext() if is_last else accelerator.no_sync(prepared):
                             share = (prepared(batch) * batch["weights"]).sum()
                             # DDP takes the mean over processes; the weights already make it a mean over samples.
-                            scaled = share * processes
+                            scaled = share * processes.count
                             (state.scaler.scale(scaled) if state.scaler else scaled).backward()
                         loss += share.detach()
-                    if processes > 1:
+                    if processes.count > 1:
                         loss = accelerator.reduce(loss, "sum")
                     grad_norm = state.clip()
                     finite = torch.isfinite(grad_norm) & torch.isfinite(loss)
@@ -437,6 +440,8 @@ def not_finite(config: Config, state: State) -> TrainingFailed:
 
 def emergency_save(saver: Saver, state: State, meter: Meter, error: Exception) -> None:
     """Save the last completed step of a training that is about to end with an error."""
+    if torch.cuda.is_available() and lost_connection(error):
+        return  # the device waits for the lost process, and would for ever
     traceback.clear_frames(error.__traceback__)  # they hold the activations, and memory may be what ran out
     state.optimizer.zero_grad(set_to_none=True)
     if torch.cuda.is_available():

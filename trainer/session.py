@@ -17,13 +17,17 @@ from trainer.signals import StopRequested
 
 logger = logging.getLogger(__name__)
 
+# What PyTorch, CUDA and the system say when memory ran out, on the GPU and in the computer itself.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed", "memoryallocation")
+
 
 class TrainingFailed(Exception):
-    """The training cannot go on; `advice` says what to change."""
+    """The training cannot go on; `advice` says what to change. `told`: another process tells it to the user."""
 
-    def __init__(self, message: str, advice: str) -> None:
+    def __init__(self, message: str, advice: str, *, told: bool = False) -> None:
         super().__init__(message)
         self.advice = advice
+        self.told = told
 
 
 def record_finished(config: Config, run: RunFolder, step: int) -> None:
@@ -152,7 +156,7 @@ class Session:
 def advise(error: BaseException) -> str:
     """What a user can do about an error that ended a training."""
     text = f"{type(error).__name__}: {error}".lower()
-    if "outofmemory" in text or "out of memory" in text or isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
         return (
             "Memory ran out. Set gradient_checkpointing = true, halve train_batch_size and double "
             "gradient_accumulation_steps, use optimizer_type = AdamW8bit, set cache_latents = true, or lower "
