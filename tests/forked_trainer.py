@@ -44,7 +44,7 @@ class Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=REPOSITORY,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"},
             text=True,
         )
         return self
@@ -139,7 +139,7 @@ def _train(
         if fault:
             faults.bring_about(Fault(**{**fault, "do": tuple(fault["do"])}), RunFolder(Path(run)))
         code = main(arguments)
-    except Exception:
+    except (AttributeError, ImportError, TypeError):
         traceback.print_exc()  # of a fault that could not be prepared
     finally:
         sys.stdout.flush()

@@ -164,22 +164,34 @@ def test_the_reason_for_which_a_process_failed_is_told_and_recorded_by_the_main_
     assert re.search(r"Failed: process 1 of 2 .* ended: .*out of memory", main_printed(started))
     [failed] = events_of(config, "run_failed")
     assert "process 1 of 2" in failed["error"] and "gradient_checkpointing" in failed["advice"]
-    assert sound_steps(config)[0] == 3
+    assert sound_steps(config)[0] == max(steps_of(config))
     assert train_on(trainers, config.replace(resume_from_checkpoint="latest"), 2) == [FINISHED] * 2
     assert_same_training(config, alone)
 
 
-def test_what_is_refused_is_refused_by_all_without_a_wait(alone: Config, trainers: Server, tmp_path: Path) -> None:
-    config = on(alone, tmp_path, 2)
-    missing = config.replace(pretrained_model_name_or_path="/nowhere/model")
+def test_what_is_refused_is_refused_by_all(alone: Config, trainers: Server, tmp_path: Path) -> None:
+    missing = on(alone, tmp_path, 2).replace(pretrained_model_name_or_path="/nowhere/model")
     assert train_on(trainers, missing, 2) == [REFUSED] * 2
-    [first, second] = trainers.start_several(config, 2, {1: Fault("scanning", do=("disk full",))})
-    assert (second.wait(), first.wait()) == (FAILED, FAILED)
+
+
+def test_what_only_the_main_process_refuses_ends_the_others_too(
+    alone: Config, trainers: Server, tmp_path: Path
+) -> None:
+    config = on(alone, tmp_path, 2)
     with runs.locked(RunFolder(config.run_dir)):
         started = trainers.start_several(config, 2)
         assert [trainer.wait() for trainer in started] == [REFUSED, FAILED]
     printed = main_printed(started)
-    assert "is in use by process" in printed and "Traceback" not in printed and "Failed" not in printed
+    assert "is in use by process" in printed and "Traceback" not in printed
+    assert re.search("Failed: process 0 of 2.* ended", printed)
+
+
+def test_a_process_that_fails_before_the_start_is_not_waited_for(
+    alone: Config, trainers: Server, tmp_path: Path
+) -> None:
+    started = trainers.start_several(on(alone, tmp_path, 2), 2, {1: Fault("scanning", do=("disk full",))})
+    assert [trainer.wait() for trainer in started] == [FAILED] * 2
+    assert re.search(r"Failed: process 1 of 2 \(counted from 0\) ended: .*No space left", main_printed(started))
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ def logging_to_console() -> Iterator[ConsoleLog]:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(library, "error")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is told in words of our own
     try:
         yield console
     finally:

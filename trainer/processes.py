@@ -48,6 +48,7 @@ class Processes:
         self.count = count
         self.number = number
         self._all: list[dict[str, Any]] = []
+        self._store_is_gone = False
 
     @property
     def is_main(self) -> bool:
@@ -92,16 +93,23 @@ class Processes:
         kind = next((kind for of, kind in kinds.items() if isinstance(error, of)), "failed")
         words = {"kind": kind, "message": str(error) or type(error).__name__}
         words["advice"] = getattr(error, "advice", "") or advise(error)
-        with contextlib.suppress(RuntimeError, ValueError):  # no connection any more, or never one
-            distributed_c10d._get_default_store().set(_words_of(self.number), json.dumps(words))
+        if store := self._store():
+            with contextlib.suppress(RuntimeError):
+                store.set(_words_of(self.number), json.dumps(words))
 
     def _heard(self, number: int) -> LastWords | None:
         """Why a process left; None where it has not, or had no time for any words."""
-        with contextlib.suppress(RuntimeError, ValueError):
-            store = distributed_c10d._get_default_store()
-            if store.check([_words_of(number)]):
+        try:
+            store = self._store()
+            if store and store.check([_words_of(number)]):
                 return LastWords(**json.loads(store.get(_words_of(number))))
+        except RuntimeError:  # its host, process 0 or the launcher, is gone
+            self._store_is_gone = True
         return None
+
+    def _store(self) -> torch.distributed.Store | None:
+        """Where the processes leave words for one another; None where it cannot be reached any more."""
+        return None if self._store_is_gone else distributed_c10d._get_default_store()
 
     def _left(self) -> dict[int, LastWords | None]:
         """The processes that have left, as far as this one can know, but not those that left because of another."""
@@ -118,6 +126,9 @@ class Processes:
         """What a lost connection means: which process is gone, and why if it said so."""
         deadline = time.monotonic() + LAST_WORDS_SECONDS
         while not (left := self._left()) and time.monotonic() < deadline:
+            if self._store_is_gone and not self._all:
+                first = f"process 0 of {self.count}, or the launcher, ended before the training began"
+                return ProcessLost(first, "Its own message says why, if it left one.", told=False)
             time.sleep(POLL_SECONDS)
         if not left:
             message = f"the connection to another process of this training was lost: {error}"
