@@ -15,7 +15,6 @@ from tests.runs_at_tiny_size import (
     STEPS,
     assert_bit_equal,
     config_for,
-    distributed,
     events_of,
     exported_tensors_of,
     run,

@@ -97,8 +97,8 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
         this_session = Session(config, run, verdict)
         origin = epoch_origin(verdict)
         planned_steps = verdict.state.get("planned_steps", total_steps) if verdict else total_steps
-        batch = resume.global_batch(config, processes.count)
-        plan = Plan(config, inputs.found.entries, batch, origin, planned_steps)
+        global_batch = resume.global_batch(config, processes.count)
+        plan = Plan(config, inputs.found.entries, global_batch, origin, planned_steps)
         curve = verdict.curve if verdict else schedule.new_curve(config, total_steps)
         agreement = processes.meet(signals)
 
