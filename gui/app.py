@@ -24,7 +24,7 @@ import uvicorn
 
 from gui import draft as drafts
 from gui import form as forms
-from gui import look, presets, resume_tab, run_bar, runner, samples_tab, security, train_tab
+from gui import look, presets, run_bar, runner, samples_tab, security, train_tab
 from gui.draft import Draft
 from gui.monitor import View, Watch
 from gui.monitor_tab import TO_THE_END_OF_THE_LOG, MonitorTab, add_output_folder, checked_smoothing
@@ -34,6 +34,7 @@ from gui.run_bar import RunBar
 from gui.samples_tab import SamplesTab
 from gui.security import Guard
 from gui.train_tab import TrainTab
+from gui.wiring import QUIET, Updates
 
 logger = logging.getLogger(__name__)
 TICK_SECONDS = 1.0  # between two looks at a run that is active
@@ -43,9 +44,6 @@ STOP_SECONDS = 60.0
 STOP_RUNS = "REKINDLE_STOP_RUNS_ON_EXIT"
 
 # --- the page ------------------------------------------------------------------------------------------------------
-
-QUIET = {"preprocess": False, "api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-Updates = dict[Any, Any]
 
 
 class Page:
@@ -63,7 +61,7 @@ class Page:
                 with gr.Tab("Train", id="tab-train", elem_id="tab-train"):
                     self.train = TrainTab(places)
                 with gr.Tab("Resume", id="tab-resume", elem_id="tab-resume") as resume_item:
-                    self.resume = ResumeTab()
+                    self.resume = ResumeTab(places, self.train, self.bar.picker, self.bar.message)
                 with gr.Tab("Monitor", id="tab-monitor", elem_id="tab-monitor") as monitor_item:
                     self.monitor = MonitorTab()
                 with gr.Tab("Samples", id="tab-samples", elem_id="tab-samples"):
@@ -75,7 +73,6 @@ class Page:
 
     def _wire(self, resume_item: gr.Tab, monitor_item: gr.Tab) -> None:
         options = self.form.inputs()
-        self.resume_option = self.form.widgets["resume_from_checkpoint"]
         watched = {self.bar.picker, self.seen, self.monitor.smoothing}
         run_parts = self.bar.outputs() | self.monitor.outputs() | self.samples.outputs()
         run_parts |= {self.bar.picker, self.timer, self.seen}
@@ -110,15 +107,7 @@ class Page:
         )  # fmt: skip
         self._wire_presets(options, message)
 
-        shown = self.resume.outputs()
-        resume_item.select(self.show_resume, options, shown, **QUIET)
-        self.resume.refresh.click(self.show_resume, options, shown, **QUIET)
-        whole = options | {self.train.base}
-        changed = shown | options | self.train.about_outputs()
-        self.resume.picker.input(self.choose_checkpoint, whole | {self.resume.picker}, changed, **QUIET)
-        self.resume.adopt.click(self.adopt_run, whole | {self.bar.picker}, changed | {message}, **QUIET)
-        self.resume.restore.click(self.restore_options, whole, changed, **QUIET)
-        self.resume.allow.click(self.allow_differences, whole, changed, **QUIET)
+        self.resume.wire(resume_item)
 
     def _wire_presets(self, options: set[Any], message: gr.HTML) -> None:
         tab = self.train
@@ -399,39 +388,6 @@ class Page:
             | self.train.show_draft(draft, undo=False)
             | {self.bar.message: look.note("The form is as it was before.", kind="good")}
             | {self.train.name: presets.own_name(draft.name)}
-        )
-
-    # --- resuming ---------------------------------------------------------------------------------------------------
-
-    def show_resume(self, data: Mapping[Any, Any]) -> Updates:
-        return self.resume.show(self.places, self.form.values(data))
-
-    def choose_checkpoint(self, data: Mapping[Any, Any]) -> Updates:
-        return self._with_options(data, {"resume_from_checkpoint": data[self.resume.picker] or ""})
-
-    def restore_options(self, data: Mapping[Any, Any]) -> Updates:
-        return self._with_options(data, resume_tab.restored(self.places, self.form.values(data)))
-
-    def allow_differences(self, data: Mapping[Any, Any]) -> Updates:
-        return self._with_options(data, resume_tab.allowed(self.places, self.form.values(data)))
-
-    def _with_options(self, data: Mapping[Any, Any], changes: Mapping[str, Any]) -> Updates:
-        """Change options in the form and show what that means for the resume."""
-        before = self.train.draft(data)
-        values = {**before.values, **changes}
-        draft = Draft(values, before.name, before.base)
-        drafts.keep(self.places.draft_file, draft)
-        return self.form.show(changes) | self.train.show_changes(draft) | self.resume.show(self.places, values)
-
-    def adopt_run(self, data: Mapping[Any, Any]) -> Updates:
-        run = run_bar.chosen(self.places, data[self.bar.picker])
-        values, message = resume_tab.adopted(run)
-        if run is None or values is None:
-            return {self.bar.message: message}
-        return (
-            self.fill(data, values, f"run {run.path.name}")
-            | self.resume.show(self.places, values)
-            | {self.bar.message: message}
         )
 
 

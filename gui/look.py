@@ -78,6 +78,15 @@ table.plain { width: 100%; border-collapse: collapse; margin-top: .6rem; }
 table.plain, table.plain thead, table.plain tr, table.plain th, table.plain td { border: 0 !important; }
 table.plain th, table.plain td { text-align: left; padding: .35rem .6rem; vertical-align: top;
   border-bottom: 1px solid var(--border-color-primary) !important; overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; }
+button.small { border: 1px solid var(--border-color-primary); border-radius: 6px; padding: .1rem .6rem;
+  font-size: .85rem; background: var(--button-secondary-background-fill); color: var(--body-text-color);
+  cursor: pointer; margin: .1rem .3rem .1rem 0; white-space: nowrap; }
+button.small:hover { border-color: #1d4ed8; }
+button.small[aria-pressed="true"] { background: #1d4ed8; border-color: #1d4ed8; color: #fff; }
+.mark { font-weight: 600; } .mark.good { color: #166534; } .mark.bad { color: #b91c1c; } .mark.warn { color: #92400e; }
+.dark .mark.good { color: #86efac; } .dark .mark.bad { color: #fca5a5; } .dark .mark.warn { color: #fcd34d; }
+p.aside { margin: .5rem 0 0 0; }
 .option-grid > .form, .option-grid { display: grid !important; gap: 10px;
   grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); border: none !important; background: none; }
 .option-grid > .form { grid-column: 1 / -1; }
@@ -168,10 +177,31 @@ def progress(name: str, share: float) -> str:
     )
 
 
-def table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+def table(headings: Iterable[str], rows: Iterable[Iterable[str]], *, name: str = "Table") -> Html:
+    """A table that scrolls sideways where the page is narrow; cells are escaped unless they are Html."""
+    head = "".join(f'<th scope="col">{_cell(heading)}</th>' for heading in headings)
+    body = "".join("<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return Html(
+        f'<div class="scroll" role="region" aria-label="{escape(name)}" tabindex="0">'
+        f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _cell(text: str) -> str:
+    return text if isinstance(text, Html) else escape(text)
+
+
+def button(words: str, action: str, value: str, *, title: str = "", pressed: bool = False) -> Html:
+    """A small button inside HTML; see wiring.TELL_CLICKS."""
+    return Html(
+        f'<button type="button" class="small" data-action="{escape(action)}" data-value="{escape(value)}" '
+        f'title="{escape(title or words)}" aria-pressed="{str(pressed).lower()}">{escape(words)}</button>'
+    )
+
+
+def mark(words: str, kind: str = "") -> Html:
+    """A word or two that stand out. `kind`: good, bad, warn, or nothing."""
+    return Html(f'<span class="mark {kind}">{escape(words)}</span>')
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:

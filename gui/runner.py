@@ -117,7 +117,7 @@ def start(settings: Config, places: Places) -> RunFolder:
             process = subprocess.Popen(
                 arguments,
                 cwd=places.home,
-                env=_environment(),
+                env=environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
@@ -140,11 +140,11 @@ def start(settings: Config, places: Places) -> RunFolder:
     return run
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The trainer's environment: ours, without the browser's password, and with the program's code to import."""
-    environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
-    paths = [str(CODE), environment.get("PYTHONPATH", "")]
-    return environment | {"PYTHONPATH": os.pathsep.join(path for path in paths if path), "PYTHONUNBUFFERED": "1"}
+    ours = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    paths = [str(CODE), ours.get("PYTHONPATH", "")]
+    return ours | {"PYTHONPATH": os.pathsep.join(path for path in paths if path), "PYTHONUNBUFFERED": "1"}
 
 
 def _await_end(process: subprocess.Popen[bytes], run: RunFolder, begun: Started) -> None:

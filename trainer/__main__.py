@@ -1,4 +1,4 @@
-"""The command line: python -m trainer train | dataset | cache | verify | list | drill."""
+"""The command line: python -m trainer train | dataset | cache | verify | list | export | drill | environment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer import cache_commands, drill, manifest, preflight, report, runs
+from trainer import cache_commands, drill, export, manifest, preflight, report, runs
 from trainer.config import Config, ConfigError, Problem, read_arguments, read_toml, reference, resolve
 from trainer.console import logging_to_console
 from trainer.manifest import CheckpointDamaged
@@ -57,9 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     drilling.add_argument("--config", required=True, help="a preset")
     drilling.add_argument("--steps", type=int, default=8, help="steps of the rehearsal (4 or more)")
+    telling = commands.add_parser("environment", help="print what a result depends on beside options and images")
+    telling.add_argument("--config", required=True, help="a preset")
     verifying = commands.add_parser("verify", help="check every byte of a checkpoint, or of all those of a run")
     verifying.add_argument("path", type=Path)
     verifying.add_argument("--sums", action="store_true", help="print lines for sha256sum -c instead")
+    exporting = commands.add_parser("export", help="write the model file of a checkpoint, in kohya's format")
+    exporting.add_argument("checkpoint", type=Path)
+    exporting.add_argument("--to", type=Path, help="the file to write (kohya's name of that step, beside the run)")
     listing = commands.add_parser("list", help="list the checkpoints of a run")
     listing.add_argument("run", type=Path)
     listing.add_argument("--json", action="store_true", help="for programs")
@@ -73,10 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return look_at_dataset(known.config, rest, deep=known.deep, every=known.all, as_json=known.json)
     if known.command == "drill":
         return drill.run(known.config, rest, steps=known.steps)
+    if known.command == "environment":
+        return tell_environment(known.config, rest)
     if rest:
         parser.error(f"unknown: {' '.join(rest)}")
     if known.command == "cache":
         return cache_commands.run(known)
+    if known.command == "export":
+        return export_model_file(known.checkpoint, known.to)
     if known.command == "verify":
         return verify(known.path, sums=known.sums)
     return list_checkpoints(known.run, as_json=known.json)
@@ -160,6 +169,20 @@ def look_at_dataset(preset: str, rest: Sequence[str], *, deep: bool, every: bool
     return REFUSED if made.refusal else FINISHED
 
 
+def tell_environment(preset: str, rest: Sequence[str]) -> int:
+    """Print what environment.json of a checkpoint saved here would say, as JSON."""
+    try:
+        config, _ = read_options(preset, rest)
+        from trainer import environment, loop  # torch, which takes seconds
+
+        accelerator = loop.make_accelerator(config)
+    except Refused as refusal:
+        print(f"Refused: {refusal}", file=sys.stderr)
+        return REFUSED
+    print(json.dumps(environment.describe(config, accelerator.device, accelerator.num_processes), indent=1))
+    return FINISHED
+
+
 def read_options(preset: str, rest: Sequence[str]) -> tuple[Config, list[str]]:
     """The config of a preset file and arguments, with every problem of both reported at once. Raises ConfigError."""
     problems: list[Problem] = []
@@ -220,6 +243,16 @@ def verify(path: Path, *, sums: bool) -> int:
             damaged += 1
             print(f"{folder}: DAMAGED: {error}", file=sys.stderr if sums else sys.stdout)
     return FAILED if damaged else FINISHED
+
+
+def export_model_file(checkpoint: Path, target: Path | None) -> int:
+    """Write the model file of a checkpoint and print where it is."""
+    try:
+        print(export.model_file(checkpoint, target))
+    except (Refused, CheckpointDamaged, OSError) as error:
+        print(f"Refused: {error}", file=sys.stderr)
+        return REFUSED
+    return FINISHED
 
 
 def list_checkpoints(path: Path, *, as_json: bool) -> int:

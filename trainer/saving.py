@@ -60,6 +60,19 @@ class Saver:
             steps_per_epoch=inputs.steps_per_epoch,
         ) | metadata.model_hashes(inputs.model_path, inputs.base_model["pretrained_model_name_or_path"])
 
+    def _export_record(self) -> dict[str, Any]:
+        """What `export` needs to write a checkpoint's model file without the model."""
+        config, model = self._config, self._state.model
+        values = {name: value for name, value in self._constant.items() if name != "ss_tag_frequency"}
+        values |= {"ss_session_id": self._session.run_id, "ss_training_started_at": self._session.record["created"]}
+        described = network.as_metadata(metadata.necessary(values) if config.no_metadata else values)
+        if not config.no_metadata:
+            described |= metadata.modelspec(config, model, self._session.record["created"])
+        return {
+            "targets": {target.name: [target.prefix, target.path_prefix] for target in model.targets},
+            "metadata": described,
+        }
+
     # --- when ------------------------------------------------------------------------------------------------------
 
     def due_files(self) -> list[Path]:
@@ -93,6 +106,7 @@ class Saver:
             "base_model": dict(self._inputs.base_model),
             "probe_loss": state.model.probe() if checkpoint else None,
             "session": self._session.number,
+            "export": self._export_record(),
         }
         probe_seconds = time.perf_counter() - started
         contents = state.contents(self._documents, to_toml(self._config), **more, probe_seconds=probe_seconds)
