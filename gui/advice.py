@@ -1,16 +1,9 @@
-"""What to do about what went wrong, and about what the curves say. Words for people; no widget here."""
+"""What to do about what went wrong. Words for people; no widget here."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-
-import numpy as np
-
-from gui.curves import smooth
-from gui.history import History
-
-RISING = 3  # validations in a row above the best one before it is said
 
 
 @dataclass(frozen=True)
@@ -130,27 +123,3 @@ def of_disappearance(exit_code: int | None) -> str:
     if exit_code in (-11, -7, -4, 139):
         return "It crashed inside a library (a segmentation fault or the like): a driver or a package is at fault."
     return "It was killed, it crashed, or the power failed."
-
-
-def overfitting(history: History) -> str:
-    """A hint when validation rises while the training loss falls; empty while there is nothing to say."""
-    marks = history.validation
-    if len(marks) <= RISING:
-        return ""
-    best = min(range(len(marks)), key=lambda index: marks[index][1])
-    step, lowest = marks[best]
-    since = marks[best + 1 :]
-    if len(since) < RISING or min(loss for _, loss in since[-RISING:]) <= lowest:
-        return ""
-    rows = history.current.rows
-    rows = rows[np.isfinite(rows["loss"])]
-    then, now = np.searchsorted(rows["step"], [step, since[-1][0]], side="right") - 1
-    smoothed = smooth(rows["loss"], 0.98)
-    if then < 0 or smoothed[now] >= smoothed[then]:
-        return ""
-    nearest = min(history.checkpoints, key=lambda mark: abs(mark - step), default=None)
-    kept = f" The checkpoint nearest to it is of step {nearest:,}." if nearest is not None else ""
-    return (
-        f"Validation was best at step {step:,} ({lowest:.4f}) and is {since[-1][1]:.4f} now, while the training loss "
-        f"goes on falling: the run learns its images by heart.{kept}"
-    )

@@ -61,6 +61,7 @@ class History:
         self.checkpoints: list[int] = []
         self.samples: dict[str, Sample] = {}
         self.warnings: collections.deque[str] = collections.deque(maxlen=20)
+        self.overfitting = ""  # the trainer's warning, until validation finds a better step
         self.phase: Phase | None = None
         self.step = 0
         self.epoch: int | None = None  # the one the last step belongs to; the first is 0
@@ -135,6 +136,7 @@ class History:
         self.checkpoints = [mark for mark in self.checkpoints if mark <= step]
         self.resumes = [mark for mark in self.resumes if mark <= step]
         self.validation = [(mark, loss) for mark, loss in self.validation if mark <= step]
+        self.overfitting = ""
         for path, sample in self.samples.items():
             if sample.step > step and not sample.abandoned:
                 self.samples[path] = dataclasses.replace(sample, abandoned=True)
@@ -191,6 +193,8 @@ class History:
         loss = _number(event.get("loss"))
         if loss is not None:
             self.validation = [(mark, told) for mark, told in self.validation if mark != step] + [(step, loss)]
+            if event.get("best_step") == step:
+                self.overfitting = ""
 
     def _checkpoint_saved(self, step: int, event: Mapping[str, Any]) -> None:
         if step not in self.checkpoints[-3:]:
@@ -204,6 +208,9 @@ class History:
             self.samples[path] = Sample(step, path, prompt, index, _whole(event.get("seed")))
 
     def _warning(self, step: int, event: Mapping[str, Any]) -> None:
+        if event.get("kind") == "overfitting":
+            self.overfitting = str(event.get("message", ""))
+            return
         words = event.get("message") or event.get("reason") or event.get("error") or event.get("kind")
         self.warnings.append(f"step {step}: {words or event['event'].replace('_', ' ')}")
 

@@ -179,16 +179,12 @@ def progress(name: str, share: float) -> str:
 
 def table(headings: Iterable[str], rows: Iterable[Iterable[str]], *, name: str = "Table") -> Html:
     """A table that scrolls sideways where the page is narrow; cells are escaped unless they are Html."""
-    head = "".join(f'<th scope="col">{_cell(heading)}</th>' for heading in headings)
-    body = "".join("<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    head = "".join(f'<th scope="col">{escaped(heading)}</th>' for heading in headings)
+    body = "".join("<tr>" + "".join(f"<td>{escaped(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return Html(
         f'<div class="scroll" role="region" aria-label="{escape(name)}" tabindex="0">'
         f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
-
-
-def _cell(text: str) -> str:
-    return text if isinstance(text, Html) else escape(text)
 
 
 def button(words: str, action: str, value: str, *, title: str = "", pressed: bool = False) -> Html:

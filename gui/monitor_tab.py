@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from gui import advice, charts, console_log, look, monitor, run_bar, runner
+from gui import charts, console_log, look, monitor, run_bar, runner
 from gui.history import SMOOTHING
 from gui.monitor import View
 from gui.places import Places
@@ -126,10 +126,16 @@ def hint(view: View | None) -> str:
     if phase:
         share = view.history.phase.done / view.history.phase.total if view.history.phase else 0.0
         notes.append(look.note(phase) + look.progress("phase", share))
-    words = advice.overfitting(view.history)
-    if words:
-        notes.append(look.note(words, kind="warn"))
+    if view.history.overfitting:
+        notes.append(look.note(view.history.overfitting, _best_checkpoint(view), kind="warn"))
     return "".join(notes)
+
+
+def _best_checkpoint(view: View) -> list[str]:
+    """Which checkpoint is nearest to the step at which validation was best."""
+    best, _ = min(view.history.validation, key=lambda mark: mark[1], default=(None, 0.0))
+    nearest = min(view.history.checkpoints, key=lambda mark: abs(mark - (best or 0)), default=None)
+    return [] if best is None or nearest is None else [f"The checkpoint nearest to step {best:,} is of {nearest:,}."]
 
 
 def _elapsed(here: float, whole: float) -> str:

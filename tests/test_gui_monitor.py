@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gui import advice, charts, console_log, curves, monitor, run_bar, runner, samples_tab
+from gui import advice, charts, console_log, curves, monitor, monitor_tab, run_bar, runner, samples_tab
 from gui.history import SMOOTHING, History, Sample
 from gui.monitor import Watch
 from gui.places import Places
 from gui.runner import Started
 from tests.test_gui_fake_run import loss_at, make_run, settings, write_session
-from trainer import files, runs
+from trainer import events, files, runs
 from trainer.runs import RunFolder
 
 
@@ -245,22 +245,23 @@ def test_elapsed_time_counts_every_session_and_not_the_pause_between(tmp_path: P
     assert Watch().look(run).elapsed() == (30.0, 90.0)
 
 
-def validated(*losses: float) -> History:
-    """Training loss that falls over 100 steps, and these validation losses, ten steps apart."""
-    marks = [("validation", 10 * number, {"loss": loss}) for number, loss in enumerate(losses, start=1)]
-    falling = [("step", step, {"loss": 1.0 - step / 200}) for step in range(1, 101)]
-    return told(*falling, ("checkpoint_saved", 30, {}), ("checkpoint_saved", 90, {}), *marks)
+def test_overfitting_is_told_with_the_nearest_checkpoint_until_validation_gets_better(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    writer = events.EventWriter(run.events_file)
+    for step, loss in ((60, 0.5), (100, 0.4), (140, 0.6)):
+        writer.write("validation", step, loss=loss, best_step=min(step, 100))
+    writer.write("warning", 140, kind="overfitting", message="learns its images by heart")
+    shown = monitor_tab.hint(Watch().look(run))
+    assert "learns its images by heart" in shown
+    assert "nearest to step 100 is of 100" in shown
+    writer.write("validation", 150, loss=0.3, best_step=150)
+    assert monitor_tab.hint(Watch().look(run)) == ""
 
 
-def test_validation_that_rises_while_training_falls_is_told_with_the_best_checkpoint() -> None:
-    words = advice.overfitting(validated(0.5, 0.4, 0.41, 0.42, 0.43))
-    assert "best at step 20 (0.4000) and is 0.4300 now" in words
-    assert "nearest to it is of step 30" in words
-
-
-@pytest.mark.parametrize("losses", [(), (0.5, 0.4, 0.41, 0.42), (0.5, 0.4, 0.3, 0.2, 0.1), (0.4, 0.5, 0.6, 0.7, 0.3)])
-def test_validation_that_may_still_fall_is_no_reason_to_warn(losses: tuple[float, ...]) -> None:
-    assert advice.overfitting(validated(*losses)) == ""
+def test_validation_losses_are_drawn_beside_the_training_loss() -> None:
+    history = told(*steps(1, 3), ("validation", 2, {"loss": 0.5}), ("validation", 2, {"loss": 0.4}))
+    traces = {trace.name: trace for trace in charts.loss_figure(history, "fox").data}
+    assert (list(traces["validation"].x), list(traces["validation"].y)) == ([2], [0.4])
 
 
 @pytest.mark.parametrize(
