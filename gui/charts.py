@@ -124,10 +124,11 @@ def rate_figure(then: LrCurve, now: LrCurve, peak: float, step: int, total_steps
         x=before, y=[peak * then.factor(int(place)) for place in before], mode="lines", name="the checkpoint's curve",
         line={"color": GREY, "width": 2, "dash": "dot"}, hovertemplate="step %{x}: %{y:.3g} then<extra></extra>",
     )  # fmt: skip
-    figure.add_scatter(
-        x=after, y=[peak * now.factor(int(place)) for place in after], mode="lines", name="from here on",
-        line={"color": BLUE, "width": 2.5}, hovertemplate="step %{x}: %{y:.3g}<extra></extra>",
-    )  # fmt: skip
+    if step < total_steps:
+        figure.add_scatter(
+            x=after, y=[peak * now.factor(int(place)) for place in after], mode="lines", name="from here on",
+            line={"color": BLUE, "width": 2.5}, hovertemplate="step %{x}: %{y:.3g}<extra></extra>",
+        )  # fmt: skip
     figure.add_scatter(
         x=[step], y=[peak * now.factor(step)], mode="markers", name="resume",
         marker={"symbol": "circle", "size": 11, "color": AMBER},

@@ -70,11 +70,12 @@ class Environments:
         return _key(settings) in self._known
 
     def describe(self, settings: Config, places: Places) -> tuple[dict[str, Any] | None, str]:
-        """The description, or None and why there is none."""
+        """The description and nothing to remark, or None and a sentence that says why there is none."""
         with self._lock:
             key = _key(settings)
             if key not in self._known:
-                self._known[key] = _ask_environment(settings, places)
+                told, problem = _ask_environment(settings, places)
+                self._known[key] = told, ENVIRONMENT_UNKNOWN.format(problem=problem) if told is None else ""
             return self._known[key]
 
 
@@ -214,7 +215,7 @@ def _sentence(
         )
     where = (
         f"Continues at step {verdict.step + 1:,} of {verdict.total_steps:,} with {now.optimizer_type}'s state, "
-        f"{verdict.curve.scheduler} schedule at {monitor.rates(dict(verdict.learning_rates))}, "
+        f"{verdict.curve.scheduler} schedule at {_rates(verdict)}, "
         f"{_place(now, verdict)}, from {verdict.path.name}, every byte of which is as it was saved."
     )
     told = {item.name for item in blocked}
@@ -235,6 +236,12 @@ def _sentence(
     ]
     kind = "good" if verdict.grade == "bit-exact" and not remark else "warn"
     return look.note(f"{where} {GRADES[verdict.grade]}", facts, kind=kind)
+
+
+def _rates(verdict: Verdict) -> str:
+    """The learning rate of the first resumed step, by trained part where there are several."""
+    rates = dict(verdict.learning_rates)
+    return monitor.rates(rates if len(rates) > 1 else next(iter(rates.values()), None))
 
 
 def _place(now: Config, verdict: Verdict) -> str:

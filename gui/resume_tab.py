@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gradio as gr
@@ -29,6 +29,27 @@ LR_OPTIONS = ("resume_lr_policy", "resume_lr_scale", "resume_warmup_steps")
 MIRRORED = ("max_train_steps", *LR_OPTIONS)
 
 
+EACH = QUIET | {"trigger_mode": "multiple"}  # a click counts also while an earlier check is still going on
+COMPARING = "The versions and the device are being compared ..."
+
+
+class Turns:
+    """Which check of a page is its latest: an earlier one that takes longer must not be shown after it."""
+
+    def __init__(self, most: int = 100) -> None:
+        self._most = most
+        self._latest: dict[str, object] = {}
+
+    def take(self, page: str) -> Callable[[], bool]:
+        """A function that tells whether this is still the latest turn of the page."""
+        turn = object()
+        self._latest.pop(page, None)
+        self._latest[page] = turn
+        for stale in list(self._latest)[: -self._most]:
+            self._latest.pop(stale, None)
+        return lambda: self._latest.get(page) is turn
+
+
 class ResumeTab:
     def __init__(self, places: Places, train: TrainTab, run_picker: gr.Dropdown, message: gr.HTML) -> None:
         self._places = places
@@ -38,6 +59,7 @@ class ResumeTab:
         self._message = message
         self._verified = Verified()
         self._environments = Environments()
+        self._turns = Turns()
         with gr.Row(equal_height=False, elem_classes="beside"):
             gr.HTML(
                 "<b>To continue the run shown at the top of the page,</b> press the button: it fills the form with "
@@ -138,59 +160,54 @@ class ResumeTab:
         changed = shown | self._train.outputs() | {self._message}
 
         for event in (item.select, self.refresh.click, self.folder.submit, self.folder.blur, self.keep.click):
-            event(self.show, here, shown, **QUIET)
-        self.where.click(self.open_folder, here, shown | {self.folder}, **QUIET)
-        self.picker.input(self.choose, here | {self.picker}, changed, **QUIET)
-        self.table.click(self.choose_row, here, changed, **QUIET)
-        self.adopt.click(self.adopt_run, here | {self._run_picker}, changed | {self.folder}, **QUIET)
+            event(self.show, here, shown, **EACH)
+        self.where.click(self.open_folder, here, shown | {self.folder}, **EACH)
+        self.picker.input(self.choose, here | {self.picker}, changed, **EACH)
+        self.table.click(self.choose_row, here, changed, **EACH)
+        self.adopt.click(self.adopt_run, here | {self._run_picker}, changed | {self.folder}, **EACH)
 
-        self.verify.click(self.verify_all, here, shown, **QUIET)
-        self.pin.click(self.pin_chosen, here, shown | {self._message}, **QUIET)
-        self.export.click(self.export_chosen, here, {self._message}, **QUIET)
-        self.delete.click(self.ask_to_delete, here, {self.question, self.asked, self.doomed, self._message}, **QUIET)
-        self.confirm.click(self.delete_asked, here | {self.doomed}, changed, **QUIET)
+        self.verify.click(self.verify_all, here, shown, **EACH)
+        self.pin.click(self.pin_chosen, here, shown | {self._message}, **EACH)
+        self.export.click(self.export_chosen, here, {self._message}, **EACH)
+        self.delete.click(self.ask_to_delete, here, {self.question, self.asked, self.doomed, self._message}, **EACH)
+        self.confirm.click(self.delete_asked, here | {self.doomed}, changed, **EACH)
 
         for widget in self.mirrors.values():
             event = widget.input if isinstance(widget, gr.Dropdown) else widget.blur
-            event(self.mirror, here | set(self.mirrors.values()), changed, **QUIET)
-        self.differences.click(self.settle_one, here, changed, **QUIET)
-        self.restore.click(self.restore_all, here, changed, **QUIET)
-        self.allow.click(self.allow_all, here, changed, **QUIET)
+            event(self.mirror, here | set(self.mirrors.values()), changed, **EACH)
+        self.differences.click(self.settle_one, here, changed, **EACH)
+        self.restore.click(self.restore_all, here, changed, **EACH)
+        self.allow.click(self.allow_all, here, changed, **EACH)
 
-        self.branch.click(self.branch_off, here | {self.branch_name}, changed | {self.folder}, **QUIET)
+        self.branch.click(self.branch_off, here | {self.branch_name}, changed | {self.folder}, **EACH)
         drilling = {self.drilled, self.drill_timer, self._message}
         named = {self._form.widgets[name] for name in ("output_dir", "output_name")}
-        self.drill.click(self.start_drill, options, drilling, **QUIET)
-        self.stop_drill.click(self.end_drill, named, drilling, **QUIET)
+        self.drill.click(self.start_drill, options, drilling, **EACH)
+        self.stop_drill.click(self.end_drill, named, drilling, **EACH)
         self.drill_timer.tick(self.watch_drill, named, {self.drilled, self.drill_timer}, queue=False, **QUIET)
 
     # --- showing ----------------------------------------------------------------------------------------------------
 
-    def show(self, data: Mapping[Any, Any]) -> Iterator[Updates]:
+    def show(self, data: Mapping[Any, Any], request: gr.Request) -> Iterator[Updates]:
         """Everything on the tab, for the form's values: the list at once, the verdict when it is known."""
-        yield from self._show(self._form.values(data), str(data[self.folder] or ""))
+        yield from self._show(self._form.values(data), str(data[self.folder] or ""), request)
 
-    def _show(self, values: Mapping[str, Any], typed: str) -> Iterator[Updates]:
+    def _show(self, values: Mapping[str, Any], typed: str, request: gr.Request) -> Iterator[Updates]:
+        is_latest = self._turns.take(request.session_hash or "")
         listed = self._list(values, typed)
-        resuming = bool(str(values["resume_from_checkpoint"]).strip())
-        if not resuming:
-            yield listed | self._outcome(resume_check.examine(self._places, values, None, ""))
-            return
         settings, _ = resume_check.settings_of(values)
-        if settings is None or self._environments.knows(settings):
+        environment, remark = None, ""
+        if settings is not None and str(values["resume_from_checkpoint"]).strip():
             yield listed | {self.verdict: look.note("Checking the images, the base model and every byte ...")}
             listed = {}
-        else:
-            outcome = resume_check.examine(
-                self._places, values, None, "The versions and the device are being compared ..."
-            )
+            if not self._environments.knows(settings):
+                outcome = resume_check.examine(self._places, values, None, COMPARING)
+                if is_latest():
+                    yield self._outcome(outcome)
+            environment, remark = self._environments.describe(settings, self._places)
+        outcome = resume_check.examine(self._places, values, environment, remark)
+        if listed or is_latest():
             yield listed | self._outcome(outcome)
-            listed = {}
-        environment, problem = None, ""
-        if settings is not None:
-            environment, problem = self._environments.describe(settings, self._places)
-        remark = resume_check.ENVIRONMENT_UNKNOWN.format(problem=problem) if problem else ""
-        yield self._outcome(resume_check.examine(self._places, values, environment, remark))
 
     def _list(self, values: Mapping[str, Any], typed: str) -> Updates:
         """The checkpoints, the controls and the drill; quick."""
@@ -221,15 +238,20 @@ class ResumeTab:
             self.allow: gr.update(visible=bool(outcome.allowable)),
         }
 
-    def open_folder(self, data: Mapping[Any, Any], event: gr.EventData) -> Iterator[Updates]:
+    def open_folder(self, data: Mapping[Any, Any], event: gr.EventData, request: gr.Request) -> Iterator[Updates]:
         """List a folder that was set aside."""
-        for updates in self._show(self._form.values(data), _told(event)):
+        for updates in self._show(self._form.values(data), _told(event), request):
             yield updates | {self.folder: _told(event)}
 
     # --- changing options -------------------------------------------------------------------------------------------
 
     def _change(
-        self, data: Mapping[Any, Any], changes: Mapping[str, Any], typed: str | None = None, said: str = ""
+        self,
+        data: Mapping[Any, Any],
+        request: gr.Request,
+        changes: Mapping[str, Any],
+        typed: str | None = None,
+        said: str = "",
     ) -> Iterator[Updates]:
         """Change options in the form and show what that means for the resume."""
         before = self._train.draft(data)
@@ -237,17 +259,17 @@ class ResumeTab:
         draft = Draft(values, before.name, before.base)
         drafts.keep(self._places.draft_file, draft)
         first = self._form.show(changes) | self._train.show_changes(draft) | {self._message: said}
-        for updates in self._show(values, str(data[self.folder] or "") if typed is None else typed):
+        for updates in self._show(values, str(data[self.folder] or "") if typed is None else typed, request):
             yield first | updates
             first = {}
 
-    def choose(self, data: Mapping[Any, Any]) -> Iterator[Updates]:
-        yield from self._change(data, {"resume_from_checkpoint": data[self.picker] or ""})
+    def choose(self, data: Mapping[Any, Any], request: gr.Request) -> Iterator[Updates]:
+        yield from self._change(data, request, {"resume_from_checkpoint": data[self.picker] or ""})
 
-    def choose_row(self, data: Mapping[Any, Any], event: gr.EventData) -> Iterator[Updates]:
-        yield from self._change(data, {"resume_from_checkpoint": _told(event)})
+    def choose_row(self, data: Mapping[Any, Any], event: gr.EventData, request: gr.Request) -> Iterator[Updates]:
+        yield from self._change(data, request, {"resume_from_checkpoint": _told(event)})
 
-    def mirror(self, data: Mapping[Any, Any]) -> Iterator[Updates]:
+    def mirror(self, data: Mapping[Any, Any], request: gr.Request) -> Iterator[Updates]:
         """Take over what was typed here; a number of steps takes the place of a number of epochs."""
         before = self._form.values(data)
         changes = {
@@ -258,27 +280,29 @@ class ResumeTab:
         if "max_train_steps" in changes:
             changes["max_train_epochs"] = None
         if changes:
-            yield from self._change(data, changes)
+            yield from self._change(data, request, changes)
 
-    def settle_one(self, data: Mapping[Any, Any], event: gr.EventData) -> Iterator[Updates]:
+    def settle_one(self, data: Mapping[Any, Any], event: gr.EventData, request: gr.Request) -> Iterator[Updates]:
         """Put one option back, or allow it to differ."""
         name = _told(event)
         values = self._form.values(data)
         if getattr(event, "action", "") == "allow":
-            yield from self._change(data, _with_allowed(values, [name]))
+            yield from self._change(data, request, _with_allowed(values, [name]))
         elif name in OPTIONS:
             then = self._checkpoint_options(values, data)
-            yield from self._change(data, {name: then[name]} if name in then else {})
+            yield from self._change(data, request, {name: then[name]} if name in then else {})
 
-    def restore_all(self, data: Mapping[Any, Any]) -> Iterator[Updates]:
+    def restore_all(self, data: Mapping[Any, Any], request: gr.Request) -> Iterator[Updates]:
         """The checkpoint's values of the options that are in the way."""
         values = self._form.values(data)
         outcome, then = self._examined(values), self._checkpoint_options(values, data)
-        yield from self._change(data, {item.name: then[item.name] for item in outcome.in_the_way if item.name in then})
+        yield from self._change(
+            data, request, {item.name: then[item.name] for item in outcome.in_the_way if item.name in then}
+        )
 
-    def allow_all(self, data: Mapping[Any, Any]) -> Iterator[Updates]:
+    def allow_all(self, data: Mapping[Any, Any], request: gr.Request) -> Iterator[Updates]:
         values = self._form.values(data)
-        yield from self._change(data, _with_allowed(values, self._examined(values).allowable))
+        yield from self._change(data, request, _with_allowed(values, self._examined(values).allowable))
 
     def _examined(self, values: Mapping[str, Any]) -> Outcome:
         return resume_check.examine(self._places, values, None, "")
@@ -287,7 +311,7 @@ class ResumeTab:
         item = self._chosen(values, data)
         return checkpoints.checkpoint_options(item.path) if item is not None else {}
 
-    def adopt_run(self, data: Mapping[Any, Any]) -> Iterator[Updates]:
+    def adopt_run(self, data: Mapping[Any, Any], request: gr.Request) -> Iterator[Updates]:
         run = run_bar.chosen(self._places, data[self._run_picker])
         values, message = adopted(self._places, run)
         if run is None or values is None:
@@ -297,11 +321,11 @@ class ResumeTab:
         draft = Draft(values, f"run {run.path.name}", values)
         drafts.keep(self._places.draft_file, draft)
         first = self._train.show_draft(draft, undo=can_undo) | {self._message: message, self.folder: ""}
-        for updates in self._show(values, ""):
+        for updates in self._show(values, "", request):
             yield first | updates
             first = {}
 
-    def branch_off(self, data: Mapping[Any, Any]) -> Iterator[Updates]:
+    def branch_off(self, data: Mapping[Any, Any], request: gr.Request) -> Iterator[Updates]:
         """Let the form begin a new run at the chosen checkpoint."""
         values, name = self._form.values(data), str(data[self.branch_name] or "").strip()
         item = self._chosen(values, data)
@@ -319,7 +343,7 @@ class ResumeTab:
             changes = {"output_name": name, "resume_from_checkpoint": str(item.path), "overwrite_run": False}
             said = f"The form begins the new run {name} at step {item.step:,}. Press Start training."
             folder = str(item.path.parent)
-            for updates in self._change(data, changes, folder, look.note(said, kind="good")):
+            for updates in self._change(data, request, changes, folder, look.note(said, kind="good")):
                 yield updates | {self.folder: folder}
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
@@ -332,7 +356,7 @@ class ResumeTab:
         found = self._shelf(values, data)
         return found.chosen(str(values["resume_from_checkpoint"]).strip()) if found else None
 
-    def verify_all(self, data: Mapping[Any, Any]) -> Iterator[Updates]:
+    def verify_all(self, data: Mapping[Any, Any], request: gr.Request) -> Iterator[Updates]:
         """Read every byte of each, and say so one by one."""
         values = self._form.values(data)
         found, settings = self._shelf(values, data), resume_check.settings_of(values)[0]
@@ -344,7 +368,7 @@ class ResumeTab:
             yield {self.where: told}
             self._verified.verify(item)
             yield {self.table: checkpoints.table(found, wanted, settings, self._verified)}
-        yield from self.show(data)
+        yield from self.show(data, request)
 
     def pin_chosen(self, data: Mapping[Any, Any]) -> Iterator[Updates]:
         values = self._form.values(data)
@@ -392,7 +416,7 @@ class ResumeTab:
             self.question: gr.update(visible=True),
         }
 
-    def delete_asked(self, data: Mapping[Any, Any]) -> Iterator[Updates]:
+    def delete_asked(self, data: Mapping[Any, Any], request: gr.Request) -> Iterator[Updates]:
         """Delete the checkpoint that the question named, if it is still one of those listed."""
         values = self._form.values(data)
         found = self._shelf(values, data)
@@ -407,7 +431,7 @@ class ResumeTab:
             return
         said = look.note(f"The checkpoint of step {item.step:,} is deleted.")
         gone = values["resume_from_checkpoint"] in (found.value(item), str(item.path))
-        yield from self._change(data, {"resume_from_checkpoint": ""} if gone else {}, said=said)
+        yield from self._change(data, request, {"resume_from_checkpoint": ""} if gone else {}, said=said)
 
     # --- the drill --------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from tests.forked_trainer import Server
 
 for module in ("runs_at_tiny_size", "kills", "damages", "failing_disk", "exactness"):  # they assert
@@ -45,6 +47,20 @@ def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     sizes = ((64, 64), (96, 48), (48, 96), (80, 64))
     return tiny.make_images(tmp_path_factory.mktemp("images"), count=7, repeats=2, sizes=sizes)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium, headless. Not for a session: other tests in this process run event loops of their own."""
+    from playwright.sync_api import expect, sync_playwright
+
+    from tests.browser import CHROMIUM, FLAGS, SLOW
+
+    expect.set_options(timeout=SLOW)
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="session")

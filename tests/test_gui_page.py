@@ -5,66 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from gui import presets
 from gui.places import CODE, Places
+from tests.browser import SLOW, Served, choose, field, needs_browser, open_page, open_tab
 from tests.test_gui_fake_run import make_run, settings, write_session
 from trainer import config, manifest, runs
 from trainer.runs import RunFolder
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-SLOW = 60_000  # ms: for what takes the server a moment on a busy machine
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome")
-
-
-class Served:
-    """`python app.py` with a home of its own."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.places = Places(home, home / "state" / "rekindle")
-        self.process: subprocess.Popen[str] | None = None
-        self.address = ""
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(CODE / "app.py"), "--headless", "--server_port", "0"],
-            env=os.environ | {"REKINDLE_HOME": str(self.home), "XDG_STATE_HOME": str(self.home / "state")},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        self.address = self.process.stdout.readline().partition("Rekindle: ")[2].strip()
-        assert self.address
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.communicate(timeout=60)
-            finally:
-                self.process.kill()
-                self.process = None
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +36,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     server.stop()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    expect.set_options(timeout=SLOW)
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def page(browser: Browser, served: Served) -> Iterator[Page]:
     served.places.draft_file.unlink(missing_ok=True)
@@ -97,25 +44,6 @@ def page(browser: Browser, served: Served) -> Iterator[Page]:
     open_page(page, served)
     yield page
     page.close()
-
-
-def open_page(page: Page, served: Served) -> None:
-    page.goto(served.address)
-    expect(page.locator("#run-status .badge")).to_be_visible()
-    expect(page.locator("#run-picker input")).not_to_have_value("")
-
-
-def field(page: Page, name: str) -> Locator:
-    return page.locator(f"#opt-{name}").locator("input, textarea").first
-
-
-def open_tab(page: Page, name: str) -> None:
-    page.get_by_role("tab", name=name).click()
-
-
-def choose(page: Page, picker: str, words: str) -> None:
-    page.locator(f"#{picker} input").click()
-    page.get_by_role("option", name=words).first.click()
 
 
 def load_preset(page: Page, name: str) -> None:
@@ -239,55 +167,6 @@ def test_samples_are_shown_newest_first_as_thumbnails(page: Page, served: Served
     expect(pictures.first).to_be_visible()
     expect(page.locator("#sample-gallery")).to_contain_text("step 150 · a fox in the snow")
     assert "/thumbnails/" in (pictures.first.get_attribute("src") or "")
-
-
-# --- resuming ---
-
-
-def test_the_resume_tab_lists_checkpoints_and_says_what_continuing_means(page: Page, served: Served) -> None:
-    damaged = served.home / "output" / "old" / "checkpoints" / "step-00000100" / "manifest.json"
-    whole = damaged.read_bytes()
-    damaged.write_bytes(whole.replace(b"sha256", b"sha257"))
-    choose(page, "run-picker", "old")
-    open_tab(page, "Resume")
-    page.locator("#resume-adopt").click()
-    verdict = page.locator("#resume-verdict")
-    expect(verdict).to_contain_text("Continues at step 151 of 200")
-    expect(verdict).to_contain_text("it continues exactly")
-    page.locator("#resume-picker input").click()
-    expect(
-        page.get_by_role("option", name=re.compile(r"Step 150 · epoch 7 · loss 0\.\d+ · .* · complete"))
-    ).to_be_visible()
-    expect(
-        page.get_by_role("option", name=re.compile("Step 100 · damaged: manifest.json does not match"))
-    ).to_be_visible()
-    page.get_by_role("option", name=re.compile("Step 50 ")).click()
-    expect(verdict).to_contain_text("Continues at step 51 of 200")
-    open_tab(page, "Train")
-    expect(field(page, "resume_from_checkpoint")).to_have_value("50")
-    damaged.write_bytes(whole)
-
-
-def test_differences_are_named_by_class_and_can_be_put_right_or_allowed(page: Page) -> None:
-    choose(page, "run-picker", "old")
-    open_tab(page, "Resume")
-    page.locator("#resume-adopt").click()
-    expect(page.locator("#resume-verdict")).to_contain_text("it continues exactly")
-    open_tab(page, "Train")
-    field(page, "network_dim").fill("99")
-    field(page, "learning_rate").fill("0.5")
-    open_tab(page, "Resume")
-    verdict = page.locator("#resume-verdict")
-    expect(verdict).to_contain_text("2 options differ, and the trainer will refuse")
-    expect(verdict.get_by_role("row", name=re.compile("network_dim 16 99 locked"))).to_be_visible()
-    expect(verdict.get_by_role("row", name=re.compile("learning_rate 0.0001 0.5 the run would differ"))).to_be_visible()
-    page.locator("#resume-allow").click()
-    expect(verdict).to_contain_text("1 option differs")
-    page.locator("#resume-restore").click()
-    expect(verdict).to_contain_text("The run will differ, as you allowed.")
-    open_tab(page, "Train")
-    expect(field(page, "network_dim")).to_have_value("16")
-    expect(field(page, "resume_allow")).to_have_value("learning_rate")
 
 
 # --- the page itself ---

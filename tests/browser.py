@@ -1,0 +1,78 @@
+"""A page served as `python app.py` serves it, and a browser to use it with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from gui.places import CODE, Places
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SLOW = 60_000  # ms: for what takes the server a moment on a busy machine
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome")
+
+
+class Served:
+    """`python app.py` with a home of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.places = Places(home, home / "state" / "rekindle")
+        self.process: subprocess.Popen[str] | None = None
+        self.address = ""
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(CODE / "app.py"), "--headless", "--server_port", "0"],
+            env=os.environ | {"REKINDLE_HOME": str(self.home), "XDG_STATE_HOME": str(self.home / "state")},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.address = self.process.stdout.readline().partition("Rekindle: ")[2].strip()
+        assert self.address
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.communicate(timeout=60)
+            finally:
+                self.process.kill()
+                self.process = None
+
+
+def open_page(page: Page, served: Served) -> None:
+    page.goto(served.address)
+    expect(page.locator("#run-status .badge")).to_be_visible()
+    expect(page.locator("#run-picker input")).not_to_have_value("")
+
+
+def field(page: Page, name: str) -> Locator:
+    return page.locator(f"#opt-{name}").locator("input, textarea").first
+
+
+def open_tab(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def choose(page: Page, picker: str, words: str) -> None:
+    page.locator(f"#{picker} input").click()
+    page.get_by_role("option", name=words).first.click()
