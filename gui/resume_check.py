@@ -235,7 +235,8 @@ def _sentence(
         *aside,
     ]
     kind = "good" if verdict.grade == "bit-exact" and not remark else "warn"
-    return look.note(f"{where} {GRADES[verdict.grade]}", facts, kind=kind)
+    so_far = "As far as options and images go: " if remark else ""
+    return look.note(f"{where} {so_far}{GRADES[verdict.grade]}", facts, kind=kind)
 
 
 def _rates(verdict: Verdict) -> str:

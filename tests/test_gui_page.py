@@ -257,7 +257,7 @@ def test_a_run_is_started_watched_stopped_resumed_and_finished_from_the_page(bro
         expect(status).to_contain_text("stopped")
         open_tab(page, "Resume")
         page.locator("#resume-adopt").click()
-        expect(page.locator("#resume-verdict")).to_contain_text("it continues exactly")
+        expect(page.locator("#resume-verdict")).to_contain_text("It continues exactly")
         stopped_at = manifest.listing(run.checkpoints)[0].step
         open_tab(page, "Train")
         field(page, "max_train_steps").fill(str(stopped_at + 20))
