@@ -63,6 +63,17 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
         "gradient_accumulation_steps": 2,
         "conv_dim": 2,
     },
+    "captions of every kind, colours, masks, validation": {
+        "enable_wildcard": True,
+        "token_warmup_step": 0.5,
+        "shuffle_caption": True,
+        "weighted_captions": True,
+        "max_token_length": 150,
+        "color_aug": True,
+        "alpha_mask": True,
+        "validation_split": 0.3,
+        "validate_every_n_steps": 3,
+    },
     "losses": {
         "loss_type": "huber",
         "min_snr_gamma": 5.0,

@@ -161,3 +161,61 @@ def test_the_digest_follows_content_not_names_or_times(folder: Path, tmp_path: P
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
     assert base_model.digest(copy, components, tmp_path / "memory") != original
+
+
+# --- captions ------------------------------------------------------------------------------------------------------
+
+
+def words(count: int) -> str:
+    return " ".join(chr(ord("a") + number % 26) for number in range(count))  # a token each
+
+
+@pytest.mark.parametrize(("limit", "length"), [(75, 77), (150, 152), (225, 227)])
+def test_long_captions_are_encoded_in_parts(folder: Path, limit: int, length: int) -> None:
+    model = load(folder, max_token_length=limit)
+    states = model.encode_captions([words(300), "short"])
+    assert states.shape == (2, length, 32)
+    assert torch.equal(states[:, :76], load(folder).encode_captions([words(300), "short"])[:, :76])
+    if limit > 75:
+        second = load(folder).encode_captions([words(300)[150:]])  # from the 76th word on
+        assert torch.equal(states[:1, 76:151], second[:, 1:76])
+
+
+def test_what_is_beyond_max_token_length_does_not_count(folder: Path) -> None:
+    model = load(folder, max_token_length=150)
+    assert torch.equal(model.encode_captions([words(150)]), model.encode_captions([words(200)]))
+    assert not torch.equal(model.encode_captions([words(150)]), model.encode_captions([words(149)]))
+
+
+def test_emphasis_scales_the_states_of_its_tokens(folder: Path) -> None:
+    model, plain = load(folder, weighted_captions=True), load(folder)
+    weighted, expected = model.encode_captions(["a (b:2.0) c"])[0], plain.encode_captions(["a b c"])[0]
+    torch.testing.assert_close(weighted / expected, torch.tensor([1.0, 1, 2, 1, *[1] * 73])[:, None].expand(77, 32))
+    assert torch.equal(model.encode_captions(["a b c"]), plain.encode_captions(["a b c"]))
+    long = load(folder, weighted_captions=True, max_token_length=150)
+    factors = long.encode_captions([f"{words(80)} (z:0.5)"]) / load(folder, max_token_length=150).encode_captions(
+        [f"{words(80)} z"]
+    )
+    assert [place for place in range(152) if abs(float(factors[0, place].mean()) - 1) > 0.01] == [81]
+
+
+def test_clip_skip_takes_an_earlier_layer(folder: Path) -> None:
+    last, earlier = load(folder), load(folder, clip_skip=2)
+    assert not torch.equal(last.encode_captions(["a"]), earlier.encode_captions(["a"]))
+    assert last.text_identity() != earlier.text_identity()
+
+
+def test_a_training_step_takes_long_and_weighted_captions(folder: Path) -> None:
+    model = load(folder, max_token_length=150, weighted_captions=True)
+    losses = model.module()(batch_for(model))
+    assert torch.isfinite(losses).all()
+
+
+def test_a_mask_weighs_the_loss_by_place(folder: Path) -> None:
+    model = load(folder)
+    batch = batch_for(model)
+    halves = [torch.zeros(2, 1, 8, 8) for _ in range(2)]
+    halves[0][..., :4] = 1
+    halves[1][..., 4:] = 1
+    parts = [model.module()({**batch, "mask": mask}) for mask in halves]
+    torch.testing.assert_close(parts[0] + parts[1], model.module()(batch))

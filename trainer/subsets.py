@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import metadata_files
+from trainer import arrow_dataset, metadata_files
 from trainer.config import Config
 from trainer.findings import Finding
 from trainer.refusal import Refused
@@ -67,6 +67,8 @@ def in_folder(folder: str, option: str, config: Config) -> tuple[list[Subset], l
         raise DatasetError(f"{option}: there is no folder {root}")
     if not root.is_dir():
         raise DatasetError(f"{option}: {root} is not a folder")
+    if arrow_dataset.shards(root):
+        root = arrow_dataset.unpack(root, config.cache_path, config.caption_column)
     if metadata := metadata_files.in_folder(root):
         folders = [root, *metadata_files.folders_below(root, metadata, config.caption_column)]
         return [Subset(path, root, config, config.dataset_repeats) for path in folders], []
