@@ -22,9 +22,10 @@ import fastapi
 import gradio as gr
 import uvicorn
 
+from gui import dataset_view, look, presets, run_bar, runner, samples_tab, security, train_tab
 from gui import draft as drafts
 from gui import form as forms
-from gui import look, presets, run_bar, runner, samples_tab, security, train_tab
+from gui.dataset_tab import DatasetTab
 from gui.draft import Draft
 from gui.monitor import View, Watch
 from gui.monitor_tab import TO_THE_END_OF_THE_LOG, MonitorTab, add_output_folder, checked_smoothing
@@ -60,6 +61,8 @@ class Page:
             with gr.Tabs(selected="tab-train") as self.tabs:
                 with gr.Tab("Train", id="tab-train", elem_id="tab-train"):
                     self.train = TrainTab(places)
+                with gr.Tab("Dataset", id="tab-dataset", elem_id="tab-dataset") as dataset_item:
+                    self.dataset = DatasetTab(places)
                 with gr.Tab("Resume", id="tab-resume", elem_id="tab-resume") as resume_item:
                     self.resume = ResumeTab(places, self.train, self.bar.picker, self.bar.message)
                 with gr.Tab("Monitor", id="tab-monitor", elem_id="tab-monitor") as monitor_item:
@@ -70,6 +73,7 @@ class Page:
             self.seen = gr.State({})  # what this page was last shown, so that only what changed is sent
             self.form = self.train.form
             self._wire(resume_item, monitor_item)
+            self.dataset.wire(self.form, dataset_item, QUIET)
 
     def _wire(self, resume_item: gr.Tab, monitor_item: gr.Tab) -> None:
         options = self.form.inputs()
@@ -415,7 +419,7 @@ def make_application(places: Places, *, root_path: str = "") -> security.App:
         enable_monitoring=False,
         pwa=False,
         theme=look.theme(),
-        css=look.CSS,
+        css=look.CSS + dataset_view.CSS,
         head=look.script(forms.index()),
     )
 

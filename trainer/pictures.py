@@ -81,6 +81,23 @@ def open_picture(path: Path) -> Image.Image:
         raise PictureError(path, str(error) or type(error).__name__) from error
 
 
+def thumbnail(path: Path, side: int) -> Image.Image:
+    """The picture upright in RGB, scaled down to at most side x side; of a JPEG only as much as that takes is decoded.
+
+    Raises PictureError when it cannot be read.
+    """
+    try:
+        with Image.open(path, formats=tuple(FORMATS)) as opened:
+            check_size(opened.size)
+            opened.draft("RGB", (2 * side, 2 * side))
+            opened.load()
+            small = _to_rgb(ImageOps.exif_transpose(opened))
+            small.thumbnail((side, side))
+            return small
+    except PICTURE_ERRORS as error:
+        raise PictureError(path, str(error) or type(error).__name__) from error
+
+
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture).astype(np.uint32) // 257).astype(np.uint8))
