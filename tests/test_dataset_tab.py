@@ -8,18 +8,17 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from gui import dataset_view as view
 from gui import presets
 from gui.dataset_view import Filter, Looked
 from gui.places import Places
 from tests import nasty
-from tests.test_gui_page import CHROMIUM, FLAGS, SLOW, Served, choose, load_preset, open_tab
+from tests.browser import SLOW, Served, choose, needs_browser, open_tab
+from tests.test_gui_page import load_preset
 from trainer import report
 from trainer.config import Config
-
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome")
 
 
 def look_at(folder: Path, output: Path) -> Looked:
@@ -98,20 +97,17 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def page(served: Served) -> Iterator[Page]:
+def page(browser: Browser, served: Served) -> Iterator[Page]:
     """The Dataset tab of a form that names the images."""
-    expect.set_options(timeout=SLOW)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(SLOW)
-        page.goto(served.address)
-        expect(page.locator("#run-status .badge")).to_be_visible()
-        load_preset(page, "user/pets")
-        open_tab(page, "Dataset")
-        expect(page.locator("#dataset-summary .facts")).to_be_visible()
-        yield page
-        browser.close()
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(SLOW)
+    page.goto(served.address)
+    expect(page.locator("#run-status .badge")).to_be_visible()
+    load_preset(page, "user/pets")
+    open_tab(page, "Dataset")
+    expect(page.locator("#dataset-summary .facts")).to_be_visible()
+    yield page
+    page.close()
 
 
 def fill(page: Page, widget: str, text: str) -> None:
