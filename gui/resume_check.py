@@ -208,8 +208,9 @@ def _sentence(
 ) -> str:
     aside = [f"set aside because of damage: {path.name}: {reason}" for path, reason in verdict.rejected]
     if verdict.finished:
+        complete = f"The run is complete: step {verdict.step:,} of {verdict.total_steps:,}."
         return look.note(
-            f"The run is complete: step {verdict.step:,} of {verdict.total_steps:,}. To go on, raise the steps below.",
+            verdict.sentence() if verdict.stopped_early else f"{complete} To go on, raise the steps below.",
             aside,
             kind="warn",
         )

@@ -43,7 +43,6 @@ from trainer.families.base import Model
 from trainer.loader import Loader, Origin, Plan, Sources
 from trainer.manifest import CheckpointDamaged
 from trainer.network import DTYPES as FILE_DTYPES
-from trainer.overfitting import Record
 from trainer.preflight import Inputs
 from trainer.processes import Processes, lost_connection
 from trainer.progress import CachingMeter, Meter
@@ -86,10 +85,7 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
             logger.info("%s", "\n".join(verdict.lines()))
             if verdict.refusals:
                 raise ResumeRefused(list(verdict.refusals))
-            stopped_early = overfitting.patience_is_over(config, Record(**verdict.state.get("validation", {})))
-            if stopped_early:
-                logger.info("Early stopping ended the run; raise early_stopping_patience, or set it to 0, to go on.")
-            if (verdict.finished or stopped_early) and branches.last_file(config).exists():
+            if verdict.finished and branches.last_file(config).exists():
                 if accelerator.is_main_process:
                     session.record_finished(config, run, verdict.step)
                 return "finished"

@@ -60,6 +60,11 @@ _SAME_NAME = (
     "min_bucket_reso",
     "max_bucket_reso",
     "keep_tokens",
+    "max_token_length",
+    "color_aug",
+    "face_crop_aug_range",
+    "resize_interpolation",
+    "prior_loss_weight",
 )
 
 
@@ -68,11 +73,12 @@ def constant(config: Config, found: Scan, model: Any, *, total_steps: int, steps
     network_args = {}
     if config.conv_dim:
         network_args = {"conv_dim": config.conv_dim, "conv_alpha": config.conv_alpha or config.conv_dim}
-    folders: dict[str, dict[str, int]] = {}
+    folders: dict[bool, dict[str, dict[str, int]]] = {False: {}, True: {}}  # by whether they are of regularisation
     tags: dict[str, Counter[str]] = defaultdict(Counter)
     for entry in found.entries:
-        folder = Path(entry.relative).parent.name or Path(config.train_data_dir).name
-        folders.setdefault(folder, {"n_repeats": entry.repeats, "img_count": 0})["img_count"] += 1
+        folder, subset = entry.path.parent.name, entry.subset
+        counts = {"n_repeats": subset.num_repeats, "img_count": 0}
+        folders[subset.is_reg].setdefault(folder, counts)["img_count"] += 1
         tags[folder].update(tag.strip() for tag in entry.caption.split(",") if tag.strip())
     values: dict[str, Any] = {f"ss_{name}": getattr(config, name) for name in _SAME_NAME}
     width, height = config.resolution_size
@@ -85,9 +91,9 @@ def constant(config: Config, found: Scan, model: Any, *, total_steps: int, steps
         "ss_network_dim": config.network_dim,
         "ss_network_alpha": config.network_alpha or config.network_dim,
         "ss_network_args": network_args,
-        "ss_num_train_images": found.samples,
+        "ss_num_train_images": sum(entry.repeats for entry in found.entries if not entry.subset.is_reg),
         "ss_num_validation_images": len(found.validation),
-        "ss_num_reg_images": 0,
+        "ss_num_reg_images": sum(entry.repeats for entry in found.entries if entry.subset.is_reg),
         "ss_num_batches_per_epoch": steps_per_epoch,
         "ss_num_epochs": -(-total_steps // steps_per_epoch),
         "ss_max_train_steps": total_steps,
@@ -95,9 +101,9 @@ def constant(config: Config, found: Scan, model: Any, *, total_steps: int, steps
         "ss_debiased_estimation": config.debiased_estimation_loss,
         "ss_batch_size_per_device": config.train_batch_size,
         "ss_resolution": f"({width}, {height})",
-        "ss_dataset_dirs": folders,
-        "ss_reg_dataset_dirs": {},
-        "ss_tag_frequency": {folder: dict(counts) for folder, counts in tags.items()},
+        "ss_dataset_dirs": folders[False],
+        "ss_reg_dataset_dirs": folders[True],
+        "ss_tag_frequency": {folder: dict(frequency) for folder, frequency in tags.items()},
         "ss_bucket_info": {
             "buckets": {
                 str(number): {"resolution": list(size), "count": count}

@@ -38,9 +38,11 @@ class Inputs:
     def lines(self) -> list[str]:
         """For people: how much there is, what it makes, and what was left out."""
         found = self.found
+        regular = sum(entry.subset.is_reg for entry in found.entries)
         lines = [
             f"{len(found.entries)} images, {found.samples} samples an epoch in {len(found.bucket_counts())} buckets: "
             f"{self.steps_per_epoch} steps an epoch, {self.total_steps} steps in all",
+            *([f"{regular} of these images are regularisation images"] if regular else []),
             *([f"{len(found.validation)} more images are not trained, but validated with"] if found.validation else []),
             *found.notices,
         ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer import dataset, manifest, schedule
+from trainer import dataset, manifest, overfitting, schedule
 from trainer.config import OPTIONS, Config, ConfigError, OnResume, read_config
 from trainer.manifest import CheckpointDamaged, Manifest
 from trainer.overfitting import Record
@@ -74,13 +74,20 @@ class Verdict:
     state: Mapping[str, Any]  # state.json
     manifest: Manifest
 
+    stopped_early: bool = False  # by early_stopping_patience
+
     @property
     def finished(self) -> bool:
         """Whether the checkpoint is at or past the run's end, so that nothing is left to train."""
-        return self.step >= self.total_steps
+        return self.step >= self.total_steps or self.stopped_early
 
     def sentence(self) -> str:
         rates = ", ".join(f"{part} {rate:.3g}" for part, rate in self.learning_rates.items())
+        if self.step < self.total_steps and self.stopped_early:
+            return (
+                f"The run is complete: early stopping ended it at step {self.step} of {self.total_steps}. "
+                "Raise early_stopping_patience, or set it to 0, to go on."
+            )
         if self.finished:
             return (
                 f"The run is complete: step {self.step} of {self.total_steps}. "
@@ -287,6 +294,7 @@ def examine(
         rejected=chosen.rejected,
         state=state,
         manifest=chosen.manifest,
+        stopped_early=overfitting.patience_is_over(config, Record(**state.get("validation", {}))),
     )
 
 
