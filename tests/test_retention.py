@@ -31,6 +31,7 @@ from trainer import branches, environment, families, loop, manifest, preflight, 
 from trainer.config import Config
 from trainer.loader import Plan
 from trainer.manifest import to_prune
+from trainer.overfitting import Record
 from trainer.preflight import Inputs
 from trainer.runs import RunFolder
 from trainer.saving import Saver
@@ -138,19 +139,28 @@ class Checkpoints(RuleBasedStateMachine):
         self.expected: set[int] = set()
         self.pinned: set[int] = set()
         self.damaged: set[int] = set()
+        self.measured: dict[int, float | None] = {}  # validation losses of the checkpoints
         self.once_sound = False
         self.session = contextlib.ExitStack()
         self.done: Counter[str] = Counter()
 
     # --- sessions ---
 
-    @initialize(keep_last=st.integers(1, 3), keep_every=st.sampled_from((0, 4)), within=st.sampled_from((0, 3)))
-    def start(self, keep_last: int, keep_every: int, within: int) -> None:
+    @initialize(
+        keep_last=st.integers(1, 3),
+        keep_every=st.sampled_from((0, 4)),
+        within=st.sampled_from((0, 3)),
+        epochs=st.sampled_from((0, 1)),
+        best=st.booleans(),
+    )
+    def start(self, keep_last: int, keep_every: int, within: int, epochs: int, best: bool) -> None:
         self.config = self.of.config.replace(
             output_dir=str(self.output),
             keep_last_n_checkpoints=keep_last,
             keep_every_n_steps=keep_every,
             save_last_n_steps_state=within,
+            save_last_n_epochs_state=epochs,
+            keep_best_checkpoint=best,
         )
         self.run = RunFolder(self.config.run_dir)
         self._begin("")
@@ -162,7 +172,7 @@ class Checkpoints(RuleBasedStateMachine):
         verdict = preflight.look_at_checkpoint(config, of.inputs, of.here)
         session = Session(config, self.run, verdict)
         self.session.enter_context(session.recorded())
-        plan = Plan(config, of.inputs.found.entries, 2, loop.epoch_origin(verdict))
+        self.plan = plan = Plan(config, of.inputs.found.entries, 2, loop.epoch_origin(verdict))
         self.resumed_from = verdict.step if verdict else None
         of.state.global_step = verdict.step if verdict else 0
         if verdict:
@@ -209,20 +219,31 @@ class Checkpoints(RuleBasedStateMachine):
     def _will_stay(self, existing: set[int], newest: int) -> set[int]:
         config = self.config
         counted = sorted(existing | {newest}, reverse=True)
+        measured = [(loss, step) for step in counted if (loss := self.measured[step]) is not None]
+        best = min(measured)[1] if config.keep_best_checkpoint and self.measured[newest] is not None else None
+        epoch = self.plan.place(newest)[0]
         return {
             step
             for place, step in enumerate(counted)
             if place < config.keep_last_n_checkpoints
             or (config.keep_every_n_steps and step % config.keep_every_n_steps == 0)
             or (config.save_last_n_steps_state and step > newest - config.save_last_n_steps_state)
+            or (config.save_last_n_epochs_state and self.plan.place(step)[0] > epoch - 1)
             or step in self.pinned
-            or step == self.resumed_from
+            or step in (best, self.resumed_from)
         }
 
-    @rule(steps=st.integers(1, 3))
-    def save(self, steps: int) -> None:
+    def _validated(self, loss: float | None) -> None:
+        """As if the weights of now had this validation loss."""
+        step = self.of.state.global_step
+        self.of.state.validation = Record("images", step, loss)
+        self.measured[step] = loss
+
+    @rule(steps=st.integers(1, 3), loss=st.sampled_from((None, 0.1, 0.2, 0.3)))
+    def save(self, steps: int, loss: float | None) -> None:
         self.done["saves"] += 1
         self.of.state.global_step += steps
+        self._validated(loss)
         step = self.of.state.global_step
         self.saver.save([branches.step_file(self.config, step)], checkpoint=True)
         self.saver._writer.wait()
@@ -233,10 +254,11 @@ class Checkpoints(RuleBasedStateMachine):
         assert temporary_in(self.output) == []
         assert self.sound()[0] == step
 
-    @rule(steps=st.integers(1, 3), after=st.integers(0, 110))
-    def die_in_a_save(self, steps: int, after: int) -> None:
+    @rule(steps=st.integers(1, 3), after=st.integers(0, 110), loss=st.sampled_from((None, 0.15)))
+    def die_in_a_save(self, steps: int, after: int, loss: float | None) -> None:
         self.done["deaths"] += 1
         self.of.state.global_step += steps
+        self._validated(loss)
         step = self.of.state.global_step
         with FileCalls(Deadly(after)), contextlib.suppress(Death):
             self.saver.save([], checkpoint=True)

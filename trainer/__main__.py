@@ -262,6 +262,7 @@ def list_checkpoints(path: Path, *, as_json: bool) -> int:
         print(f"there is no folder {path}", file=sys.stderr)
         return REFUSED
     found = manifest.listing(run.checkpoints)
+    best = manifest.best(found)
     if as_json:
         rows = [
             {
@@ -269,6 +270,8 @@ def list_checkpoints(path: Path, *, as_json: bool) -> int:
                 "path": str(item.path),
                 "problem": item.problem,
                 "pinned": item.pinned,
+                "best": item.step == best,
+                "validation_loss": item.manifest.validation[0] if item.manifest and item.manifest.validation else None,
                 "epoch": item.manifest.epoch if item.manifest else None,
                 "loss": item.manifest.loss if item.manifest else None,
                 "bytes": item.manifest.bytes if item.manifest else None,
@@ -285,8 +288,10 @@ def list_checkpoints(path: Path, *, as_json: bool) -> int:
         else:
             loss = "-" if item.manifest.loss is None else f"{item.manifest.loss:.4f}"
             size = f"{item.manifest.bytes / 1e6:.1f} MB"
-            pinned = "  pinned" if item.pinned else ""
-            print(f"  step {item.step:>8}  epoch {item.manifest.epoch:>5}  loss {loss}  {size:>10}{pinned}")
+            marks = f"{'  pinned' if item.pinned else ''}{'  best' if item.step == best else ''}"
+            if item.manifest.validation:
+                loss += f"  validation {item.manifest.validation[0]:.4f}"
+            print(f"  step {item.step:>8}  epoch {item.manifest.epoch:>5}  loss {loss}  {size:>10}{marks}")
     return FINISHED
 
 

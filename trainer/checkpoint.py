@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import logging
 import shutil
@@ -53,6 +54,7 @@ class Save:
     loss: float | None
     run_id: str
     contents: Contents
+    validation: tuple[float, str] | None = None  # see Manifest
     exports: Mapping[Path, Callable[[Contents], tuple[dict[str, Tensor], dict[str, str]]]] = field(default_factory=dict)
 
 
@@ -95,7 +97,7 @@ class Writer:
         )
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        frozen = Save(save.folder, save.step, save.epoch, save.loss, save.run_id, copied, save.exports)
+        frozen = dataclasses.replace(save, contents=copied)
         blocking = time.perf_counter() - started
         self._pending = self._pool.submit(self._write, frozen, blocking)
         return blocking
@@ -207,7 +209,9 @@ def write(folder: Path, save: Save) -> Path:
         for name, document in {"state.json": contents.state, **contents.documents}.items():
             files.write_bytes(temporary / name, files.json_bytes(document))
         files.write_text(temporary / "config.toml", contents.config)
-        listing = manifest.compose(temporary, save.step, save.run_id, time.time(), save.epoch, save.loss)
+        listing = manifest.compose(
+            temporary, save.step, save.run_id, time.time(), save.epoch, save.loss, save.validation
+        )
         files.write_bytes(temporary / manifest.MANIFEST, listing)
         files.fsync_folder(temporary)
         temporary.rename(target)

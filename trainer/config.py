@@ -600,6 +600,16 @@ class Saving:
     save_last_n_steps_state: int = option(
         0, "Also keep the checkpoints of the last n steps. 0: none.", low=0, on_resume="free", advanced=True
     )
+    save_last_n_epochs_state: int = option(
+        0, "Also keep the checkpoints of the last n epochs. 0: none.", low=0, on_resume="free", advanced=True
+    )
+    keep_best_checkpoint: bool = option(
+        True,
+        "Also keep the checkpoint whose last validation loss is the lowest. Without validation images none is best: "
+        "the training loss says more about the timesteps drawn than about the weights.",
+        on_resume="free",
+        advanced=True,
+    )
     save_last_n_steps: int = option(
         0,
         "Delete model files saved by steps when they are more than n steps old. 0: never.",

@@ -9,7 +9,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,7 +37,10 @@ class CheckpointDamaged(Exception):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says. `files`: name -> (bytes, SHA-256). `loss`, `epoch`: for the list of checkpoints."""
+    """What manifest.json says. `files`: name -> (bytes, SHA-256). `loss`, `epoch`: for the list of checkpoints.
+
+    `validation`: the last validation loss before the save, and a name of the images it was measured with.
+    """
 
     step: int
     run_id: str
@@ -46,6 +49,7 @@ class Manifest:
     loss: float | None
     files: dict[str, tuple[int, str]]
     digest: str  # of the manifest itself
+    validation: tuple[float, str] | None = None
 
     @property
     def bytes(self) -> int:
@@ -56,7 +60,15 @@ def folder_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def compose(folder: Path, step: int, run_id: str, created: float, epoch: int, loss: float | None) -> bytes:
+def compose(
+    folder: Path,
+    step: int,
+    run_id: str,
+    created: float,
+    epoch: int,
+    loss: float | None,
+    validation: tuple[float, str] | None = None,
+) -> bytes:
     """The manifest of the files in `folder`, read back from the disk."""
     entries = {
         path.name: {"bytes": path.stat().st_size, "sha256": files.sha256_file(path)}
@@ -70,6 +82,7 @@ def compose(folder: Path, step: int, run_id: str, created: float, epoch: int, lo
         "created": created,
         "epoch": epoch,
         "loss": loss,
+        "validation": validation,
         "files": entries,
     }
     return files.json_bytes({**body, "digest": hashlib.sha256(files.json_bytes(body)).hexdigest()})
@@ -80,6 +93,13 @@ def of(kind: type[T], value: Any) -> T:
     if type(value) is not kind or (isinstance(value, int) and not 0 <= value < 2**63):
         raise ValueError(f"{value!r} is not what belongs there")
     return value
+
+
+def _validation(value: Any) -> tuple[float, str] | None:
+    if value is None:
+        return None
+    loss, images = of(list, value)
+    return of(float, loss), of(str, images)
 
 
 def read(folder: Path) -> Manifest:
@@ -120,6 +140,7 @@ def read(folder: Path) -> Manifest:
             loss=None if body["loss"] is None else of(float, body["loss"]),
             files=entries,
             digest=digest,
+            validation=_validation(body.get("validation")),  # the first checkpoints have none
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointDamaged(f"{MANIFEST} is damaged: {error}") from error
@@ -263,6 +284,19 @@ def to_prune(
         and not (within_last_steps and step > ordered[0] - within_last_steps)
         and step not in protected
     ]
+
+
+def best(found: Iterable[Found]) -> int | None:
+    """The step of the checkpoint with the lowest validation loss, among those measured with the newest one's images.
+
+    None where the newest checkpoint has no validation loss; of equal ones the older, whose weights came first to it.
+    """
+    sound = sorted((item.manifest for item in found if item.manifest), key=lambda manifest: manifest.step)
+    if not sound or sound[-1].validation is None:
+        return None
+    images = sound[-1].validation[1]
+    measured = [(item.validation[0], item.step) for item in sound if item.validation and item.validation[1] == images]
+    return min(measured)[1]
 
 
 def delete(checkpoint: Path) -> None:

@@ -95,7 +95,7 @@ class Saver:
 
     def save(self, files: list[Path], *, checkpoint: bool) -> None:
         """Begin to write these model files and, if wanted, a checkpoint; older saves are waited for."""
-        state = self._state
+        state, validated = self._state, self._state.validation
         self._saved_at = time.monotonic()
         epoch, place = self._plan.place(state.global_step)
         started = time.perf_counter()
@@ -118,6 +118,7 @@ class Saver:
                 loss=state.loss_average,
                 run_id=self._session.run_id,
                 contents=contents,
+                validation=(validated.loss, validated.images) if validated.loss is not None else None,
                 exports=dict.fromkeys(files, self._export),
             )
         )
@@ -182,6 +183,11 @@ class Saver:
         config = self._config
         found = manifest.listing(self._run.checkpoints)
         protected = {item.step for item in found if item.pinned or item.manifest is None}
+        if config.keep_best_checkpoint and (best := manifest.best(found)) is not None:
+            protected.add(best)
+        if config.save_last_n_epochs_state and (epochs := [item.manifest.epoch for item in found if item.manifest]):
+            newest = max(epochs) - config.save_last_n_epochs_state
+            protected |= {item.step for item in found if item.manifest and item.manifest.epoch > newest}
         if self._kept_step is not None:
             protected.add(self._kept_step)
         for step in manifest.to_prune(

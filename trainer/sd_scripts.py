@@ -24,10 +24,7 @@ WITHOUT_EFFECT = {
         "nothing is uploaded",
     ),
     **dict.fromkeys(("ddp_timeout", "ddp_gradient_as_bucket_view", "ddp_static_graph"), "accelerate decides"),
-    **dict.fromkeys(
-        ("save_last_n_epochs_state", "save_n_epoch_ratio"),
-        "keep_last_n_checkpoints, keep_every_n_steps and save_last_n_steps_state decide which checkpoints are kept",
-    ),
+    "save_n_epoch_ratio": "save_every_n_epochs and keep_last_n_checkpoints decide what is saved and kept",
     **dict.fromkeys(
         ("metadata_usage_hint", "metadata_thumbnail", "metadata_merged_from", "metadata_trigger_phrase",
          "metadata_preprocessor", "metadata_is_negative_embedding"),
