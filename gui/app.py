@@ -22,7 +22,7 @@ import fastapi
 import gradio as gr
 import uvicorn
 
-from gui import dataset_view, look, presets, run_bar, runner, samples_tab, security, train_tab
+from gui import dataset_view, look, presets, run_bar, runner, security, thumbnails, train_tab
 from gui import draft as drafts
 from gui import form as forms
 from gui.dataset_tab import DatasetTab
@@ -112,6 +112,7 @@ class Page:
         self._wire_presets(options, message)
 
         self.resume.wire(resume_item)
+        self.samples.wire(self.bar.picker, self.watch)
 
     def _wire_presets(self, options: set[Any], message: gr.HTML) -> None:
         tab = self.train
@@ -399,7 +400,7 @@ def make_application(places: Places, *, root_path: str = "") -> security.App:
     """The page as an ASGI application. It lets everybody in: put a Guard around it."""
     for folder in (places.state, places.thumbnails):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    samples_tab.prune_thumbnails(places.thumbnails)
+    thumbnails.prune(places.thumbnails)
     gr.set_static_paths([places.thumbnails])
     server = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     page = Page(places)

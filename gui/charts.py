@@ -155,11 +155,11 @@ def _lay_out(figure: go.Figure, key: str, height: int) -> None:
     figure.update_layout(
         uirevision=key,
         height=height,
-        margin={"l": 60, "r": 16, "t": 28, "b": 48},
+        margin={"l": 60, "r": 16, "t": 28, "b": 62},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": "#6b7280", "family": "system-ui, sans-serif"},
-        legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
+        legend={"orientation": "h", "y": -60 / (height - 90), "yanchor": "top", "x": 0},
         hovermode="closest",
     )
     axis = {"gridcolor": "rgba(128,128,128,0.25)", "zeroline": False}

@@ -79,6 +79,18 @@ table.plain, table.plain thead, table.plain tr, table.plain th, table.plain td {
 table.plain th, table.plain td { text-align: left; padding: .35rem .6rem; vertical-align: top;
   border-bottom: 1px solid var(--border-color-primary) !important; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
+.scroll table.plain { min-width: 720px; }
+table.samples, table.samples tr, table.samples th, table.samples td { border: 0 !important; }
+table.samples th, table.samples td { padding: .25rem .4rem; text-align: left; vertical-align: top; }
+table.samples thead th { max-width: 240px; min-width: 120px; font-weight: 500; overflow-wrap: anywhere; }
+table.samples tbody th { white-space: nowrap; }
+table.samples tr.resumed td { border-top: 2px dashed #d97706 !important; font-size: .85rem; }
+button.picture { padding: 0; border: 2px solid transparent; border-radius: 6px; cursor: zoom-in; background: none; }
+button.picture:hover, button.picture:focus-visible { border-color: #1d4ed8; }
+button.picture img { display: block; max-width: 220px; width: 100%; min-width: 96px; border-radius: 4px; }
+figure.whole { margin: 0; } figure.whole img { max-width: 100%; border-radius: 6px; min-width: min(256px, 100%); }
+#sample-picture:not(:has(figure, .note)) { display: none; }
+@media (max-width: 640px) { .beside { flex-wrap: wrap !important; } .beside > * { min-width: 100% !important; } }
 button.small { border: 1px solid var(--border-color-primary); border-radius: 6px; padding: .1rem .6rem;
   font-size: .85rem; background: var(--button-secondary-background-fill); color: var(--body-text-color);
   cursor: pointer; margin: .1rem .3rem .1rem 0; white-space: nowrap; }

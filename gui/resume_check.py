@@ -262,7 +262,7 @@ def _later(now: Config, looked: Preflight, verdict: Verdict) -> list[str]:
     if not later:
         return []
     count = "1 later checkpoint" if len(later) == 1 else f"{len(later)} later checkpoints"
-    return [f"{count}, up to step {max(later):,}, and their model files are kept in the run's folder abandoned."]
+    return [f"{count}, up to step {max(later):,}, will be moved to the run's folder abandoned with their model files."]
 
 
 def _disk(looked: Preflight, verdict: Verdict) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gui import advice, charts, console_log, curves, monitor, monitor_tab, run_bar, runner, samples_tab
+from gui import advice, charts, console_log, curves, monitor, monitor_tab, run_bar, runner
 from gui.history import SMOOTHING, History, Sample
 from gui.monitor import Watch
 from gui.places import Places
@@ -453,7 +453,7 @@ def test_times_are_told_in_two_units_at_most(seconds: float, words: str) -> None
     assert monitor.duration(seconds) == words
 
 
-# --- which run, which picture ---
+# --- which run ---
 
 
 @pytest.fixture
@@ -490,36 +490,3 @@ def test_only_a_known_run_can_be_opened(places: Places, value: Any) -> None:
     assert run_bar.chosen(places, value) is None
     assert run_bar.chosen(places, str(places.home / "secret")) is None
     assert run_bar.chosen(places, str(places.home / "output" / "fox" / ".." / ".." / "secret")) is None
-
-
-@pytest.mark.parametrize("path", ["../../secret.png", "/etc/passwd", "config.toml", "samples/../config.toml", "\0"])
-def test_a_sample_outside_the_samples_folder_is_not_shown(tmp_path: Path, path: str) -> None:
-    run = make_run(tmp_path / "output")
-    (tmp_path / "secret.png").write_bytes((run.samples / "00000050-0.png").read_bytes())
-    assert samples_tab.confined(run, path) is None
-
-
-def test_a_link_out_of_the_samples_folder_is_not_followed(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "output")
-    (run.samples / "link.png").symlink_to(run.config_file)
-    assert samples_tab.confined(run, "samples/link.png") is None
-
-
-def test_samples_come_newest_step_first_as_thumbnails(tmp_path: Path) -> None:
-    view = Watch().look(make_run(tmp_path / "output"))
-    samples = samples_tab.newest_first(view)
-    items, complete = samples_tab.gallery_items(view.run, samples, tmp_path / "thumbnails")
-    assert complete
-    assert [caption for _, caption in items[:3]] == [
-        "step 150 · a fox in the snow",
-        "step 150 · a red fox",
-        "step 100 · a fox in the snow",
-    ]
-    assert all(Path(path).parent == tmp_path / "thumbnails" and path.endswith(".webp") for path, _ in items)
-
-
-def test_a_sample_that_is_no_picture_is_left_out(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "output")
-    (run.samples / "broken.png").write_bytes(b"no picture")
-    sample = Sample(1, "samples/broken.png", "a fox", 0)
-    assert samples_tab.gallery_items(run, [sample], tmp_path / "thumbnails") == ([], True)

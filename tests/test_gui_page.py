@@ -161,14 +161,6 @@ def test_stop_and_save_reach_the_run_folder(page: Page, served: Served) -> None:
     assert runs.take_requests(run) == {"stop"}
 
 
-def test_samples_are_shown_newest_first_as_thumbnails(page: Page, served: Served) -> None:
-    open_tab(page, "Samples")
-    pictures = page.locator("#sample-gallery img")
-    expect(pictures.first).to_be_visible()
-    expect(page.locator("#sample-gallery")).to_contain_text("step 150 · a fox in the snow")
-    assert "/thumbnails/" in (pictures.first.get_attribute("src") or "")
-
-
 # --- the page itself ---
 
 
