@@ -268,11 +268,15 @@ def test_another_encoder_makes_new_latents(config: Config, name: str) -> None:
     assert computed(config, **{name: "another"}) == 5
 
 
-def test_another_content_with_the_same_treatment_has_another_key() -> None:
-    treatments = ["64x64", "64x48", "64x64 mirrored", ""]
-    keys = {cache.key_of(content, treatment) for content in ("a", "b", "") for treatment in treatments}
-    assert len(keys) == 12
-    assert {key[:8] for key in keys} == {cache.content_of(content) for content in ("a", "b", "")}
+def test_every_content_and_treatment_has_a_key_of_its_own(config: Config) -> None:
+    entries = [
+        dataclasses.replace(entry, bucket=bucket) for entry in entries_of(config) for bucket in ((64, 64), (64, 48))
+    ]
+    keys = {cache.latent_key(entry, mirrored) for entry in entries for mirrored in (False, True)}
+    keys |= {cache.text_key(text) for text in ("", "a", "a ", "A", "ä", "\udce4")}
+    assert len(keys) == 5 * 2 * 2 + 6 and {len(key) for key in keys} == {packs.KEY_BYTES}
+    pictures = {cache.latent_key(entry, False)[: cache.CONTENT_BYTES] for entry in entries}
+    assert len(pictures) == 5 and pictures < cache.contents_of(entries)
 
 
 def test_the_settings_of_a_model_change_with_its_precision_and_clip_skip(
@@ -421,7 +425,7 @@ def test_pruning_removes_what_is_no_longer_in_the_dataset_and_keeps_every_treatm
     fill(config.replace(flip_aug=True))
     fill(config.replace(resolution="48"))
     next((tmp_path / "images").rglob("picture0.png")).unlink()
-    wanted = {cache.content_of(entry.digest) for entry in entries_of(config)}
+    wanted = cache.contents_of(entries_of(config))
     dry = cache.prune(config.cache_path, contents=wanted, dry_run=True)
     assert [item.entries for item in dry] == [3]  # it, its mirror image, and it in the smaller bucket
     (pruned,) = cache.prune(config.cache_path, contents=wanted)

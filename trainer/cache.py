@@ -1,7 +1,7 @@
 """What a training computes once and keeps: latents and text encoder outputs, in memory or on disk. No torch here.
 
 On disk a cache is a folder: `<cache_dir>/<kind>/<settings>/`, one collection for each kind and each combination of
-settings that shapes the values (base model, precision, batch size ...). In a collection a value's key is its content:
+settings that shapes the values (base model, precision, batch size ...). In a collection a value's key is its content,
 the picture's or the caption's digest, and what was done to it. So neither a file's name, place or time nor the number
 of pictures matters, and any number of runs can share a cache.
 """
@@ -40,15 +40,16 @@ EARLIER_FOLDER, EARLIER_FILE = re.compile(r"[0-9a-f]{2}"), re.compile(r"[0-9a-f]
 CONTENT_BYTES = packs.KEY_BYTES // 2  # the half of a key that names the content
 
 
-def content_of(content: str) -> bytes:
-    """The first half of the key of every value of this content: a caption, or a picture by its digest."""
-    return hashlib.sha256(content.encode(errors="surrogatepass")).digest()[:CONTENT_BYTES]
+def text_key(text: str) -> bytes:
+    """The key of what the text encoder makes of a text."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[: packs.KEY_BYTES]
 
 
-def key_of(content: str, treatment: str = "") -> bytes:
-    """The key of a value: its content, and what was done to it that its collection's settings do not say."""
-    whole = hashlib.sha256(f"{treatment}\n{content}".encode(errors="surrogatepass")).digest()
-    return content_of(content) + whole[: packs.KEY_BYTES - CONTENT_BYTES]
+def latent_key(entry: Entry, mirrored: bool) -> bytes:
+    """The key of the latents of a picture in its bucket: half of it is the picture, half what becomes of it."""
+    (width, height), scaled = entry.bucket, entry.subset.options.resize_interpolation
+    treated = f"{width}x{height} {scaled}{' mirrored' if mirrored else ''} {entry.digest}"
+    return bytes.fromhex(entry.digest[: 2 * CONTENT_BYTES]) + hashlib.sha256(treated.encode()).digest()[:CONTENT_BYTES]
 
 
 def texts_of(entries: Iterable[Entry]) -> list[str]:
@@ -57,8 +58,9 @@ def texts_of(entries: Iterable[Entry]) -> list[str]:
 
 
 def contents_of(entries: Sequence[Entry]) -> set[bytes]:
-    """The contents (see `content_of`) of everything that can be cached of these images."""
-    return {content_of(text) for text in texts_of(entries)} | {content_of(entry.digest) for entry in entries}
+    """The first halves of the keys of everything that can be cached of these images."""
+    keys = [text_key(text) for text in texts_of(entries)] + [latent_key(entry, False) for entry in entries]
+    return {key[:CONTENT_BYTES] for key in keys}
 
 
 class Store(Protocol):
@@ -301,7 +303,7 @@ def prune(
     """Remove what is not needed any more; collections in use are left alone, and so is whatever is not ours.
 
     Whole collections: all with `everything`, those not used for `unused_days`. Of the others, every entry whose content
-    is not among `contents` (see `content_of`; None: all are needed), and records that are damaged or there twice.
+    is not among `contents` (see `contents_of`; None: all are needed), and records that are damaged or there twice.
     """
     wanted = None if contents is None else frozenset(contents)
     return [

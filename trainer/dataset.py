@@ -336,6 +336,7 @@ def preprocessing(config: Config) -> dict[str, Any]:
     }
 
 
+@no_collections()
 def record(found: Scan, config: Config) -> dict[str, Any]:
     """What dataset.json keeps: each image by content, its caption and bucket, and one digest over all."""
     images = {entry.id: _image(entry) for entry in found.entries}
@@ -348,7 +349,7 @@ def record(found: Scan, config: Config) -> dict[str, Any]:
         "preprocessing": settings,
         **({"subsets": own} if own else {}),
         "images": images,
-        "digest": hashlib.sha256(files.json_bytes([content, settings, *([own] if own else [])])).hexdigest(),
+        "digest": files.digest([content, settings, *([own] if own else [])]),
     }
 
 

@@ -28,12 +28,13 @@ from torch import Tensor
 from trainer import cache, files
 from trainer.agreement import Agreement
 from trainer.buckets import Size
-from trainer.cache import DiskStore, MemoryStore, Store
+from trainer.cache import DiskStore, MemoryStore, Store, latent_key
 from trainer.config import Config
 from trainer.dataset import Entry
 from trainer.loader import pixels_of
 from trainer.packs import Arrays
 from trainer.refusal import Refused
+from trainer.scan import no_collections
 
 logger = logging.getLogger(__name__)
 PREPARATION = 1  # to be raised when what becomes of a picture before it is encoded changes
@@ -89,13 +90,6 @@ class Progress(Protocol):
 Picture = tuple[Entry, bool]  # and whether it is mirrored
 
 
-def latent_key(entry: Entry, mirrored: bool) -> bytes:
-    """The key of a picture's latents in its bucket."""
-    scaled = entry.subset.options.resize_interpolation
-    how = f"{' mirrored' * mirrored}{f' {scaled}' * (scaled != 'lanczos')}"
-    return cache.key_of(entry.digest, f"{entry.bucket[0]}x{entry.bucket[1]}{how}")
-
-
 class PictureGroups:
     """The pictures, and the mirror images of those that are mirrored, in groups of one bucket. Copies count once."""
 
@@ -132,7 +126,8 @@ class PictureGroups:
         return next(number for number in range(len(self)) if key in self.keys(number))
 
     def keys(self, number: int) -> list[bytes]:
-        return [latent_key(*member) for member in self.members(number)]
+        start, stop, mirrored = self._starts[number]
+        return [latent_key(self._entries[place], mirrored) for place in self._order[start:stop]]
 
     def prepare(self, number: int) -> Tensor:
         """(batch, 3, height, width). Raises PictureError; Refused when a picture is not the one that was scanned."""
@@ -169,7 +164,7 @@ class CaptionGroups:
         return bisect.bisect_left(self._texts, member) // self._batch
 
     def keys(self, number: int) -> list[bytes]:
-        return [cache.key_of(caption) for caption in self.members(number)]
+        return [cache.text_key(caption) for caption in self.members(number)]
 
     def prepare(self, number: int) -> list[str]:
         members = list(self.members(number))
@@ -216,6 +211,7 @@ def fill(store: Store, groups: Groups[Member, Input], agreement: Agreement, prog
     progress.finished(total, wanted)
 
 
+@no_collections()
 def _missing(store: Store, groups: Groups[Member, Input]) -> tuple[dict[int, list[int]], int]:
     """Group -> places in it that are missing; and the number of all values."""
     keys: list[bytes] = []
@@ -364,7 +360,7 @@ def text_source(
     store = _store(folder, "text", settings, encoder.about)
     fill(store, groups, agreement, progress)
     source = Source(store, groups, encoder.lending)
-    return lambda caption: source(cache.key_of(caption), caption)["states"]
+    return lambda caption: source(cache.text_key(caption), caption)["states"]
 
 
 def _store(folder: Path | None, kind: cache.Kind, settings: Mapping[str, Any], about: Mapping[str, Any]) -> Store:
