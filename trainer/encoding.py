@@ -184,7 +184,8 @@ def fill(store: Store, groups: Groups[Member, Input], agreement: Agreement, prog
     processes, estimated from this one's where each writes to the disk itself. Raises CacheFull, and what `groups` and
     `progress` raise.
     """
-    missing, total = _missing(store, groups)
+    # The first process's view counts: what each sees depends on when it looks.
+    missing, total = agreement.share(_missing(store, groups))[0]
     wanted = sum(len(places) for places in missing.values())
     present = done = total - wanted
     progress(done, total)
