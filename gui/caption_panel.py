@@ -216,7 +216,8 @@ def _item(looked: Looked, path: Path) -> Item | None:
 
 
 def _file_of(item: Item, config: Config) -> Path:
-    return caption_edits.caption_file(item.path, [part.strip() for part in config.caption_extension.split(",")])
+    options = item.entry.subset.options if item.entry is not None else config
+    return caption_edits.caption_file(item.path, options.caption_extensions)
 
 
 def _digest(edits: Sequence[Edit]) -> str:

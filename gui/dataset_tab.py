@@ -97,7 +97,13 @@ class DatasetTab:
         panel.preview.click(self.preview_change, chosen, panel.outputs(), **quiet)
         panel.apply.click(self.apply_change, chosen, everything, **quiet)
         panel.undo.click(self.undo_change, chosen, everything, **quiet)
-        self.preparation.wire(form, quiet)
+        self.preparation.wire(quiet)
+        self._form = form
+        named = {form.widgets[name] for name in ("train_data_dir", "reg_data_dir")}
+        self.preparation.adopt.click(
+            self.adopt_prepared, inputs | {self.preparation.target}, everything | named | {self.preparation.message},
+            **quiet,
+        )  # fmt: skip
 
     def _config(self, data: Data) -> Config:
         """The options that the form has now; what is wrong among them is at its default."""
@@ -117,6 +123,14 @@ class DatasetTab:
         while not job.wait(LOOK_SECONDS):
             yield {self.summary: view.counting(job)}
         yield self._all(job, data) | self.captions.show_undo()
+
+    def adopt_prepared(self, data: Data) -> Iterator[Updates]:
+        """Put the prepared folders into the form and look at them."""
+        values, told = self.preparation.prepared(data)
+        yield {self.preparation.message: told} | self._form.show(values)
+        if values:
+            chosen = dict(data) | {self._options[name]: value for name, value in values.items()}
+            yield from self._look(chosen, deep=False)
 
     def _all(self, job: Job, data: Data) -> Updates:
         """The whole tab, after a look."""

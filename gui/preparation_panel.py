@@ -11,7 +11,6 @@ import gradio as gr
 from gui import dataset_view as view
 from gui import form as forms
 from gui import look
-from gui.form import Form
 from gui.places import Places
 from trainer import preparation
 from trainer.config import OPTIONS
@@ -48,16 +47,13 @@ class PreparationPanel:
             self.adopt = gr.Button("Copy info to respective fields", elem_id="prepare-adopt")
         self.message = gr.HTML(elem_id="prepare-message")
 
-    def wire(self, form: Form, quiet: Mapping[str, Any]) -> None:
+    def wire(self, quiet: Mapping[str, Any]) -> None:
         inputs = {
             self.instance, self.class_prompt, self.images, self.repeats, self.regularisation, self.reg_repeats,
             self.target,
         }  # fmt: skip
-        self._form = form
-        fields = {form.widgets[name] for name in ("train_data_dir", "reg_data_dir") if name in form.widgets}
         self.check.click(self.say, inputs, {self.message}, **quiet)
         self.start.click(self.prepare, inputs, {self.message}, **quiet)
-        self.adopt.click(self.copy_info, inputs, fields | {self.message}, **quiet)
 
     def _plan(self, data: Data) -> Plan:
         """What the fields describe. Raises PreparationRefused."""
@@ -105,19 +101,19 @@ class PreparationPanel:
         folders = [view.printable(str(folder)) for folder in planned.folders]
         yield {self.message: look.note(f"{len(planned.copies):,} files copied. There is now:", folders, kind="good")}
 
-    def copy_info(self, data: Data) -> Updates:
-        """Put the prepared folders into the form, as far as they are there."""
+    def prepared(self, data: Data) -> tuple[dict[str, Any], str]:
+        """The options that name the prepared folders, as far as they are there, and a message."""
         target = str(data[self.target] or "").strip()
         folders = {"train_data_dir": "img", "reg_data_dir": "reg"}
         found = {
             name: str(Path(target) / below)
             for name, below in folders.items()
-            if target and name in self._form.widgets and (self._path(target) / below).is_dir()
+            if target and (self._path(target) / below).is_dir()
         }
         if "train_data_dir" not in found:
-            return {self.message: look.note("Prepare the training data first.", kind="warn")}
+            return {}, look.note("Prepare the training data first.", kind="warn")
         told = [f"{forms.label(OPTIONS[name])}: {value}" for name, value in found.items()]
-        return self._form.show(found) | {self.message: look.note("The form now has:", told, kind="good")}
+        return found, look.note("The form now has:", told, kind="good")
 
 
 def _whole(value: Any) -> int:

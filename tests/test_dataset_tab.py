@@ -209,5 +209,4 @@ def test_a_plain_folder_is_prepared_and_put_into_the_form(page: Page, served: Se
     assert len(list((served.home / "prepared" / "img" / "40_zkz dog").glob("*.png"))) == 15
     page.locator("button#prepare-adopt").click()
     expect(page.locator("#prepare-message")).to_contain_text("prepared/img")
-    page.locator("button#dataset-refresh").click()
     expect(page.locator("#dataset-summary")).to_contain_text("40_zkz dog")

@@ -250,6 +250,18 @@ def test_a_report_counts_folders_samples_steps_and_tags(tmp_path: Path) -> None:
     assert (made.caption_lengths().longest, made.caption_lengths().too_long) == (81, 1)
 
 
+def test_a_report_tells_training_regularisation_and_validation_apart(tmp_path: Path) -> None:
+    for number in range(8):
+        picture(tmp_path / "images" / f"{number}.png", colour=(number, 0, 0))
+    picture(tmp_path / "reg" / "1_cat" / "a.png", colour="blue")
+    options = {"reg_data_dir": str(tmp_path / "reg"), "validation_split": 0.5}
+    made = report.make(config_for(tmp_path / "images", tmp_path / "output", **options))
+    assert {(item.path.name, item.use) for item in made.folders()} == {
+        ("images", "trained"), ("images", "validation"), ("1_cat", "regularisation"),
+    }  # fmt: skip
+    assert sum(item.images for item in made.folders()) == 9
+
+
 def test_a_folder_of_nothing_but_trouble_is_reported_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").touch()

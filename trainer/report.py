@@ -22,7 +22,7 @@ LONGEST_WORDS = 56  # of a caption, on average, that CLIP's 75 tokens hold
 
 @dataclass(frozen=True)
 class FolderCount:
-    """The images of one folder. `use`: "trained" or "validation"."""
+    """The images of one folder. `use`: "trained", "regularisation" or "validation"."""
 
     path: Path
     use: str
@@ -71,13 +71,12 @@ class Report:
 
     def folders(self) -> list[FolderCount]:
         """Each folder with images, in the order of their paths."""
-        counts = Counter((entry.path.parent, use, entry.repeats) for entry, use in self._uses())
+        counts = Counter(
+            (entry.path.parent, "regularisation" if entry.subset.is_reg else "trained", entry.repeats)
+            for entry in self.found.entries
+        )
+        counts.update((entry.path.parent, "validation", entry.repeats) for entry in self.found.validation)
         return [FolderCount(path, use, repeats, images) for (path, use, repeats), images in sorted(counts.items())]
-
-    def _uses(self) -> list[tuple[Entry, str]]:
-        return [(entry, "trained") for entry in self.found.entries] + [
-            (entry, "validation") for entry in self.found.validation
-        ]
 
     def caption_lengths(self) -> CaptionLengths:
         words = sorted(len(entry.caption.split()) for entry in self.entries if entry.caption)
@@ -106,7 +105,7 @@ class Report:
             ]
             lines += [
                 f"    {count.path}: {count.images} images x {count.repeats}"
-                + (" for validation" if count.use == "validation" else "")
+                + ("" if count.use == "trained" else f" for {count.use}")
                 for count in self.folders()
             ]
             lines.append("Buckets: " + ", ".join(f"{w}x{h} {number}" for (w, h), number in counts.items()))
