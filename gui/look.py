@@ -105,7 +105,10 @@ p.aside { margin: .5rem 0 0 0; }
 .option-grid .wide { grid-column: span 2; }
 .option-grid > .form > .block, .option-grid > .block { padding: 4px 8px; }
 .html-container { padding: 0 !important; }
-@media (max-width: 640px) { .option-grid .wide { grid-column: span 1; } }
+@media (max-width: 640px) {
+  .option-grid .wide { grid-column: span 1; }
+  .beside > .block, .beside > .html-container { flex: 1 1 100%; }
+}
 #run-log { max-height: 400px; overflow: auto !important; }
 #run-log pre { font-family: var(--font-mono); font-size: .82rem; line-height: 1.45; margin: 0; padding: .6rem .8rem;
   white-space: pre-wrap; overflow-wrap: anywhere; }

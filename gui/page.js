@@ -184,6 +184,15 @@
     pause = setTimeout(() => field.dispatchEvent(new FocusEvent("blur")), 700);
   });
 
+  // Gradio names an empty chart or gallery, but gives it no role to carry the name.
+  let looking = 0;
+  new MutationObserver(() => {
+    looking ||= requestAnimationFrame(() => {
+      looking = 0;
+      document.querySelectorAll(".empty[aria-label]:not([role])").forEach((one) => one.setAttribute("role", "img"));
+    });
+  }).observe(document, { childList: true, subtree: true });
+
   window.rekindleDownload = (preset) => {
     if (!preset || !preset.text) return;
     const link = document.createElement("a");

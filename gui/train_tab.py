@@ -40,7 +40,12 @@ class TrainTab:
                 )  # fmt: skip
                 self.load = gr.Button("Load", elem_id="preset-load", variant="primary", scale=1, min_width=90)
                 self.upload = gr.UploadButton(
-                    "Upload TOML", elem_id="preset-upload", file_types=[".toml"], type="binary", scale=1, min_width=130
+                    "Upload TOML",
+                    elem_id="preset-upload",
+                    file_types=[".toml"],
+                    type="filepath",
+                    scale=1,
+                    min_width=130,
                 )
                 self.name = gr.Textbox(
                     label="Save as", placeholder="my-preset", elem_id="preset-name", max_lines=1, scale=4, min_width=200

@@ -7,10 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from gui.places import CODE, Places
 
@@ -39,8 +42,10 @@ class Served:
         self.address = ""
 
     def start(self) -> None:
+        """Start it; where it was started before, under the same address."""
+        port = str(urlsplit(self.address).port or 0)
         self.process = subprocess.Popen(
-            [sys.executable, str(CODE / "app.py"), "--headless", "--server_port", "0"],
+            [sys.executable, str(CODE / "app.py"), "--headless", "--server_port", port],
             env=os.environ | {"REKINDLE_HOME": str(self.home), "XDG_STATE_HOME": str(self.home / "state")},
             stdout=subprocess.PIPE,
             text=True,
@@ -57,6 +62,23 @@ class Served:
             finally:
                 self.process.kill()
                 self.process = None
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.communicate()
+        self.process = None
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Chromium, headless."""
+    expect.set_options(timeout=SLOW)
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
 
 
 def open_page(page: Page, served: Served) -> None:
@@ -76,3 +98,14 @@ def open_tab(page: Page, name: str) -> None:
 def choose(page: Page, picker: str, words: str) -> None:
     page.locator(f"#{picker} input").click()
     page.get_by_role("option", name=words).first.click()
+
+
+def load_preset(page: Page, name: str) -> None:
+    choose(page, "preset-picker", name)
+    page.locator("#preset-load button, button#preset-load").click()
+    expect(page.locator("#form-message")).to_contain_text(f"{name} was loaded")
+
+
+def save_preset(page: Page, name: str) -> None:
+    page.locator("#preset-name").locator("input, textarea").first.fill(name)
+    page.locator("button#preset-save").click()

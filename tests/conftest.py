@@ -52,15 +52,10 @@ def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Chromium, headless. Not for a session: other tests in this process run event loops of their own."""
-    from playwright.sync_api import expect, sync_playwright
+    from tests.browser import chromium
 
-    from tests.browser import CHROMIUM, FLAGS, SLOW
-
-    expect.set_options(timeout=SLOW)
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="session")

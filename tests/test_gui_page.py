@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from gui import presets
 from gui.places import CODE, Places
-from tests.browser import SLOW, Served, choose, field, needs_browser, open_page, open_tab
+from tests.browser import SLOW, Served, choose, field, load_preset, needs_browser, open_page, open_tab, save_preset
 from tests.test_gui_fake_run import make_run, settings, write_session
 from trainer import config, manifest, runs
 from trainer.runs import RunFolder
@@ -44,17 +44,6 @@ def page(browser: Browser, served: Served) -> Iterator[Page]:
     open_page(page, served)
     yield page
     page.close()
-
-
-def load_preset(page: Page, name: str) -> None:
-    choose(page, "preset-picker", name)
-    page.locator("#preset-load button, button#preset-load").click()
-    expect(page.locator("#form-message")).to_contain_text(f"{name} was loaded")
-
-
-def save_preset(page: Page, name: str) -> None:
-    page.locator("#preset-name").locator("input, textarea").first.fill(name)
-    page.locator("button#preset-save").click()
 
 
 # --- the form ---
