@@ -357,6 +357,18 @@ def test_a_run_can_start_from_the_weights_of_a_file(config: Config, tmp_path: Pa
     assert warm.resume_from_checkpoint == "" and events_of(warm, "step")[0]["global_step"] == 1
 
 
+def test_a_loss_that_is_another_after_the_resume_is_a_warning(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.stability.FEWEST_BEFORE", STEPS)
+    run(config)
+    more = config.replace(resume_from_checkpoint="latest", max_train_steps=STEPS + 12)
+    run(more)
+    assert events_of(config, "warning") == []
+    forward = StableDiffusion.forward
+    monkeypatch.setattr(StableDiffusion, "forward", lambda model, batch: 50 * forward(model, batch))
+    run(more.replace(max_train_steps=STEPS + 24))
+    assert [(event["kind"], event["global_step"]) for event in events_of(config, "warning")] == [("loss_jump", 30)]
+
+
 def test_probe_losses_that_differ_stop_the_resume(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     run(config)
     probe = StableDiffusion.probe

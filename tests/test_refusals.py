@@ -127,6 +127,27 @@ def test_a_step_without_a_checkpoint_names_those_there_are(refused: Callable[...
     assert "this run has 4, 2" in refused("--resume_from_checkpoint", "3")
 
 
+@pytest.mark.parametrize("with_weights", [True, False])
+def test_a_state_of_sd_scripts_names_the_weights_that_can_be_taken(
+    with_weights: bool, refused: Callable[..., str], folder: Path
+) -> None:
+    state, weights = folder / "cat-step00000500-state", folder / "cat-step00000500.safetensors"
+    state.mkdir()
+    for name in ("model.safetensors", "optimizer.bin", "scheduler.bin", "random_states_0.pkl", "train_state.json"):
+        (state / name).write_bytes(b"cos\nsystem\n(S'touch /tmp/opened'\ntR.")
+    if with_weights:
+        weights.write_bytes(b"")
+    message = refused("--resume_from_checkpoint", str(state))
+    assert "a state saved by sd-scripts" in message and "a warm start" in message
+    assert (f'network_weights = "{weights}"' in message) == with_weights
+
+
+def test_a_model_file_is_no_checkpoint(refused: Callable[..., str], folder: Path) -> None:
+    path = folder / "output" / "run.safetensors"
+    message = refused("--resume_from_checkpoint", str(path))
+    assert "is a model file" in message and f'network_weights = "{path}"' in message
+
+
 def test_a_fresh_start_over_checkpoints(refused: Callable[..., str]) -> None:
     message = refused()
     assert "already holds checkpoints" in message and "overwrite_run" in message

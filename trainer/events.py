@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger(__name__)
+EVENTS_VERSION = 1  # told by each run_started; readers pass over what they do not know
 MAX_PENDING = 10_000  # lines kept in memory while the disk refuses them
 
 

@@ -121,6 +121,9 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
             prepared = accelerator.prepare(model.module())
             state = State(config, model, device)
             require_disk_space(config, 2 * state.checkpoint_bytes)
+            much = preflight.write_budget(config, inputs, verdict, state.checkpoint_bytes).warning()
+            if much and accelerator.is_main_process:
+                this_session.warn("write_budget", much)
             if verdict:
                 restore(state, verdict)
                 if accelerator.is_main_process:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer import base_model, dataset, findings, manifest, prompts, resume, schedule
+from trainer import base_model, budget, dataset, findings, manifest, prompts, resume, schedule
+from trainer.budget import Budget
 from trainer.config import Config
 from trainer.dataset import Scan
 from trainer.refusal import Refused
@@ -111,6 +112,12 @@ def look_at_checkpoint(config: Config, inputs: Inputs, environment: Mapping[str,
     )
 
 
+def write_budget(config: Config, inputs: Inputs, verdict: Verdict | None, bytes_of_save: int) -> Budget:
+    """What the training is going to write in checkpoints of this size."""
+    step, seconds = (verdict.step, budget.step_seconds(RunFolder(config.run_dir))) if verdict else (0, None)
+    return budget.of(config, step, inputs.total_steps, inputs.steps_per_epoch, bytes_of_save, seconds)
+
+
 @dataclass(frozen=True)
 class Preflight:
     """What a training would be. `refusals`: every reason why it may not begin; empty when it may."""
@@ -121,6 +128,13 @@ class Preflight:
     refusals: tuple[str, ...]
     disk_free: int  # bytes
 
+    @property
+    def writes(self) -> Budget | None:
+        """What is going to be written; None where the size of a checkpoint is not known yet."""
+        if self.inputs is None or self.verdict is None or self.verdict.finished:
+            return None
+        return write_budget(self.config, self.inputs, self.verdict, self.verdict.manifest.bytes)
+
     def lines(self) -> list[str]:
         """For people."""
         lines = self.inputs.lines() if self.inputs else []
@@ -129,6 +143,8 @@ class Preflight:
             rates = ", ".join(f"{part} {peak:.3g}" for part, peak in schedule.peaks(self.config).items())
             lines.append(f"Starts afresh; learning rate {rates}, {self.config.lr_scheduler}")
         lines.append(f"{self.disk_free / 1e9:.1f} GB free for {self.config.output_dir}")
+        if writes := self.writes:
+            lines += [writes.line(), *filter(None, [writes.warning()])]
         return lines + [f"Refused: {line}" for refusal in self.refusals for line in refusal.splitlines()]
 
     def as_json(self) -> dict[str, Any]:
@@ -144,7 +160,19 @@ class Preflight:
             "steps_per_epoch": inputs.steps_per_epoch if inputs else None,
             "total_steps": inputs.total_steps if inputs else None,
             "disk_free": self.disk_free,
+            "writes": self._writes_json(),
             "resume": self._resume_json(verdict) if verdict else None,
+        }
+
+    def _writes_json(self) -> dict[str, Any] | None:
+        writes = self.writes
+        if writes is None:
+            return None
+        return {
+            **dataclasses.asdict(writes),
+            "total": writes.total,
+            "per_hour": writes.per_hour,
+            "warning": writes.warning(),
         }
 
     def _resume_json(self, verdict: Verdict) -> dict[str, Any]:

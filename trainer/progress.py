@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer.events import EventWriter
+from trainer.stability import AfterResume
 from trainer.state import State
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Meter:
         self._total_steps = total_steps
         self._process = psutil.Process()
         self._pending: list[_Pending] = []
+        self._after_resume = AfterResume(state.global_step, state.loss_average, state.loss_spread)
         self._flushed = self._logged = time.monotonic()
         self._recent: list[float] = []  # seconds of recent steps
 
@@ -69,6 +71,7 @@ class Meter:
         memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else self._process.memory_info().rss
         for pending, (loss, grad_norm, finite) in zip(self._pending, rows, strict=True):
             self._state.note_loss(loss, bool(finite))
+            jump = self._after_resume.add(loss)
             self._recent = [*self._recent[-99:], pending.step_seconds]
             if self._events:
                 self._events.write(
@@ -86,6 +89,9 @@ class Meter:
                 if not finite:
                     message = "loss or gradient is not finite; the step was left out"
                     self._events.write("warning", pending.global_step, kind="nonfinite", message=message)
+                if jump:
+                    logger.warning("After the resume %s.", jump)
+                    self._events.write("warning", pending.global_step, kind="loss_jump", message=jump)
         if time.monotonic() - self._logged > LOG_SECONDS or self._pending[-1].global_step == self._total_steps:
             self._log(self._pending[-1])
         self._pending.clear()

@@ -27,6 +27,9 @@ BUCKET_OPTIONS = (
     "bucket_no_upscale",
 )
 
+# Files of accelerate's save_state, which sd-scripts' --save_state calls.
+OF_ACCELERATE = ("train_state.json", "optimizer.bin", "scheduler.bin", "random_states_0.pkl", "optimizer.pt")
+
 
 class ResumeRefused(Refused):
     """The run cannot, or must not, continue from there. One reason a line, each with the way out."""
@@ -123,10 +126,13 @@ def choose(config: Config) -> Chosen:
     try:
         path = _path(wanted, run)
         is_run = (path / "checkpoints").is_dir()
+        foreign = foreign_state(path)
     except (OSError, RuntimeError) as error:  # too long a name, or no such user
         raise ResumeRefused([f"resume_from_checkpoint: {wanted[:200]!r} cannot be used: {error}"]) from error
     if is_run:
         return _latest(path / "checkpoints")
+    if foreign:
+        raise ResumeRefused([f"resume_from_checkpoint: {path} {foreign}"])
     if not path.is_dir():
         steps = [str(found.step) for found in manifest.listing(run.checkpoints)]
         have = f"this run has {', '.join(steps)}" if steps else "this run has no checkpoints"
@@ -144,6 +150,29 @@ def _path(wanted: str, run: RunFolder) -> Path:
     if wanted.isdecimal() and len(wanted) < 20:
         return run.checkpoints / manifest.folder_name(int(wanted))
     return Path(wanted).expanduser()
+
+
+def foreign_state(path: Path) -> str:
+    """What another program's saved state, or a model file, is and what can be taken of it; empty where it is neither.
+
+    Nothing of it is opened: such states hold pickles, which can run code.
+    """
+    if path.is_file() and path.suffix == ".safetensors":
+        way_out = f'network_weights = "{path}" begins a new run with its weights'
+        return f"is a model file, which has no optimizer and no steps: {way_out}"
+    if (path / manifest.MANIFEST).exists() or not any((path / name).exists() for name in OF_ACCELERATE):
+        return ""
+    beside = path.with_name(path.name.removesuffix("-state") + ".safetensors")
+    weights = next((file for file in (beside, path / "pytorch_lora_weights.safetensors") if file.is_file()), None)
+    way_out = (
+        f'network_weights = "{weights}" begins a new run with its weights'
+        if weights
+        else "name the LoRA file that was saved with it as network_weights, to begin a new run with its weights"
+    )
+    return (
+        "is a state saved by sd-scripts or another program of accelerate. It does not say which images and which noise "
+        f"come next, so it cannot be continued exactly; {way_out} (a warm start: optimizer and steps are new)"
+    )
 
 
 def _latest(checkpoints: Path) -> Chosen:

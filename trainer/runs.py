@@ -172,8 +172,9 @@ def read_run(run: RunFolder) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise RunUnreadable(f"{run.run_file} cannot be read: {error}") from error
-    if not isinstance(record, dict) or not isinstance(record.get("version"), int):
-        raise RunUnreadable(f"{run.run_file} is not a run's record")
+    kinds = {"version": int, "run_id": str, "status": str, "sessions": list, "created": float}
+    if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in kinds.items()):
+        raise RunUnreadable(f"{run.run_file} is not a run's record; move it away to begin a new one")
     if record["version"] > RUN_VERSION:
         raise RunUnreadable(
             f"{run.run_file} is of version {record['version']}; this program reads up to {RUN_VERSION}: update it"

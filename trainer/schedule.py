@@ -106,7 +106,7 @@ def dead_steps(curve: LrCurve, step: int, total_steps: int) -> tuple[int, int] |
     A falling curve that ends where the run ends is as it should be; one that ended before would train for nothing.
     """
     first = max(step, curve.end_step)
-    if curve.scale == 0:
+    if curve.scale <= 1e-6:
         first = step
     if first >= total_steps or curve.factor(first) > 1e-6 or curve.factor(total_steps - 1) > 1e-6:
         return None

@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer import branches, files, manifest, runs
 from trainer.config import Config, to_toml
-from trainer.events import EventWriter
+from trainer.events import EVENTS_VERSION, EventWriter
 from trainer.resume import Verdict
 from trainer.runs import RunFolder
 from trainer.signals import StopRequested
@@ -85,7 +85,7 @@ class Session:
             "from_step": self.global_step,
             "grade": verdict.grade if verdict else None,
             "resumed_from": str(verdict.path) if verdict else None,
-            "allowed": [item.name for item in verdict.differences if item.allowed] if verdict else [],
+            "allowed": _allowed(verdict) if verdict else [],
             **runs.this_process(),
         }
         self.record |= {"status": "running", **runs.this_process()}
@@ -96,7 +96,7 @@ class Session:
             for path, reason in verdict.rejected:
                 aside = manifest.set_aside(path, reason)
                 self.events.write("checkpoint_rejected", verdict.step, path=str(aside), reason=reason)
-        self.events.write("run_started", self.global_step, session=self.number, **started)
+        self.events.write("run_started", self.global_step, version=EVENTS_VERSION, session=self.number, **started)
         try:
             yield self
         except StopRequested:
@@ -130,6 +130,10 @@ class Session:
             abandoned=[str(path) for path in moved],
         )
 
+    def warn(self, kind: str, message: str) -> None:
+        logger.warning("%s", message)
+        self.events.write("warning", self.global_step, kind=kind, message=message)
+
     def finish(self, status: runs.Status, reason: str) -> None:
         self._end(status, reason)
 
@@ -151,6 +155,11 @@ class Session:
             runs.write_run(self._run, self.record)
         except OSError as error:  # the status is then derived from the process, which is gone
             logger.warning("%s cannot be written: %s", self._run.run_file, error)
+
+
+def _allowed(verdict: Verdict) -> list[str]:
+    """What is not as it was, by permission."""
+    return [item.name for item in verdict.differences if item.allowed] + (["dataset"] if verdict.dataset else [])
 
 
 def advise(error: BaseException) -> str:

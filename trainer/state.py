@@ -47,6 +47,7 @@ class State:
         self.origin = Origin()
         self.planned_steps = 0  # the run's length when it began, which options may name shares of
         self.loss_average: float | None = None
+        self.loss_spread: float | None = None  # how far losses usually are from it
         self.nonfinite_in_a_row = 0
         self.validation = Record()
         self._skips_itself = optimizers.skips_nonfinite_itself(self.optimizer)
@@ -94,6 +95,9 @@ class State:
         self.nonfinite_in_a_row = 0 if finite else self.nonfinite_in_a_row + 1
         if finite:
             average = self.loss_average
+            if average is not None:
+                spread, share = self.loss_spread or 0.0, max(1 - LOSS_AVERAGE, 1 / (self.global_step + 1))
+                self.loss_spread = (1 - share) * spread + share * abs(loss - average)
             self.loss_average = loss if average is None else LOSS_AVERAGE * average + (1 - LOSS_AVERAGE) * loss
 
     @contextmanager
@@ -126,6 +130,7 @@ class State:
                 "optimizer": values,
                 "scaler": self.scaler.state_dict() if self.scaler else None,
                 "loss_average": self.loss_average,
+                "loss_spread": self.loss_spread,
                 "nonfinite_in_a_row": self.nonfinite_in_a_row,
                 "validation": dataclasses.asdict(self.validation),
                 **more,
@@ -150,6 +155,7 @@ class State:
         self.global_step = values["global_step"]
         self.origin = Origin(**values["epoch_origin"])
         self.loss_average = values["loss_average"]
+        self.loss_spread = values.get("loss_spread")  # version 1 began without it
         self.nonfinite_in_a_row = values["nonfinite_in_a_row"]
         self.validation = Record(**values.get("validation", {}))  # version 1 began without it
 

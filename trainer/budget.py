@@ -1,0 +1,78 @@
+"""How much a run's checkpoints write to the disk, and when that is worth a word. No torch here."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+from trainer.config import Config
+from trainer.events import read_events
+from trainer.runs import RunFolder
+
+MUCH_AN_HOUR = 50e9  # bytes: a quarter of what usual SSDs sustain for long without slowing everything down
+MUCH_IN_ALL = 2e12  # bytes: some thousandths of what a usual 1 TB SSD can take in its life (600 TB)
+TAIL = 1 << 16  # bytes of events that tell the speed of late
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is still to be written: so many checkpoints of so many bytes; seconds between two, where they are known."""
+
+    saves: int
+    bytes_of_save: int
+    seconds_between: float | None
+
+    @property
+    def total(self) -> int:
+        return self.saves * self.bytes_of_save
+
+    @property
+    def per_hour(self) -> float | None:
+        """Bytes; None where nothing is known of the time, or only the end saves."""
+        return self.bytes_of_save / self.seconds_between * 3600 if self.seconds_between and self.saves > 1 else None
+
+    def line(self) -> str:
+        rate = f", {self.per_hour / 1e9:.1f} GB an hour" if self.per_hour else ""
+        count = "1 checkpoint" if self.saves == 1 else f"{self.saves} checkpoints"
+        return f"{count} of {self.bytes_of_save / 1e6:,.1f} MB to be written: {self.total / 1e9:,.1f} GB in all{rate}"
+
+    def warning(self) -> str | None:
+        """What to say when it is so much that it slows the machine down or wears an SSD out."""
+        if self.total <= MUCH_IN_ALL and (self.per_hour or 0) <= MUCH_AN_HOUR:
+            return None
+        return (
+            f"{self.line()}. That is much for an SSD (a usual one of 1 TB takes about 600 TB in its life): save less "
+            "often (save_every_n_steps, save_every_n_epochs, save_every_n_minutes), or write output_dir to another disk"
+        )
+
+
+def of(
+    config: Config, step: int, total_steps: int, steps_per_epoch: int, bytes_of_save: int, step_seconds: float | None
+) -> Budget:
+    """What a run writes from a step on to its end."""
+    every = [config.save_every_n_steps, config.save_every_n_epochs * steps_per_epoch]
+    left = max(0, total_steps - step)
+    due = {
+        number
+        for interval in every
+        if interval
+        for number in range(step - step % interval + interval, total_steps, interval)
+    }
+    by_steps = len(due) if config.save_state else 0
+    seconds = left * step_seconds if step_seconds else None
+    minutes = config.save_every_n_minutes * 60
+    by_time = int(seconds / minutes) if seconds and minutes else 0
+    saves = by_steps + by_time + (left > 0)
+    return Budget(saves, bytes_of_save, seconds / saves if seconds and saves else None)
+
+
+def step_seconds(run: RunFolder) -> float | None:
+    """What a step of the run took of late; None where nothing is known."""
+    try:
+        size = run.events_file.stat().st_size
+    except OSError:
+        return None
+    events, _ = read_events(run.events_file, max(0, size - TAIL))
+    seconds = [event.get("step_seconds") for event in events if event["event"] == "step"]
+    known = [value for value in seconds if isinstance(value, float) and value > 0]
+    return statistics.median(known) if known else None
