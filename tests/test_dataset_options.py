@@ -399,6 +399,14 @@ def test_changed_options_of_a_subset_are_a_difference_on_resume(tmp_path: Path) 
     assert "flip_aug of subset 1: dogs (True then" in line and "color_aug of subset 1: dogs" in line
 
 
+def test_a_checkpoint_from_before_affixes_were_shuffled_is_told_apart(tmp_path: Path) -> None:
+    config = config_for(pictures(tmp_path / "images", 2), caption_prefix="a photo of", shuffle_caption=True)
+    now = dataset.record(dataset.scan(config), config)
+    before = {name: value for name, value in now.items() if name != "affixes"} | {"digest": "another"}
+    assert "stayed outside then" in dataset.compare(before, now).lines()[0]
+    assert not dataset.compare(now, now)
+
+
 # --- pictures ------------------------------------------------------------------------------------------------------
 
 

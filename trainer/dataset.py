@@ -344,13 +344,20 @@ def record(found: Scan, config: Config) -> dict[str, Any]:
     content: Any = {key: [value for name, value in image.items() if name != "path"] for key, image in images.items()}
     settings = preprocessing(config)
     own = _own_options(found, config)
+    more = {**({"subsets": own} if own else {}), **({"affixes": "shuffled"} if _shuffles_affixes(settings) else {})}
     return {
         "version": DATASET_VERSION,
         "preprocessing": settings,
-        **({"subsets": own} if own else {}),
+        **more,
         "images": images,
-        "digest": files.digest([content, settings, *([own] if own else [])]),
+        "digest": files.digest([content, settings, *more.values()]),
     }
+
+
+def _shuffles_affixes(settings: Mapping[str, Any]) -> bool:
+    """Whether prefix or suffix go where they did not go in records without "affixes", which kept them outside."""
+    affixes = settings.get("caption_prefix") or settings.get("caption_suffix")
+    return bool(affixes and (settings.get("shuffle_caption") or settings.get("caption_tag_dropout_rate")))
 
 
 def _image(entry: Entry) -> dict[str, Any]:
@@ -396,7 +403,7 @@ class DatasetDifference:
             "another picture": self.changed,
             "caption changed": self.captions,
             "bucket, repeats, mask or role changed": self.treated,
-            "options of subsets": self.options,
+            "options": self.options,
         }
         result = []
         for kind, paths in kinds.items():
@@ -424,11 +431,14 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> DatasetDifferenc
                 new[key]["path"] for key in both if any(old[key].get(name) != new[key].get(name) for name in TREATMENT)
             )
         ),
-        options=tuple(_changed_options(then.get("subsets", {}), now.get("subsets", {}))),
+        options=tuple(_changed_options(then, now)),
     )
 
 
-def _changed_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def _changed_options(record_then: Mapping[str, Any], record_now: Mapping[str, Any]) -> Iterator[str]:
+    if _shuffles_affixes(record_then.get("preprocessing", {})) and record_now.get("affixes") and "affixes" not in record_then:
+        yield "caption_prefix and caption_suffix are shuffled with the caption's parts (they stayed outside then)"
+    then, now = record_then.get("subsets", {}), record_now.get("subsets", {})
     for subset in sorted(then.keys() | now.keys()):
         old, new = then.get(subset, {}), now.get(subset, {})
         for name in sorted(old.keys() | new.keys()):

@@ -338,6 +338,9 @@ def _checked_documents(state: Mapping[str, Any], images: Mapping[str, Any], envi
         manifest.of(int, state["epoch_origin"][name])
     manifest.of(int, environment["processes"])
     manifest.of(str, images["digest"])
+    manifest.of(dict, images.get("preprocessing", {}))
+    for options in manifest.of(dict, images.get("subsets", {})).values():
+        manifest.of(dict, options)
     for image in manifest.of(dict, images["images"]).values():
         manifest.of(str, image["path"])
         image["caption"], image["bucket"], image["repeats"]
