@@ -436,7 +436,11 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> DatasetDifferenc
 
 
 def _changed_options(record_then: Mapping[str, Any], record_now: Mapping[str, Any]) -> Iterator[str]:
-    if _shuffles_affixes(record_then.get("preprocessing", {})) and record_now.get("affixes") and "affixes" not in record_then:
+    if (
+        _shuffles_affixes(record_then.get("preprocessing", {}))
+        and record_now.get("affixes")
+        and "affixes" not in record_then
+    ):
         yield "caption_prefix and caption_suffix are shuffled with the caption's parts (they stayed outside then)"
     then, now = record_then.get("subsets", {}), record_now.get("subsets", {})
     for subset in sorted(then.keys() | now.keys()):
