@@ -18,8 +18,8 @@ from gui.runner import Started
 from trainer import events, runs
 from trainer.runs import RunFolder, RunUnreadable
 
-CHUNK_BYTES = 4 << 20  # read at once: a page's memory does not grow with the file
-LOOK_SECONDS = 0.3  # a look reads for so long at most; the next one goes on from there
+CHUNK_BYTES = 1 << 20  # read at once: the memory it takes does not grow with the file
+LOOK_SECONDS = 0.3  # a look reads for so long at most
 
 Condition = Literal[
     "none", "new", "starting", "refused", "running", "stopping", "interrupted", "stopped", "finished", "failed"
@@ -90,6 +90,9 @@ class _Reader:
         self._offset = 0
         self._history = History()
         self._shown = History()  # what views hold: other threads may still draw it
+        self._taken = 0  # how far what is shown goes
+        self._caught_up = False
+        self._thread: threading.Thread | None = None
 
     def look(self) -> View:
         with self._lock:
@@ -99,7 +102,7 @@ class _Reader:
             except OSError:
                 file_id, size = 0, 0
             if file_id != self._file_id or size < self._offset:
-                self._file_id, self._offset, self._history = file_id, 0, History()
+                self._file_id, self._offset, self._taken, self._history = file_id, 0, 0, History()
             if self._read_on() or not self._offset:
                 self._shown = self._history.snapshot()
             started = runner.read_started(self._run)
@@ -107,20 +110,38 @@ class _Reader:
             message = ""
             if state == "refused" and started is not None:
                 message = console_log.tail(self._run.console_file, started.console_offset, lines=40)
-            stamp = (str(self._run.path), self._file_id, self._offset)
-            return View(self._run, state, self._shown, stamp, started, message, self._offset / size if size else 1.0)
+            stamp = (str(self._run.path), self._file_id, self._taken)
+            read = 1.0 if self._caught_up or not size else self._offset / size
+            return View(self._run, state, self._shown, stamp, started, message, read)
 
     def _read_on(self) -> bool:
-        """Take in what was appended, as far as that goes in the time of a look; whether there was something."""
-        deadline, begin = time.monotonic() + LOOK_SECONDS, self._offset
-        while time.monotonic() < deadline:
-            before = self._offset
-            found, self._offset = events.read_events(self._run.events_file, before, CHUNK_BYTES)
-            for event in found:
-                self._history.add(event)
-            if self._offset == before:
-                break
+        """Take in what was appended; what does not fit into the time of a look is read by a thread meanwhile.
+
+        Whether there was something new for this look.
+        """
+        begin, deadline = self._taken, time.monotonic() + LOOK_SECONDS
+        while self._read_chunk() and time.monotonic() < deadline:
+            pass
+        if not self._caught_up and (self._thread is None or not self._thread.is_alive()):
+            self._thread = threading.Thread(target=self._catch_up, daemon=True)
+            self._thread.start()
+        self._taken = self._offset
         return self._offset != begin
+
+    def _read_chunk(self) -> bool:
+        """Whether there was one. A torn last line is left for when it is whole."""
+        before = self._offset
+        found, self._offset = events.read_events(self._run.events_file, before, CHUNK_BYTES)
+        for event in found:
+            self._history.add(event)
+        self._caught_up = self._offset == before
+        return not self._caught_up
+
+    def _catch_up(self) -> None:
+        going = True
+        while going:
+            with self._lock:
+                going = self._read_chunk()
 
 
 class Watch:

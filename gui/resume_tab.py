@@ -489,7 +489,8 @@ def adopted(places: Places, run: RunFolder | None) -> tuple[dict[str, Any] | Non
         problems = [forms.describe(problem) for problem in error.problems]
         return None, look.note(f"The options of {run.path.name} cannot be read:", problems, kind="bad")
     values = {name: getattr(then, name) for name in OPTIONS}
-    values |= {"resume_from_checkpoint": "latest", "overwrite_run": False}
+    # The folder's own name: it may have been renamed or copied since.
+    values |= {"resume_from_checkpoint": "latest", "overwrite_run": False, "output_name": run.path.name}
     if (places.home / then.output_dir).resolve() != run.path.parent:  # trained from another folder
         values["output_dir"] = str(run.path.parent)
     return values, look.note(

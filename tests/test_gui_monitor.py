@@ -317,14 +317,26 @@ def test_a_new_reader_sees_what_the_old_one_saw(tmp_path: Path) -> None:
     assert old.samples == new.samples
 
 
-def test_a_long_file_is_read_in_several_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_look_has_no_time_for_is_read_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor, "LOOK_SECONDS", 0.0)
-    run, watch = make_run(tmp_path), Watch()
-    assert watch.look(run).read == 0.0
     monkeypatch.setattr(monitor, "CHUNK_BYTES", 4096)
-    monkeypatch.setattr(monitor, "LOOK_SECONDS", 60.0)
+    run, watch = make_run(tmp_path), Watch()
     view = watch.look(run)
+    assert 0 < view.read < 1
+    assert view.history.step < 150
+    for _ in range(1000):
+        view = watch.look(run)
+        if view.read == 1:
+            break
+        time.sleep(0.01)
     assert (view.read, view.history.step) == (1.0, 150)
+
+
+def test_a_torn_last_line_is_no_reason_to_go_on_reading(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    with run.events_file.open("a") as file:
+        file.write('{"event": "st')
+    assert Watch().look(run).read == 1.0
 
 
 def test_a_run_folder_that_was_replaced_is_read_from_its_beginning(tmp_path: Path) -> None:

@@ -177,6 +177,15 @@ def test_a_run_trained_from_another_folder_is_continued_where_it_is(
     assert values["resume_from_checkpoint"] == "latest"
 
 
+def test_a_copied_run_is_continued_itself_and_not_the_one_it_was_copied_from(
+    trained: Config, places: Places, run: RunFolder
+) -> None:
+    copy = Path(shutil.copytree(run.path, run.path.parent / "copy"))
+    values, _ = resume_tab.adopted(places, RunFolder(copy))
+    assert values is not None
+    assert values["output_name"] == "copy"
+
+
 # --- the list ---
 
 
