@@ -306,7 +306,7 @@ def examine(
     refusals += _dead_curve(curve, step, total_steps)
 
     surroundings = compare_environment(environment_then, environment)
-    changed = bool(drift) or any(item.on_resume == "trajectory" for item in differences) or curve != curve_then
+    changed = bool(drift) or any(item.on_resume != "free" for item in differences) or curve != curve_then
     split = any(item.name in ("train_batch_size", "gradient_accumulation_steps") for item in differences)
     grade: Grade = "changed" if changed else "trajectory-exact" if surroundings or split else "bit-exact"
     return Verdict(
