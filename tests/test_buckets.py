@@ -55,6 +55,8 @@ def test_the_buckets_of_512_pixels_are_kohyas() -> None:
 @given(size=sizes)
 def test_a_picture_goes_where_its_shape_is_nearest(size: Size) -> None:
     bucket = bucket_for(size, (512, 512), 256, 1024, 64, no_upscale=False)
+    nearest = {abs(each[0] / each[1] - size[0] / size[1]): each for each in bucket_sizes((512, 512), 256, 1024, 64)}
+    assert bucket[0] / bucket[1] - size[0] / size[1] in (min(nearest), -min(nearest))
     off = abs(bucket[0] / bucket[1] - size[0] / size[1])
     for width, height in bucket_sizes((512, 512), 256, 1024, 64):
         assert off <= abs(width / height - size[0] / size[1])

@@ -583,7 +583,7 @@ def datasets(draw: st.DrawFn) -> tuple[Config, list[Entry]]:
         entries.append(
             Entry(
                 id=f"{number:04d}",
-                path=Path(f"{number}.png"),
+                file=f"{number}.png",
                 relative="",
                 digest=str(number),
                 size=(16, 16),

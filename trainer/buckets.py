@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -41,10 +42,20 @@ def bucket_for(size: Size, resolution: Size, low: int, high: int, step: int, no_
         scale = min(1.0, math.sqrt(resolution[0] * resolution[1] / (width * height)))
         return max(step, int(width * scale) // step * step), max(step, int(height * scale) // step * step)
     ratio = width / height
-    return min(
-        bucket_sizes(resolution, low, high, step),
-        key=lambda bucket: (abs(bucket[0] / bucket[1] - ratio), -bucket[0] * bucket[1]),
-    )
+    ratios, best = _by_ratio(resolution, low, high, step)
+    place = bisect.bisect_left(ratios, ratio)
+    near = best[max(0, place - 1) : place + 1]
+    return min(near, key=lambda bucket: (abs(bucket[0] / bucket[1] - ratio), -bucket[0] * bucket[1]))
+
+
+@lru_cache(maxsize=32)
+def _by_ratio(resolution: Size, low: int, high: int, step: int) -> tuple[list[float], list[Size]]:
+    """The aspect ratios of the bucket sizes in order, and the largest bucket of each."""
+    largest: dict[float, Size] = {}
+    for size in bucket_sizes(resolution, low, high, step):
+        largest[size[0] / size[1]] = size  # in the order of their widths, so of one ratio the largest is last
+    ratios = sorted(largest)
+    return ratios, [largest[ratio] for ratio in ratios]
 
 
 def cover(size: Size, bucket: Size) -> Size:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ class Entry:
     """One image with its caption, as it will be trained."""
 
     id: str  # of its content; addresses its random draws, so other images do not matter to it
-    path: Path
+    file: str  # its path
     relative: str  # path below the folder that an option names
     digest: str  # SHA-256 of the file
     size: buckets.Size  # (width, height) in pixels, turned upright
@@ -37,6 +39,10 @@ class Entry:
     subset: Subset  # where it is from, and the options of its own
     mask: Path | None = None  # a picture that is white where the image teaches
     mask_digest: str = ""  # SHA-256 of its file
+
+    @property
+    def path(self) -> Path:
+        return Path(self.file)  # made when it is asked for: a hundred thousand of them take time and memory
 
 
 @dataclass(frozen=True)
@@ -97,28 +103,32 @@ def scan(
     masks = _Masks(config.cache_path, workers)
     entries: list[Entry] = []
     findings: list[Finding] = []
-    copies: dict[str, list[Path]] = {}
+    copies: dict[str, list[str]] = {}
     uncaptioned = 0
     for subset, content in zip(chosen, contents, strict=True):
         findings += content.findings()
         captions = _captions(subset)
+        bucket_of = _bucketing(subset.options)
         below = "" if subset.folder == subset.root else f"{subset.folder.relative_to(subset.root).as_posix()}/"
         for picture in content.pictures:
-            fact, path = picture.facts, picture.path
+            fact, file = picture.facts, picture.file
             if fact.problem:
                 continue
             size = (fact.width, fact.height)
-            bucket = _bucket(size, subset.options)
+            bucket = bucket_of(size)
             if buckets.visible_share(size, bucket) < SMALLEST_SHARE:
-                findings.append(Finding("too_narrow", path, f"{size[0]} x {size[1]} pixels"))
+                findings.append(Finding("too_narrow", picture.path, f"{size[0]} x {size[1]} pixels"))
                 continue
             if (factor := buckets.enlargement(size, bucket)) > LARGEST_ENLARGEMENT:
                 findings.append(
-                    Finding("too_small", path, f"{size[0]} x {size[1]} pixels, enlarged {factor:.1f} times")
+                    Finding("too_small", picture.path, f"{size[0]} x {size[1]} pixels, enlarged {factor:.1f} times")
                 )
-            caption = picture.whole_caption() if subset.options.enable_wildcard else picture.caption_text()
-            told = metadata_files.caption_of(path, subset.root, captions) if captions and caption is None else None
-            findings += [found for found in picture.findings() if told is None or found.kind != "no_caption"]
+            first_line = picture.caption_text()
+            caption = picture.whole_caption() if subset.options.enable_wildcard else first_line
+            told = (
+                metadata_files.caption_of(picture.path, subset.root, captions) if captions and caption is None else None
+            )
+            findings += [found for found in picture.findings(first_line) if told is None or found.kind != "no_caption"]
             if told is not None:
                 caption = told if subset.options.enable_wildcard else next(iter(told.strip().splitlines()), "")
             elif caption is None:
@@ -126,15 +136,15 @@ def scan(
                 caption = subset.class_tokens
             # Copies of one picture are told apart by their number, in the order of their paths.
             same = copies.setdefault(fact.digest, [])
-            if same and path not in same:  # one file in several subsets is on purpose
-                findings.append(Finding("duplicate", path, "", (same[0],)))
-            same.append(path)
-            mask, mask_digest = masks.of(path, below, subset.options)
+            if same and file not in same:  # one file in several subsets is on purpose
+                findings.append(Finding("duplicate", picture.path, "", (Path(same[0]),)))
+            same.append(file)
+            mask, mask_digest = masks.of(file, below, subset.options)
             entries.append(
                 Entry(
                     id=fact.digest[:32] if len(same) == 1 else f"{fact.digest[:32]}-{len(same)}",
-                    path=path,
-                    relative=below + path.name,
+                    file=file,
+                    relative=below + file[file.rfind(os.sep) + 1 :],
                     digest=fact.digest,
                     size=size,
                     bucket=bucket,
@@ -206,10 +216,11 @@ class _Masks:
         self._folders: dict[Path, dict[str, tuple[Path, str]]] = {}
         self._missing: list[str] = []
 
-    def of(self, image: Path, below: str, options: Config) -> tuple[Path | None, str]:
+    def of(self, file: str, below: str, options: Config) -> tuple[Path | None, str]:
         """The mask of an image and its digest; `below`: the image's folder, from its subset's root on."""
         if not (options.masked_loss and options.conditioning_data_dir):
             return None, ""
+        image = Path(file)
         root = Path(options.conditioning_data_dir)
         for folder in dict.fromkeys((root / below, root)):
             if found := self._in(folder).get(image.stem):
@@ -249,6 +260,8 @@ def split(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry], list[str]
     ever validated with when images are added. Where the share is so small that no image is in it, the one nearest to
     it is; adding images can only put a new one, or none, in its place. Copies go together.
     """
+    if not any(subset.is_validation or subset.options.validation_split > 0 for subset in _subsets_of(entries)):
+        return list(entries), [], []
     held_out = {entry.digest for entry in entries if entry.subset.is_validation}
     copies = {entry.digest for entry in entries if not entry.subset.is_validation} & held_out
     places = {
@@ -278,6 +291,10 @@ def split(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry], list[str]
     return train, validation, told
 
 
+def _subsets_of(entries: Sequence[Entry]) -> Iterable[Subset]:
+    return {id(entry.subset): entry.subset for entry in entries}.values()
+
+
 def _split_place(entry: Entry) -> float:
     options = entry.subset.options
     seed = options.seed if options.validation_seed is None else options.validation_seed
@@ -294,6 +311,8 @@ def balance(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
     first, in the order of the ids, until there are enough; those that are left then are not used. Where there are
     not enough, each is used equally often more, and the first ones once more for what remains.
     """
+    if not any(subset.is_reg for subset in _subsets_of(entries)):
+        return list(entries), []
     result = [entry for entry in entries if not entry.subset.is_reg]
     unused = 0
     for dataset in sorted({entry.subset.dataset for entry in entries if entry.subset.is_reg}):
@@ -311,17 +330,13 @@ def balance(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
     return sorted(result, key=lambda entry: entry.id), notices
 
 
-def _bucket(size: buckets.Size, config: Config) -> buckets.Size:
+def _bucketing(config: Config) -> Callable[[buckets.Size], buckets.Size]:
+    """The bucket of a picture by its size, each size worked out once."""
+    resolution = config.resolution_size
     if not config.enable_bucket:
-        return config.resolution_size
-    return buckets.bucket_for(
-        size,
-        config.resolution_size,
-        config.min_bucket_reso,
-        config.max_bucket_reso,
-        config.bucket_reso_steps,
-        config.bucket_no_upscale,
-    )
+        return lambda size: resolution
+    low, high, step = config.min_bucket_reso, config.max_bucket_reso, config.bucket_reso_steps
+    return functools.cache(lambda size: buckets.bucket_for(size, resolution, low, high, step, config.bucket_no_upscale))
 
 
 # --- fingerprints --------------------------------------------------------------------------------------------------

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from trainer.findings import Finding
 from trainer.memory import FileMemory, stamp_of
@@ -81,13 +79,20 @@ def near_copies(looks: Sequence[Look]) -> list[list[int]]:
         return []
     hashes = np.array([seen.hash for seen in looks], dtype=np.uint64)
     colours = np.array([seen[2:] for seen in looks], dtype=np.int16)
-    pairs = [_pairs_of(hashes, colours, shift) for shift in range(0, 64, 8)]
-    left, right = np.concatenate(pairs, axis=1)
-    links = coo_array((np.ones(len(left), dtype=bool), (left, right)), shape=(len(looks), len(looks)))
-    _, labels = connected_components(links, directed=False)
+    leads_to = list(range(len(looks)))  # towards the first of a group
+
+    def first_of(place: int) -> int:
+        while leads_to[place] != place:
+            leads_to[place] = place = leads_to[leads_to[place]]
+        return place
+
+    for shift in range(0, 64, 8):
+        for left, right in _pairs_of(hashes, colours, shift).T.tolist():
+            one, other = sorted((first_of(left), first_of(right)))
+            leads_to[other] = one
     groups: dict[int, list[int]] = {}
-    for place, label in enumerate(labels):
-        groups.setdefault(int(label), []).append(place)
+    for place in range(len(looks)):
+        groups.setdefault(first_of(place), []).append(place)
     return [members for members in groups.values() if len(members) > 1]
 
 

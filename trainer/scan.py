@@ -90,8 +90,8 @@ class Picture(NamedTuple):
         text = self.whole_caption()
         return None if text is None else next(iter(text.splitlines()), "").strip()
 
-    def findings(self) -> Iterator[Finding]:
-        """What is remarkable about it and its caption, apart from what keeps it out of the training."""
+    def findings(self, first_line: str | None) -> Iterator[Finding]:
+        """What is remarkable about it and its caption, apart from what keeps it out; `first_line`: `caption_text`."""
         extension = self.file[self.file.rfind(".") :].lower()
         if extension not in FORMATS[self.facts.format]:
             yield Finding("wrong_extension", self.path, f"its content is {self.facts.format}")
@@ -99,7 +99,7 @@ class Picture(NamedTuple):
             yield Finding("no_caption", self.path)
         elif self.caption.problem:
             yield Finding(self.caption.problem, Path(self.caption_file), self.caption.detail)
-        if self.caption_text() == "":
+        if first_line == "":
             yield Finding("empty_caption", self.path)
 
 
