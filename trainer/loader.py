@@ -135,17 +135,20 @@ class Plan:
         self.steps_per_epoch = sum(buckets.steps_per_epoch(len(members), size) for members, size in self._groups)
         self._order = lru_cache(maxsize=2)(self._compute_order)
 
-    def _compute_order(self, epoch: int) -> list[NDArray[np.int32]]:
-        """The samples of each step of an epoch."""
-        steps = []
+    def _compute_order(self, epoch: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The samples of an epoch in their order, and where each step's begin (and the last one's end)."""
+        orders, sizes = [], []
         for members, size in self._groups:
             numbers = self._buckets[members].astype(np.int64)
-            order = members[buckets.epoch_order(self._seed, epoch, numbers, size)]
-            steps += [order[start : start + size] for start in range(0, len(order), size)]
-        if len(self._groups) == 1:
-            return steps
-        turns = randomness.generator(self._seed, "order of batch sizes", epoch).permutation(len(steps))
-        return [steps[turn] for turn in turns]
+            orders.append(members[buckets.epoch_order(self._seed, epoch, numbers, size)])
+            whole, rest = divmod(len(members), size)
+            sizes.append(np.repeat(np.array([size, rest], np.int32), [whole, rest > 0]))
+        order, size_of_step = np.concatenate(orders), np.concatenate(sizes)
+        if len(self._groups) > 1:
+            turns = randomness.generator(self._seed, "order of batch sizes", epoch).permutation(len(size_of_step))
+            steps = np.split(order, np.cumsum(size_of_step)[:-1])
+            order, size_of_step = np.concatenate([steps[turn] for turn in turns]), size_of_step[turns]
+        return order, np.concatenate([[0], np.cumsum(size_of_step)]).astype(np.int32)
 
     def place(self, step: int) -> tuple[int, int]:
         """(epoch, step in the epoch), both from 0, of the step that follows `step` completed ones."""
@@ -159,7 +162,8 @@ class Plan:
     def samples(self, step: int) -> tuple[list[Use], list[int]]:
         """The samples of a step and the bucket number of each."""
         epoch, place = self.place(step)
-        chosen = self._order(epoch)[place]
+        order, starts = self._order(epoch)
+        chosen = order[starts[place] : starts[place + 1]]
         uses = []
         for index in chosen:
             entry = self._entries[self._entry_of[index]]
@@ -192,16 +196,22 @@ class Samples:
         options = entry.subset.options
         return captions.caption_of_use(entry.caption, options, entry.id, use.epoch, use.repeat, use.warmed)
 
-    def micro_batch(self, uses: Sequence[Use], weight: float) -> MicroBatch:
-        """Uses of one bucket, each with this share in the loss of its step."""
+    def told(self, use: Use) -> tuple[int, str]:
+        """The timestep and the caption of a use."""
+        return self.timestep(use), self.caption(use)
+
+    def micro_batch(
+        self, uses: Sequence[Use], weight: float, told: Sequence[tuple[int, str]] | None = None
+    ) -> MicroBatch:
+        """Uses of one bucket, each with this share in the loss of its step. `told`: of each, if it is known already."""
+        timesteps, texts = zip(*(told or [self.told(use) for use in uses]), strict=True)
         rows = [self._named_sample(use) for use in uses]
         if any("mask" in row for row in rows):
             rows = [row if "mask" in row else {**row, "mask": np.ones_like(row["noise"][:1])} for row in rows]
         prior = self._config.prior_loss_weight
         tensors = {name: self._stacked([row[name] for row in rows]) for name in rows[0]}
-        texts = [self.caption(use) for use in uses]
         others = {
-            "timesteps": torch.tensor([self.timestep(use) for use in uses]),
+            "timesteps": torch.tensor(timesteps),
             "weights": torch.tensor([weight * prior if use.entry.subset.is_reg else weight for use in uses]),
         }
         if self._sources.text_states:
@@ -331,15 +341,17 @@ class Loader:
         uses, numbers = self._plan.samples(step)
         per_device = uses[0].entry.subset.options.train_batch_size  # the same for all
         dealt = buckets.micro_batches(range(len(uses)), numbers, per_device, self._processes)
+        told = [self._samples.told(use) for use in uses]
         micro_batches = []
         for shares in dealt:
             mine, weight = shares[self._process], 1 / len(uses)
             if not mine:  # all processes step together: a sample of weight zero
                 mine, weight = shares[0][:1], 0.0
-            micro_batches.append(self._samples.micro_batch([uses[index] for index in mine], weight))
-        samples = self._samples
+            chosen, known = [uses[index] for index in mine], [told[index] for index in mine]
+            micro_batches.append(self._samples.micro_batch(chosen, weight, known))
         described = [
-            f"{use.entry.id} {use.epoch} {use.repeat} {samples.timestep(use)} {samples.caption(use)}" for use in uses
+            f"{use.entry.id} {use.epoch} {use.repeat} {timestep} {caption}"
+            for use, (timestep, caption) in zip(uses, told, strict=True)
         ]
         return Step(
             index=step,
