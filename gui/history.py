@@ -42,10 +42,13 @@ class Phase:
     time: float
     first_done: int
     first_time: float
+    told: float | None = None  # seconds left, as the trainer has it
 
     @property
     def seconds_left(self) -> float | None:
-        """At the pace so far; None until there is one."""
+        """As told, or at the pace so far; None until there is one."""
+        if self.told is not None:
+            return self.told
         advanced, passed = self.done - self.first_done, self.time - self.first_time
         return passed / advanced * (self.total - self.done) if advanced > 0 and passed > 0 else None
 
@@ -231,11 +234,11 @@ class History:
         done, total, now = _whole(event.get("done")), _whole(event.get("total")), _number(event.get("time"))
         if done is None or not total or now is None:
             return
-        words = event.get("what") or event.get("kind") or event["event"]
-        name, before = str(words).replace("_", " "), self.phase
+        name = " ".join(str(word) for word in (event["event"], event.get("what")) if word).replace("_", " ")
+        before = self.phase
         if before is None or before.name != name or done < before.done:
             before = Phase(name, done, total, now, done, now)
-        left = dataclasses.replace(before, done=done, total=total, time=now)
+        left = dataclasses.replace(before, done=done, total=total, time=now, told=_number(event.get("seconds_left")))
         self.phase = None if done >= total else left
 
 

@@ -224,10 +224,14 @@ def test_samples_of_an_abandoned_branch_are_marked_until_they_are_made_again() -
 def test_work_of_known_length_is_told_with_its_time_left() -> None:
     history = History()
     for done, now in ((0, 100.0), (10, 110.0), (20, 120.0)):
-        fields = {"what": "caching latents", "done": done, "total": 60}
-        history.add({"event": "progress", "global_step": 0, "time": now, **fields})
+        fields = {"what": "latents", "done": done, "total": 60}
+        history.add({"event": "caching", "global_step": 0, "time": now, **fields})
     assert history.phase is not None
+    assert history.phase.name == "caching latents"
     assert (history.phase.done, history.phase.total, history.phase.seconds_left) == (20, 60, 40.0)
+    last = {"what": "latents", "done": 30, "total": 60, "seconds_left": 12.5}
+    history.add({"event": "caching", "global_step": 0, "time": 130.0, **last})
+    assert history.phase.seconds_left == 12.5
     history.add({"event": "step", "global_step": 1, "time": 130.0, "loss": 0.5})
     assert history.phase is None
 
