@@ -455,6 +455,11 @@ def test_a_face_is_kept_in_the_picture(tmp_path: Path) -> None:
     assert columns(pixels(config.replace(face_crop_aug_range=""), 1)) == {31}
 
 
+def test_a_face_crop_without_faces_is_told(tmp_path: Path) -> None:
+    found = scan(pictures(tmp_path / "images", 1), face_crop_aug_range="2.0,4.0")
+    assert any("face_crop_aug_range has no effect" in notice for notice in found.notices)
+
+
 def test_images_are_scaled_as_asked(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(values).save(picture(tmp_path / "images" / "a.png"))

@@ -312,8 +312,8 @@ class Dataset:
     )
     face_crop_aug_range: str = option(
         "",
-        'Crop around the face, with a margin of this many face sizes: "2.0,4.0". For images named '
-        "..._<centre x>_<centre y>_<width>_<height>, without buckets.",
+        'Crop around the face, with a margin of this many face sizes: "2.0,4.0". For images whose names end with its '
+        "centre x, centre y, width and height in pixels, like me_120_80_64_64.png; without buckets.",
         on_resume="trajectory",
         advanced=True,
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import buckets, dataset_config, files, metadata_files, randomness
+from trainer.augmentation import face_in
 from trainer.config import OPTIONS, Config
 from trainer.findings import KINDS, Finding
 from trainer.scan import EXTENSIONS, no_collections, read_folders
@@ -169,6 +170,13 @@ def scan(
         notices.append(
             f"{uncaptioned} of {len(entries)} images have no {config.caption_extension} file; the folder's class is "
             "their caption"
+        )
+    if any(subset.options.face_crop_range for subset in chosen) and not any(
+        face_in(item.path.stem) for item in entries
+    ):
+        notices.append(
+            "face_crop_aug_range has no effect: no image's name ends with a face's centre x and y, width and height, "
+            "like me_120_80_64_64.png"
         )
     entries.sort(key=lambda entry: entry.id)
     train, validation, about_split = split(entries)

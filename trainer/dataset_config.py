@@ -69,6 +69,8 @@ def read(config: Config) -> tuple[list[Subset], list[str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         document = tomllib.loads(text)
+    except FileNotFoundError:
+        raise ConfigError([Problem("dataset_config", f"there is no file {path}")]) from None
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError([Problem("dataset_config", f"{path} cannot be read: {error}")]) from error
     reader = _Reader(config, path, _lines(text))
@@ -184,7 +186,8 @@ class _Reader:
         return f"there is no such option{nearest(key, ALLOWED[level])}"
 
     def _problem(self, place: Place, message: str) -> None:
-        line = next((self._lines[place[:end]] for end in range(len(place), 0, -1) if place[:end] in self._lines), None)
+        nearest_places = [(*place, 0), *(place[:end] for end in range(len(place), 0, -1))]
+        line = next((self._lines[known] for known in nearest_places if known in self._lines), None)
         where = f"{self._path}, line {line}" if line else str(self._path)
         self.problems.append(Problem(str(place[-1]), message, where))
 
