@@ -207,7 +207,9 @@ def checked_settings(places: Places, values: Mapping[str, Any]) -> tuple[Config 
     """The config to train with, or None; every problem that can be known without loading anything; notices."""
     checked = forms.check_values(values)
     problems = list(checked.problems)
-    for name in ("pretrained_model_name_or_path", "train_data_dir"):
+    # A dataset file names the folders itself.
+    images = "dataset_config" if checked.values.get("dataset_config") else "train_data_dir"
+    for name in ("pretrained_model_name_or_path", images):
         if name in checked.values and not checked.values[name]:
             problems.append(Problem(name, f"is empty. {OPTIONS[name].help}"))
     if problems:
@@ -221,9 +223,18 @@ def _missing(places: Places, settings: Config) -> list[Problem]:
     """What is not there, or is in the way. The trainer looks closer, at every image and every byte."""
     problems = []
     images = places.home / settings.train_data_dir
-    if not images.is_dir():
+    if not (settings.dataset_config or images.is_dir()):
         problems.append(Problem("train_data_dir", f"there is no folder {images}"))
-    for name in ("vae", "single_file_config", "network_weights"):
+    for name in (
+        "dataset_config",
+        "reg_data_dir",
+        "validation_data_dir",
+        "conditioning_data_dir",
+        "in_json",
+        "vae",
+        "single_file_config",
+        "network_weights",
+    ):
         path = places.home / getattr(settings, name)
         if getattr(settings, name) and not path.exists():
             problems.append(Problem(name, f"there is no file or folder {path}"))
