@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import psutil
 
@@ -172,14 +172,22 @@ def read_run(run: RunFolder) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise RunUnreadable(f"{run.run_file} cannot be read: {error}") from error
-    kinds = {"version": int, "run_id": str, "status": str, "sessions": list, "created": float}
-    if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in kinds.items()):
-        raise RunUnreadable(f"{run.run_file} is not a run's record; move it away to begin a new one")
-    if record["version"] > RUN_VERSION:
+    version = record.get("version") if isinstance(record, dict) else None
+    if isinstance(version, int) and version > RUN_VERSION:
         raise RunUnreadable(
-            f"{run.run_file} is of version {record['version']}; this program reads up to {RUN_VERSION}: update it"
+            f"{run.run_file} is of version {version}; this program reads up to {RUN_VERSION}: update it"
         )
+    if not isinstance(record, dict) or not _is_record(record):
+        raise RunUnreadable(f"{run.run_file} is not a run's record; move it away to begin a new one")
     return record
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+    """Whether what every reader relies on is there."""
+    kinds = {"version": int, "run_id": str, "status": str, "sessions": list, "created": float}
+    if not all(isinstance(record.get(name), kind) for name, kind in kinds.items()):
+        return False
+    return record["status"] in get_args(Status) and all(isinstance(entry, dict) for entry in record["sessions"])
 
 
 def new_run(name: str) -> dict[str, Any]:
