@@ -18,14 +18,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from gui import console_log, look, monitor, runner
+from gui import console_log, look, runner
 from gui.places import Places
 from trainer import config, files, runs
 from trainer.config import Config
 from trainer.runs import RunFolder
 
 STEPS = 8
-STAGES = ("Training 8 steps straight", "Training again, to be killed", "Resuming", "Comparing")
+STAGES = ("Training 8 steps straight", "Training again, to be killed", "Resuming")  # what it prints as each begins
+VERDICTS = ("PASSED", "FAILED", "Refused")
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,14 @@ def show(drill: Drill | None, now: float) -> str:
     if drill is None:
         return ""
     lines = drill.text.splitlines()
-    if drill.alive:
+    verdict = next((place for place, line in enumerate(lines) if line.startswith(VERDICTS)), None)
+    if drill.alive and verdict is None:
         done = sum(any(line.startswith(stage) for line in lines) for stage in STAGES)
         words = lines[-1] if lines else "Starting ..."
-        passed = monitor.duration(max(0.0, now - drill.began))
-        return look.note(f"Drill, stage {max(1, done)} of 3, for {passed}: {words}") + look.progress("drill", done / 4)
-    verdict = next(
-        (place for place, line in enumerate(lines) if line.startswith(("PASSED", "FAILED", "Refused"))), None
-    )
+        passed = max(0.0, now - drill.began)
+        return look.note(f"Drill, stage {max(1, done)} of 3, for {passed:.0f} s: {words}") + look.progress(
+            "drill", done / 4
+        )
     if verdict is None and "KeyboardInterrupt" in drill.text:
         return look.note("The drill was stopped before its verdict.")
     if verdict is None:
