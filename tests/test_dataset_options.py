@@ -399,6 +399,14 @@ def test_changed_options_of_a_subset_are_a_difference_on_resume(tmp_path: Path) 
     assert "flip_aug of subset 1: dogs (True then" in line and "color_aug of subset 1: dogs" in line
 
 
+def test_batch_sizes_of_datasets_are_compared_as_global_batches(tmp_path: Path) -> None:
+    config = dataset_file(tmp_path)
+    found = dataset.scan(config)
+    before = dataset.record(found, config, 2)
+    (line,) = dataset.compare(before, dataset.record(found, config, 4)).lines()
+    assert "global_batch of subset 1: dogs (8 then, 16 now)" in line
+
+
 def test_a_checkpoint_from_before_affixes_were_shuffled_is_told_apart(tmp_path: Path) -> None:
     config = config_for(pictures(tmp_path / "images", 2), caption_prefix="a photo of", shuffle_caption=True)
     now = dataset.record(dataset.scan(config), config)

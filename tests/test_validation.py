@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,10 @@ from tests.test_exact_resume import copy_at
 from trainer import dataset, overfitting, runs
 from trainer.config import Config, ConfigError, Given, resolve
 from trainer.dataset import DatasetError, Scan
+from trainer.loader import MicroBatch
 from trainer.overfitting import Record
 from trainer.runs import RunFolder
+from trainer.validation import Validator
 
 
 def pictures(folder: Path, numbers: range) -> Path:
@@ -199,3 +204,31 @@ def test_early_stopping_ends_the_run_and_counts_on_after_a_resume(
     assert len(steps_of(resumed)) == 8
     record = runs.read_run(RunFolder(resumed.run_dir))
     assert record is not None and record["status"] == "finished"
+
+
+def test_a_stop_in_the_middle_of_a_validation_saves_and_the_resume_makes_it_first(
+    tiny_model: Path, tiny_images: Path, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"validation_data_dir": str(held_out), "validate_every_n_steps": 2}
+    straight = config_for(tiny_model, tiny_images, tmp_path / "straight", **options)
+    run(straight)
+    config = straight.replace(output_dir=str(tmp_path / "stopped"), save_every_n_steps=0)
+    micro_batches = Validator._micro_batches
+    begun: list[int] = []
+
+    def interrupted(self: Validator) -> Iterator[MicroBatch]:
+        begun.append(1)
+        for number, micro_batch in enumerate(micro_batches(self)):
+            if len(begun) == 2 and number == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield micro_batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Validator, "_micro_batches", interrupted)
+        assert run(config) == "stopped"
+    assert list(validations(config)) == [2]
+    assert events_of(config, "run_finished")[-1]["global_step"] == 4
+    assert run(config.replace(resume_from_checkpoint="latest")) == "finished"
+    assert validations(config) == validations(straight)
+    assert steps_of(config) == steps_of(straight)
+    assert_bit_equal(tensors_of(config), tensors_of(straight))

@@ -360,13 +360,16 @@ def preprocessing(config: Config) -> dict[str, Any]:
 
 
 @no_collections()
-def record(found: Scan, config: Config) -> dict[str, Any]:
-    """What dataset.json keeps: each image by content, its caption and bucket, and one digest over all."""
+def record(found: Scan, config: Config, batches: int = 1) -> dict[str, Any]:
+    """What dataset.json keeps: each image by content, its caption and bucket, and one digest over all.
+
+    `batches`: those of a step, accumulation x processes.
+    """
     images = {entry.id: _image(entry) for entry in found.entries}
     images |= {entry.id: {**_image(entry), "validation": True} for entry in found.validation}
     content: Any = {key: [value for name, value in image.items() if name != "path"] for key, image in images.items()}
     settings = preprocessing(config)
-    own = _own_options(found, config)
+    own = _own_options(found, config, batches)
     more = {**({"subsets": own} if own else {}), **({"affixes": "shuffled"} if _shuffles_affixes(settings) else {})}
     return {
         "version": DATASET_VERSION,
@@ -394,14 +397,16 @@ def _image(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _own_options(found: Scan, config: Config) -> dict[str, dict[str, Any]]:
-    """The options that dataset_config gives to subsets, where they are not the run's."""
-    chosen = {id(entry.subset): entry.subset for entry in found.entries}
-    return {
-        f"{subset.dataset + 1}: {subset.folder.name}": own
-        for subset in chosen.values()
-        if (own := dataset_config.own_options(subset, config))
-    }
+def _own_options(found: Scan, config: Config, batches: int) -> dict[str, dict[str, Any]]:
+    """The options that dataset_config gives to subsets, where they are not the run's; batch sizes as global batches."""
+    result = {}
+    for subset in {id(entry.subset): entry.subset for entry in found.entries}.values():
+        own = dataset_config.own_options(subset, config)
+        if "train_batch_size" in own:
+            own["global_batch"] = own.pop("train_batch_size") * batches
+        if own:
+            result[f"{subset.dataset + 1}: {subset.folder.name}"] = own
+    return result
 
 
 @dataclass(frozen=True)

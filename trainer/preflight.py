@@ -68,11 +68,12 @@ def look_at_inputs(
     found = dataset.scan(config, progress=progress, workers=SCAN_WORKERS)
     components = base_model.COMPONENTS[config.family]
     model_path = base_model.locate(config.pretrained_model_name_or_path, components)
-    steps_per_epoch = found.steps_per_epoch(config.gradient_accumulation_steps * processes)
+    batches = config.gradient_accumulation_steps * processes
+    steps_per_epoch = found.steps_per_epoch(batches)
     epochs = config.max_train_epochs
     return Inputs(
         found=found,
-        images=dataset.record(found, config),
+        images=dataset.record(found, config, batches),
         model_path=model_path,
         base_model=base_model.digests(config, model_path, components),
         steps_per_epoch=steps_per_epoch,
