@@ -226,6 +226,17 @@ def test_a_disk_that_refuses_a_write_ends_with_the_way_out(config: Config, monke
         fill(config)
 
 
+def test_a_batch_that_the_gpu_cannot_take_names_the_options_to_lower(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(self: Counted, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB\nmore")
+
+    monkeypatch.setattr(Counted, "encode", encode)
+    with pytest.raises(Refused, match=r"vae_batch_size, .* lower them, or resolution .*20.00 GiB"):
+        fill(config)
+
+
 def test_what_memory_cannot_take_is_warned_of(
     config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -247,7 +247,14 @@ def _computed(
             if not ahead:
                 return
             number, prepared = ahead.popleft()
-            yield number, groups.compute(prepared.result())
+            try:
+                values = groups.compute(prepared.result())
+            except torch.OutOfMemoryError as error:
+                raise Refused(
+                    "vae_batch_size, text_encoder_batch_size: the GPU's memory does not take so many at a time; lower "
+                    f"them, or resolution ({str(error).splitlines()[0]})"
+                ) from error
+            yield number, values
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
