@@ -202,7 +202,9 @@ def wait_for_run(run: RunFolder, page: Page, *wanted: str) -> str:
     raise AssertionError(f"the run is {runs.status(run)}, not {wanted}:\n{log}")
 
 
-def test_a_run_is_started_watched_stopped_resumed_and_finished_from_the_page(browser: Browser, tmp_path: Path) -> None:
+def test_the_whole_way_from_a_preset_to_a_finished_run_with_the_servers_sudden_end_in_between(
+    browser: Browser, tmp_path: Path
+) -> None:
     pytest.importorskip("trainer.loop")
     server = Served(tmp_path)
     preset = prepare_preset(server)
@@ -210,36 +212,52 @@ def test_a_run_is_started_watched_stopped_resumed_and_finished_from_the_page(bro
     server.start()
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.set_default_timeout(SLOW)
+    status, notice = page.locator("#run-status"), page.locator("#run-notice")
     try:
         page.goto(server.address)
-        expect(page.locator("#run-status")).to_contain_text("no run yet")
+        expect(status).to_contain_text("no run yet")
         load_preset(page, preset)
         field(page, "output_dir").fill("output")
         field(page, "output_name").fill("journey")
         field(page, "max_train_steps").fill("6000")
+        expect(page.locator("#form-changes")).to_contain_text("Max train steps")
+        save_preset(page, "my journey")
+        expect(page.locator("#form-message")).to_contain_text("Saved as presets/user/my journey.toml")
 
         page.locator("#start-training").click()
-        status = page.locator("#run-status")
-        expect(status).to_contain_text("starting")
+        expect(status).to_contain_text("starting", timeout=5000)
         expect(status).to_contain_text(re.compile(r"running.*step [1-9]", re.DOTALL), timeout=90_000)
         expect(page.locator("#loss-chart .js-plotly-plot")).to_be_visible()
-
         page.locator("#start-training").click()
         expect(page.locator("#form-message")).to_contain_text("is already running")
+
+        server.kill()  # the page's server ends in mid-run, another begins
+        server.start()
+        page.goto(server.address)
+        expect(status).to_contain_text(re.compile(r"running.*step [1-9]", re.DOTALL))
+        open_tab(page, "Monitor")
+        expect(page.locator("#loss-chart .js-plotly-plot")).to_be_visible()
+        expect(page.locator("#run-log pre")).not_to_be_empty()
 
         page.locator("#stop-training").click()
         assert wait_for_run(run, page, "stopped") == "stopped"
         expect(status).to_contain_text("stopped")
-        expect(page.locator("#run-notice")).to_contain_text("Stopped after step")
+        expect(notice).to_contain_text("Stopped after step")
+        stopped_at = manifest.listing(run.checkpoints)[0].step
 
-        server.stop()  # a new server, as after a restart of the machine, and a new page
-        server.start()
-        page.goto(server.address)
-        expect(status).to_contain_text("stopped")
+        page.reload()
         open_tab(page, "Resume")
         page.locator("#resume-adopt").click()
         expect(page.locator("#resume-verdict")).to_contain_text("It continues exactly")
-        stopped_at = manifest.listing(run.checkpoints)[0].step
+        expect(page.locator("#resume-table")).to_contain_text(f"{stopped_at:,}")
+        open_tab(page, "Train")
+        expect(page.locator("#form-changes")).to_contain_text("As in run journey.")
+        field(page, "learning_rate").fill("0.5")
+        expect(page.locator("#form-changes")).to_contain_text("→ 0.5")
+        open_tab(page, "Resume")
+        expect(page.locator("#resume-differences")).to_contain_text("learning_rate")
+        page.locator("#resume-restore").click()
+        expect(page.locator("#resume-verdict")).to_contain_text("It continues exactly")
         open_tab(page, "Train")
         field(page, "max_train_steps").fill(str(stopped_at + 20))
         page.locator("#start-training").click()
@@ -248,6 +266,10 @@ def test_a_run_is_started_watched_stopped_resumed_and_finished_from_the_page(bro
         expect(status).to_contain_text(f"step {stopped_at + 20} of {stopped_at + 20}")
         expect(page.locator("#loss-chart")).to_contain_text("resumed")
         assert (tmp_path / "output" / "journey.safetensors").is_file()
+        if preset == "demo":  # it samples before the first step and every 50
+            open_tab(page, "Samples")
+            expect(page.locator("#sample-gallery img").first).to_be_visible()
+            expect(page.locator("#compare-slider")).to_be_visible()
 
         open_tab(page, "Train")
         field(page, "resume_from_checkpoint").fill("")
