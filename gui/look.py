@@ -80,6 +80,9 @@ table.plain th, table.plain td { text-align: left; padding: .35rem .6rem; vertic
   border-bottom: 1px solid var(--border-color-primary) !important; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
 .scroll table.plain { min-width: 720px; }
+.scroll table.plain th, .scroll table.plain td { overflow-wrap: break-word; }
+.scroll table.plain td:first-child { white-space: nowrap; }
+.beside .block span, .beside .block div { overflow-wrap: anywhere; }
 table.samples, table.samples tr, table.samples th, table.samples td { border: 0 !important; }
 table.samples th, table.samples td { padding: .25rem .4rem; text-align: left; vertical-align: top; }
 table.samples thead th { max-width: 240px; min-width: 120px; font-weight: 500; overflow-wrap: anywhere; }

@@ -236,8 +236,10 @@ def _sentence(
         *aside,
     ]
     kind = "good" if verdict.grade == "bit-exact" and not remark else "warn"
-    so_far = "As far as options and images go: " if remark else ""
-    return look.note(f"{where} {so_far}{GRADES[verdict.grade]}", facts, kind=kind)
+    grade = GRADES[verdict.grade]
+    if remark:
+        grade = f"As far as options and images go, {grade[:1].lower()}{grade[1:]}"
+    return look.note(f"{where} {grade}", facts, kind=kind)
 
 
 def _rates(verdict: Verdict) -> str:
