@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests import exactness
 from tests.exactness import check_every_resume, copy_at
@@ -90,6 +91,44 @@ def test_a_run_resumed_after_any_step_ends_bit_equal_to_a_straight_one(
     name: str, tiny_model: Path, tiny_images: Path, tmp_path: Path
 ) -> None:
     assert check_every_resume(tiny_model, tiny_images, tmp_path, COMBINATIONS[name]) == STEPS - 1
+
+
+def test_a_run_over_a_dataset_file_is_resumed_bit_equal_at_any_step(
+    tiny_model: Path, tiny_images: Path, tmp_path: Path
+) -> None:
+    (images,) = tiny_images.iterdir()
+    masks, regularisation = tmp_path / "masks", tmp_path / "regularisation"
+    for folder in (masks, regularisation):
+        folder.mkdir()
+    for number, path in enumerate(sorted(images.glob("*.png"))):
+        with Image.open(path) as picture:
+            picture.convert("L").save(masks / path.name)
+            if number < 2:
+                picture.transpose(Image.Transpose.ROTATE_180).save(regularisation / path.name)
+    path = tmp_path / "dataset.toml"
+    path.write_text(
+        f"""
+        [[datasets]]
+        resolution = 64
+        [[datasets.subsets]]
+        image_dir = "{images}"
+        flip_aug = true
+        conditioning_data_dir = "{masks}"
+        [[datasets.subsets]]
+        image_dir = "{regularisation}"
+        class_tokens = "thing"
+        is_reg = true
+        [[datasets]]
+        resolution = 32
+        batch_size = 1
+        [[datasets.subsets]]
+        image_dir = "{images}"
+        shuffle_caption = true
+        random_crop = true
+        """
+    )
+    options = {"dataset_config": str(path), "prior_loss_weight": 0.5, "gradient_accumulation_steps": 2}
+    assert check_every_resume(tiny_model, tmp_path / "nowhere", tmp_path, options, steps=5) == 4
 
 
 def test_two_resumes_in_a_row_end_bit_equal(tiny_model: Path, tiny_images: Path, tmp_path: Path) -> None:

@@ -209,10 +209,12 @@ def test_early_stopping_ends_the_run_and_counts_on_after_a_resume(
 def test_a_stop_in_the_middle_of_a_validation_saves_and_the_resume_makes_it_first(
     tiny_model: Path, tiny_images: Path, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {"validation_data_dir": str(held_out), "validate_every_n_steps": 2}
-    straight = config_for(tiny_model, tiny_images, tmp_path / "straight", **options)
+    straight = config_for(
+        tiny_model, tiny_images, tmp_path / "straight", validation_data_dir=str(held_out), validate_every_n_steps=2,
+        save_every_n_steps=0,
+    )  # fmt: skip
     run(straight)
-    config = straight.replace(output_dir=str(tmp_path / "stopped"), save_every_n_steps=0)
+    config = straight.replace(output_dir=str(tmp_path / "stopped"))
     micro_batches = Validator._micro_batches
     begun: list[int] = []
 
