@@ -36,6 +36,16 @@ def test_a_drill_kills_resumes_compares_and_leaves_nothing(config: Config, tmp_p
     assert [path.name for path in Path(config.output_dir).iterdir() if "drill" in path.name] == []
 
 
+def test_a_drill_tells_programs_its_verdict_and_figures(config: Config, tmp_path: Path) -> None:
+    done = trainer("drill", config, tmp_path, "--steps", "4", "--json")
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["verdict"]) == (0, "passed")
+    assert (told["outcome"]["resumed_at"], told["outcome"]["first_difference"]) == (2, None)
+    assert done.stderr.splitlines()[0] == "Training 4 steps straight ..." and "Resuming ..." in done.stderr
+    refused = trainer("drill", config, tmp_path, "--steps", "3", "--json")
+    assert (refused.returncode, json.loads(refused.stdout)["verdict"]) == (3, "refused")
+
+
 def test_a_drill_of_a_wrong_preset_is_refused(config: Config, tmp_path: Path) -> None:
     done = trainer("drill", config.replace(pretrained_model_name_or_path="/nowhere/model"), tmp_path)
     assert done.returncode == 3

@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     drilling.add_argument("--steps", type=int, default=8, help="steps of the rehearsal (4 or more)")
     telling = commands.add_parser("environment", help="print what a result depends on beside options and images")
     telling.add_argument("--config", required=True, help="a preset")
+    drilling.add_argument("--json", action="store_true", help="the verdict and its figures for programs")
     verifying = commands.add_parser("verify", help="check every byte of a checkpoint, or of all those of a run")
     verifying.add_argument("path", type=Path)
     verifying.add_argument("--sums", action="store_true", help="print lines for sha256sum -c instead")
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if known.command == "dataset":
         return look_at_dataset(known.config, rest, deep=known.deep, every=known.all, as_json=known.json)
     if known.command == "drill":
-        return drill.run(known.config, rest, steps=known.steps)
+        return drill.run(known.config, rest, steps=known.steps, as_json=known.json)
     if known.command == "environment":
         return tell_environment(known.config, rest)
     if rest:

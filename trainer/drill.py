@@ -5,6 +5,8 @@ No torch here; the training is done by the real command in processes of its own.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from trainer import manifest
 from trainer.config import Config, ConfigError, read_arguments, read_toml, resolve, to_toml
@@ -70,33 +72,39 @@ class Outcome:
         ]
 
 
-def run(preset: str, rest: Sequence[str], *, steps: int) -> int:
-    """Do the drill and print its verdict; returns the exit code: 0 equal, 1 different or failed, 3 refused."""
+def run(preset: str, rest: Sequence[str], *, steps: int, as_json: bool = False) -> int:
+    """Do the drill and print its verdict; returns the exit code: 0 equal, 1 different or failed, 3 refused.
+
+    `as_json`: one JSON object on standard output at the end, and what is being done on standard error.
+    """
+    told_to = sys.stderr if as_json else sys.stdout
+
+    def end(code: int, lines: list[str], **more: Any) -> int:
+        verdict = {EQUAL: "passed", DIFFERENT: "failed", REFUSED: "refused"}[code]
+        print(json.dumps({"version": 1, "verdict": verdict, "lines": lines, **more}) if as_json else "\n".join(lines))
+        return code
+
     try:
         config = resolve(read_toml(preset), read_arguments(rest))[0]
         if steps < 4:
             raise ConfigError([])
     except ConfigError as error:
-        print("\n".join(f"Refused: {problem}" for problem in error.problems) or "Refused: --steps must be 4 or more")
-        return REFUSED
+        return end(REFUSED, [f"Refused: {problem}" for problem in error.problems or ("--steps must be 4 or more",)])
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".drill-{config.output_name}-", dir=config.output_dir))
     try:
-        outcome = compare(config, folder, steps)
+        outcome = compare(config, folder, steps, told_to)
     except Refused as refusal:
-        print("\n".join(f"Refused: {line}" for line in str(refusal).splitlines()))
-        return REFUSED
+        return end(REFUSED, [f"Refused: {line}" for line in str(refusal).splitlines()])
     except DrillFailed as failure:
-        print(f"FAILED: {failure}")
-        return DIFFERENT
+        return end(DIFFERENT, [f"FAILED: {failure}"])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print("\n".join(outcome.lines()))
-    return EQUAL if outcome.equal else DIFFERENT
+    return end(EQUAL if outcome.equal else DIFFERENT, outcome.lines(), outcome=dataclasses.asdict(outcome))
 
 
-def compare(config: Config, folder: Path, steps: int) -> Outcome:
-    """Train straight, then with a kill and a resume, in `folder`. Raises DrillFailed."""
+def compare(config: Config, folder: Path, steps: int, told_to: TextIO) -> Outcome:
+    """Train straight, then with a kill and a resume, in `folder`, telling what is done. Raises DrillFailed."""
     middle = steps // 2
     rehearsal = config.replace(
         output_dir=str(folder),
@@ -115,12 +123,12 @@ def compare(config: Config, folder: Path, steps: int) -> Outcome:
         sample_every_n_epochs=0,
         sample_at_first=False,
     )
-    print(f"Training {steps} steps straight ...", flush=True)
+    print(f"Training {steps} steps straight ...", file=told_to, flush=True)
     train(rehearsal, folder)
     killed = rehearsal.replace(output_name="interrupted", save_every_n_steps=middle)
-    print(f"Training again, to be killed after step {middle} is saved ...", flush=True)
+    print(f"Training again, to be killed after step {middle} is saved ...", file=told_to, flush=True)
     killed_after = train_and_kill(killed, folder, middle)
-    print("Resuming ...", flush=True)
+    print("Resuming ...", file=told_to, flush=True)
     started = time.time()
     train(killed.replace(resume_from_checkpoint="latest"), folder)
     return judge(rehearsal, killed, steps, killed_after, started)

@@ -1,8 +1,9 @@
 """How long a save holds the training up against one clone of the state, and how fast it writes and verifies.
 
-    python -m tests.benchmarks.save_time [--rounds 9]
+    python -m tests.benchmarks.save_time [--rounds 9] [--megabytes 1,50,500]
 
-Target: blocking at most 1.3 clones. The clone is of the same tensors, in turns with the saves, in one process.
+Target: blocking at most 1.3 clones. The clone is of the same tensors, in turns with the saves, in one process. Then,
+what work like a training's (matrix products) takes while a save is being written against the same work without one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import os
 import statistics
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -19,7 +21,8 @@ import torch
 from trainer import manifest
 from trainer.checkpoint import Contents, Save, Saved, Writer
 
-MEGABYTES = (1, 50, 500)
+MEGABYTES = "1,50,500"
+WORK = 256  # side of the matrices that are multiplied
 
 
 def state_of(megabytes: int) -> Contents:
@@ -74,12 +77,45 @@ def measure(megabytes: int, rounds: int) -> str:
     )
 
 
+def work() -> float:
+    """Seconds of a piece of work: matrix products, as most of a step is."""
+    matrix = torch.ones(WORK, WORK)
+    started = time.perf_counter()
+    for _ in range(4):
+        matrix = (matrix @ matrix) / WORK
+    return time.perf_counter() - started
+
+
+def measure_beside(megabytes: int, rounds: int) -> str:
+    """How much longer work takes while a save is written."""
+    contents = state_of(megabytes)
+    alone, beside = [], []
+    with tempfile.TemporaryDirectory() as name:
+        folder, done = Path(name), threading.Event()
+        writer = Writer(lambda saved: done.set())
+        for step in range(rounds):
+            alone += [work() for _ in range(20)]
+            done.clear()
+            writer.save(Save(folder, step, 0, None, "run", contents))
+            while not done.is_set():
+                beside.append(work())
+            writer.wait()
+            manifest.delete(folder / manifest.folder_name(step))
+        writer.close()
+    ratio = statistics.mean(beside) / statistics.mean(alone)
+    return f"{contents.tensor_bytes / 1e6:6.1f} MB: work takes {ratio:.2f} of its usual time while a save is written"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--megabytes", default=MEGABYTES, help="sizes of the state, comma-separated")
     arguments = parser.parse_args()
-    for megabytes in MEGABYTES:
+    sizes = [int(size) for size in arguments.megabytes.split(",")]
+    for megabytes in sizes:
         print(measure(megabytes, arguments.rounds), flush=True)
+    for megabytes in sizes:
+        print(measure_beside(megabytes, arguments.rounds), flush=True)
 
 
 if __name__ == "__main__":
