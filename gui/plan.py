@@ -12,7 +12,7 @@ from typing import Any
 from gui import form as forms
 from gui import monitor
 from gui.places import Places
-from trainer import buckets, config, events, manifest, resume, scan, subsets
+from trainer import arrow_dataset, buckets, config, events, manifest, resume, scan, subsets
 from trainer.config import Config, ConfigError
 from trainer.runs import RunFolder
 from trainer.subsets import DatasetError
@@ -45,6 +45,8 @@ def told(places: Places, values: Mapping[str, Any]) -> list[str]:
 def _steps(places: Places, settings: Config) -> tuple[str, int]:
     """20 images × 10 repeats / batch 4 = 50 steps an epoch; and the steps in all."""
     folder = str(places.home / settings.train_data_dir)
+    if arrow_dataset.shards(Path(folder)):
+        raise DatasetError("The images are inside Arrow or Parquet files; the start unpacks and counts them.")
     found = subsets.in_folder(folder, "train_data_dir", settings)[0]
     counts = [(_pictures_in(subset.folder), subset.num_repeats) for subset in found]
     samples = sum(count * repeats for count, repeats in counts)

@@ -220,6 +220,12 @@ def test_a_hugging_face_dataset_is_unpacked_once(tmp_path: Path, kind: str) -> N
         scan(folder, caption_column="prompt")
 
 
+def test_a_parquet_file_beside_images_does_not_take_their_place(tmp_path: Path) -> None:
+    pictures(tmp_path / "images", 2)
+    (tmp_path / "images" / "notes.parquet").write_bytes(b"something else")
+    assert len(scan(tmp_path / "images").entries) == 2
+
+
 # --- folders -------------------------------------------------------------------------------------------------------
 
 

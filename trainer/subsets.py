@@ -67,7 +67,7 @@ def in_folder(folder: str, option: str, config: Config) -> tuple[list[Subset], l
         raise DatasetError(f"{option}: there is no folder {root}")
     if not root.is_dir():
         raise DatasetError(f"{option}: {root} is not a folder")
-    if arrow_dataset.shards(root):
+    if arrow_dataset.shards(root) and not list_pictures(root):
         root = arrow_dataset.unpack(root, config.cache_path, config.caption_column)
     if metadata := metadata_files.in_folder(root):
         folders = [root, *metadata_files.folders_below(root, metadata, config.caption_column)]
