@@ -39,14 +39,7 @@ class CaptionPanel:
         self.message = gr.HTML(elem_id="dataset-message")
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=260):
-                self.picture = gr.Image(
-                    label="Chosen image",
-                    elem_id="dataset-picture",
-                    interactive=False,
-                    buttons=[],
-                    height=280,
-                    visible=False,
-                )
+                self.picture = gr.HTML(elem_id="dataset-picture")
             with gr.Column(scale=2, min_width=260):
                 self.about = gr.HTML(look.note("Click an image above to see and edit its caption."))
                 self.caption = gr.Textbox(label="Caption", lines=4, elem_id="dataset-caption", interactive=False)
@@ -91,7 +84,7 @@ class CaptionPanel:
         editable = item.entry is not None and not problem
         return {
             self.message: look.note(view.printable(problem), kind="bad") if problem else "",
-            self.picture: gr.update(value=str(view.small_picture(item, self._places.thumbnails)), visible=True),
+            self.picture: view.large_picture(item, self._places.thumbnails),
             self.about: view.about(item),
             self.caption: gr.update(value=text, interactive=editable),
             self.save: gr.update(interactive=editable),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import threading
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,7 @@ from trainer.refusal import Refused
 from trainer.report import Report
 
 SMALL_SIDE = 256  # pixels of a thumbnail's longer side
+LARGE_SIDE = 512  # and of the picture whose caption is edited
 MOST_BUCKETS = 40
 MOST_NAMED = 8  # files of each kind of problem
 MOST_TAGS = 40
@@ -46,6 +48,7 @@ CSS = """
 #dataset-gallery .caption-label { left: 0; right: 0; bottom: 0; max-width: 100%; border-radius: 0; font-size: .75rem;
   line-height: 1.3; white-space: normal; overflow-wrap: anywhere; display: -webkit-box; -webkit-line-clamp: 2;
   -webkit-box-orient: vertical; overflow: hidden; text-align: left; }
+img.chosen { max-height: 320px; max-width: 100%; border-radius: 6px; margin: 0 auto; display: block; }
 #dataset-preview ins { text-decoration: none; font-weight: 600; }
 #dataset-preview:not(:has(*)), #dataset-message:not(:has(.note)), #prepare-message:not(:has(.note)) { display: none; }
 @media (max-width: 640px) {
@@ -219,16 +222,16 @@ def printable(name: str) -> str:
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def small_picture(item: Item, folder: Path) -> Path:
+def small_picture(item: Item, folder: Path, side: int = SMALL_SIDE) -> Path:
     """A picture's thumbnail, or a grey one with the reason why there is none."""
     stamp = stamp_of(item.path) if item.entry is not None else None
     if stamp is not None:
-        key = f"{printable(str(item.path))} {stamp} {SMALL_SIDE}"
+        key = f"{printable(str(item.path))} {stamp} {side}"
         target = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.webp"
         if target.is_file():
             return target
         try:
-            return _written(pictures.thumbnail(item.path, SMALL_SIDE), target)
+            return _written(pictures.thumbnail(item.path, side), target)
         except PictureError:
             pass
     kinds = [KINDS[kind].title for kind in sorted(item.kinds) if KINDS[kind].skipped]
@@ -343,6 +346,12 @@ def problems(looked: Looked) -> str:
         return look.note("Nothing is wrong with the files.", kind="good")
     head = "<thead><tr><th>Problem</th><th>Files</th><th>What to do, and where</th></tr></thead>"
     return f'<table class="plain">{head}<tbody>{"".join(rows)}</tbody></table>'
+
+
+def large_picture(item: Item, folder: Path) -> str:
+    """One picture as large as it is edited by."""
+    data = base64.b64encode(small_picture(item, folder, LARGE_SIDE).read_bytes()).decode()
+    return f'<img class="chosen" alt="{escape(printable(item.path.name))}" src="data:image/webp;base64,{data}">'
 
 
 def about(item: Item) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
@@ -15,10 +17,11 @@ from gui import presets
 from gui.dataset_view import Filter, Looked
 from gui.places import Places
 from tests import nasty
-from tests.browser import SLOW, Served, choose, needs_browser, open_tab
-from tests.test_gui_page import load_preset
+from tests.browser import SLOW, Served, choose, load_preset, needs_browser, open_tab
 from trainer import report
 from trainer.config import Config
+
+WCAG_AA = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}}
 
 
 def look_at(folder: Path, output: Path) -> Looked:
@@ -210,3 +213,29 @@ def test_a_plain_folder_is_prepared_and_put_into_the_form(page: Page, served: Se
     page.locator("button#prepare-adopt").click()
     expect(page.locator("#prepare-message")).to_contain_text("prepared/img")
     expect(page.locator("#dataset-summary")).to_contain_text("40_zkz dog")
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_tab_passes_wcag_aa_and_fits_a_narrow_screen(
+    scheme: Literal["light", "dark"], browser: Browser, served: Served
+) -> None:
+    page = browser.new_page(viewport={"width": 1400, "height": 1000}, color_scheme=scheme)
+    page.set_default_timeout(SLOW)
+    page.goto(served.address)
+    expect(page.locator("#run-status .badge")).to_be_visible()
+    load_preset(page, "user/pets")
+    open_tab(page, "Dataset")
+    expect(page.locator("#dataset-gallery img")).to_have_count(24)
+    page.locator("#dataset-gallery img").nth(3).click()
+    expect(page.locator("#dataset-caption textarea")).to_be_editable()
+    fill(page, "dataset-old", "fox")
+    page.locator("button#dataset-preview-change").click()
+    expect(page.locator("#dataset-preview table")).to_be_visible()
+    page.get_by_role("button", name="Dataset Preparation").click()
+    expect(page.locator("#prepare-target")).to_be_visible()
+    violations = Axe().run(page, options=WCAG_AA).response["violations"]
+    assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in violations] == []
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.close()
