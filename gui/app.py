@@ -180,14 +180,18 @@ class Page:
                 seen[key] = update
                 updates[widget] = update
         stamps = self.monitor.stamps(view, smoothing)
-        stale = {part for part, stamp in stamps.items() if seen.get(part, "") != stamp}
-        updates |= self.monitor.show(view, stale, smoothing)
+        stale = {
+            part: stamp
+            for part, stamp in stamps.items()
+            if all(now != then for now, then in zip(stamp, seen.get(part, ("", "")), strict=True))
+        }
+        updates |= self.monitor.show(view, set(stale), smoothing)
         seconds = TICK_SECONDS if view is not None and view.active else IDLE_SECONDS
         if seen.get("seconds") != seconds:
             seen["seconds"] = seconds
             updates[self.timer] = gr.update(value=seconds)
         pictures, seen["samples"] = self.samples.show(view, seen.get("samples"))
-        return updates | pictures | {self.seen: seen | stamps}
+        return updates | pictures | {self.seen: seen | stale}
 
     def list_runs(self, data: Mapping[Any, Any]) -> Updates:
         """Runs to choose from, those in the form's output folder among them."""

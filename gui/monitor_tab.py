@@ -55,18 +55,22 @@ class MonitorTab:
     def outputs(self) -> set[Any]:
         return {self.facts, self.hint, self.chart, self.details, self.log}
 
-    def stamps(self, view: View | None, smoothing: float) -> dict[str, Any]:
-        """What the shown parts depend on: a part is drawn anew when its stamp is not the one it was drawn with."""
+    def stamps(self, view: View | None, smoothing: float) -> dict[str, tuple[Any, Any]]:
+        """What each shown part depends on, and its turn: a part is drawn anew once neither is as when it was drawn.
+
+        The charts of a run that goes on have a turn every CHART_SECONDS; everything else has its turn when it changes.
+        """
         if view is None:
-            return {"facts": None, "chart": None, "details": None, "log": None}
-        pulse = int(time.time() / CHART_SECONDS) if view.active else 0
-        # While the run goes on, its chart follows the clock; a tick without a new event draws nothing.
-        drawn = (view.stamp, pulse) if view.active else (view.stamp,)
+            return dict.fromkeys(("facts", "chart", "details", "log"), (None, None))
+        path, pulse = str(view.run.path), int(time.time() / CHART_SECONDS)
+        facts = (view.stamp, view.condition, pulse if view.active else 0)
+        log = (path, *console_log.stamp(view.run.console_file))
+        chart = (path, view.stamp, view.active, smoothing)
         return {
-            "facts": (view.stamp, view.condition, pulse),
-            "chart": (*drawn, smoothing),
-            "details": drawn,
-            "log": (str(view.run.path), *console_log.stamp(view.run.console_file)),
+            "facts": (facts, facts),
+            "chart": (chart, (path, pulse, smoothing) if view.active else chart),
+            "details": (chart[:3], (path, pulse) if view.active else chart[:3]),
+            "log": (log, log),
         }
 
     def show(self, view: View | None, parts: set[str], smoothing: float) -> dict[Any, Any]:

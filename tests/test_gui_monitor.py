@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from gui import advice, charts, console_log, curves, monitor, monitor_tab, run_bar, runner
+from gui.app import Page
 from gui.history import SMOOTHING, History, Sample
 from gui.monitor import Watch
 from gui.places import Places
@@ -506,3 +507,30 @@ def test_only_a_known_run_can_be_opened(places: Places, value: Any) -> None:
     assert run_bar.chosen(places, value) is None
     assert run_bar.chosen(places, str(places.home / "secret")) is None
     assert run_bar.chosen(places, str(places.home / "output" / "fox" / ".." / ".." / "secret")) is None
+
+
+def test_the_charts_of_a_run_that_goes_on_are_drawn_only_when_there_is_something_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = Places(tmp_path, tmp_path / "state")
+    run = make_run(tmp_path / "output", status="running", alive=True)
+    page = Page(places)
+    data: dict[Any, Any] = {page.bar.picker: str(run.path), page.monitor.smoothing: 0.9, page.seen: {}}
+
+    def tick(seconds: float) -> set[str]:
+        """The charts that are drawn anew by a tick at that time."""
+        monkeypatch.setattr("gui.monitor_tab.time.time", lambda: 1000.0 + seconds)
+        updates = page.refresh(data)
+        data[page.seen] = updates[page.seen]
+        return {item.elem_id for item in updates if item in (page.monitor.chart, page.monitor.details)}
+
+    both = {"loss-chart", "detail-chart"}
+    assert tick(0) == both
+    assert tick(10) == set()
+    write_session(run, settings(tmp_path / "output"), 2, [151])
+    assert tick(10.5) == both
+    write_session(run, settings(tmp_path / "output"), 2, [152])
+    assert tick(11) == set()  # its turn was a moment ago
+    assert tick(12.5) == both
+    data[page.monitor.smoothing] = 0.5
+    assert tick(12.6) == {"loss-chart"}
