@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -55,6 +58,7 @@ class Validator:
         self._device = device
         self._processes, self._process = processes, process
         self._add_up = add_up
+        self._workers = config.max_data_loader_n_workers
         self._min_delta = config.early_stopping_min_delta
         seed = config.seed if config.validation_seed is None else config.validation_seed
         # Where not all are used, an image's content decides whether it is.
@@ -109,20 +113,43 @@ class Validator:
         module.eval()
         total = torch.zeros(2, device=self._device)  # the sum of the losses, and their number
         try:
-            for micro_batch in self._micro_batches():
-                if given_up():
-                    return None
-                losses: Tensor = module(micro_batch.to(self._device))  # (batch,)
-                total += torch.stack([losses.float().sum(), losses.new_tensor(len(losses), dtype=torch.float32)])
+            with contextlib.closing(self._micro_batches()) as micro_batches:
+                for micro_batch in micro_batches:
+                    if given_up():
+                        return None
+                    losses: Tensor = module(micro_batch.to(self._device))  # (batch,)
+                    total += torch.stack([losses.float().sum(), losses.new_tensor(len(losses), dtype=torch.float32)])
         finally:
             module.train(training)
         loss_sum, number = self._add_up(total).tolist()
         return float(loss_sum / number)
 
-    def _micro_batches(self) -> Iterator[MicroBatch]:
-        for entries in self._batches[self._process :: self._processes]:
-            for draw, samples in enumerate(self._draws):
-                yield samples.micro_batch([Use(entry, EPOCH, draw) for entry in entries], 1.0)
+    def _micro_batches(self) -> Generator[MicroBatch, None, None]:
+        """This process's share; the next ones are prepared on threads while one is measured."""
+        tasks = [
+            (samples, [Use(entry, EPOCH, draw) for entry in entries])
+            for entries in self._batches[self._process :: self._processes]
+            for draw, samples in enumerate(self._draws)
+        ]
+        if not self._workers:
+            yield from (samples.micro_batch(uses, 1.0) for samples, uses in tasks)
+            return
+        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="validation", initializer=self._enter_thread)
+        ahead: deque[Future[MicroBatch]] = deque()
+        try:
+            for samples, uses in tasks:
+                ahead.append(pool.submit(samples.micro_batch, uses, 1.0))
+                if len(ahead) > self._workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _enter_thread(self) -> None:
+        """Pinned memory belongs to the thread's GPU, which is the first one unless it is told."""
+        if self._device.type == "cuda" and self._device.index is not None:
+            torch.cuda.set_device(self._device)
 
 
 def _batches(entries: Sequence[Entry], size: int) -> list[list[Entry]]:
