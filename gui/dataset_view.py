@@ -47,7 +47,7 @@ CSS = """
 #dataset-gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(min(46%, 150px), 1fr)) !important; }
 #dataset-gallery .caption-label { left: 0; right: 0; bottom: 0; max-width: 100%; border-radius: 0; font-size: .75rem;
   line-height: 1.3; white-space: normal; overflow-wrap: anywhere; display: -webkit-box; -webkit-line-clamp: 2;
-  -webkit-box-orient: vertical; overflow: hidden; text-align: left; }
+  -webkit-box-orient: vertical; overflow: hidden; text-align: left; padding: 2px 6px 0 6px; }
 img.chosen { max-height: 320px; max-width: 100%; border-radius: 6px; margin: 0 auto; display: block; }
 #dataset-preview ins { text-decoration: none; font-weight: 600; }
 #dataset-preview:not(:has(*)), #dataset-message:not(:has(.note)), #prepare-message:not(:has(.note)) { display: none; }

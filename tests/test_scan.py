@@ -209,6 +209,21 @@ def test_damage_in_the_middle_of_a_jpeg_is_found_by_decoding_and_skipped_from_th
     assert [entry.path.name for entry in dataset.scan(config).entries] == ["good.jpg"]
 
 
+def test_damage_that_only_decoding_shows_ends_a_training_by_name(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from tests import runs_at_tiny_size as runs
+
+    path = noisy(tmp_path / "images" / "hurt.webp", 2, lossless=True)
+    data = path.read_bytes()
+    path.write_bytes(data[:40] + bytes(len(data) - 80) + data[-40:])
+    preset = tmp_path / "preset.toml"
+    preset.write_text(to_toml(runs.config_for(tiny_model, tmp_path / "images", tmp_path / "output", max_train_steps=1)))
+    assert command_line.main(["train", "--config", str(preset)]) == 1
+    text = "".join(capfd.readouterr())
+    assert "hurt.webp cannot be read" in text and "dataset --deep" in text and "Traceback" not in text
+
+
 def test_near_copies_are_found_whatever_their_format_and_size(tmp_path: Path) -> None:
     images = tmp_path / "images"
     original = noisy(images / "a.png", 1)

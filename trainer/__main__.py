@@ -152,11 +152,17 @@ def dry_run(preset: str, rest: Sequence[str], *, as_json: bool) -> int:
     return REFUSED if looked.refusals else FINISHED
 
 
+def tell_progress(done: int, total: int) -> None:
+    """How far a look at files is, for someone who waits at a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r{done:,} of {total:,} files", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
 def look_at_dataset(preset: str, rest: Sequence[str], *, deep: bool, every: bool, as_json: bool) -> int:
     """Print what the images are and what is wrong with their files."""
     try:
         config, _ = read_options(preset, rest)
-        made = report.make(config, deep=deep)
+        made = report.make(config, deep=deep, progress=tell_progress)
     except Refused as refusal:
         if as_json:
             print(json.dumps({"version": 1, "refusal": str(refusal)}, indent=1))
