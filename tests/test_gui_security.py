@@ -248,6 +248,11 @@ def test_files_of_the_disk_are_not_served(client: Client, places: Places, path: 
     assert client(OPEN).get(asked).status_code in (403, 404)
 
 
+def test_nothing_the_page_does_is_offered_as_an_interface(client: Client) -> None:
+    offered = client(OPEN).get("/gradio_api/info").json()
+    assert (offered["named_endpoints"], offered["unnamed_endpoints"]) == ({}, {})
+
+
 def test_the_password_and_the_state_are_not_in_the_page(client: Client, places: Places) -> None:
     page = client(WITH_PASSWORD).get("/", headers=basic("anna", "gehéim")).text
     assert "gehéim" not in page
