@@ -122,9 +122,10 @@ class Looker:
         self._job: Job | None = None
 
     def look(self, config: Config, *, deep: bool = False) -> Job:
-        """A new look, or the one that is under way."""
+        """A new look, or the one that is under way. What was looked at deeper once is looked at so again."""
         with self._lock:
             job = self._job
+            deep = deep or (job is not None and job.deep and job.config == config)
             if job is None or (job.config, job.deep) != (config, deep) or job.wait(0):
                 self._job = job = Job(config, deep=deep)
             return job

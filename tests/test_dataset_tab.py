@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from gui import dataset_view as view
 from gui import presets
-from gui.dataset_view import Filter, Looked
+from gui.dataset_view import Filter, Looked, Looker
 from gui.places import Places
 from tests import nasty
 from tests.browser import SLOW, Served, choose, load_preset, needs_browser, open_tab
@@ -81,6 +81,16 @@ def test_thumbnails_are_made_once_and_anew_when_the_picture_changes(tmp_path: Pa
     assert view.small_picture(looked.items[0], tmp_path / "thumbnails") == first
     Image.new("RGB", (64, 64), "white").save(looked.items[0].path)
     assert view.small_picture(looked.items[0], tmp_path / "thumbnails") != first
+
+
+def test_what_was_looked_at_deeper_stays_so(tmp_path: Path) -> None:
+    make_images(tmp_path / "images")
+    config = Config(train_data_dir=str(tmp_path / "images"), output_dir=str(tmp_path / "output"), resolution="64")
+    looker = Looker()
+    for deep, expected in ((False, False), (True, True), (False, True)):
+        job = looker.look(config, deep=deep)
+        assert job.wait() and job.looked is not None
+        assert bool(job.looked.report.deeper) == expected  # pictures of one colour, which are near copies
 
 
 # --- in a browser ---------------------------------------------------------------------------------------------------

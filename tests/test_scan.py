@@ -164,12 +164,14 @@ def test_a_changed_caption_is_read_again(tmp_path: Path) -> None:
     assert dataset.scan(config).entries[0].caption == "two"
 
 
-def test_a_memory_that_is_damaged_is_done_without(tmp_path: Path) -> None:
+def test_a_memory_that_is_damaged_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(tmp_path / "images" / "a.png")
     config = config_for(tmp_path / "images", tmp_path / "output")
     dataset.scan(config)
     for path in config.cache_path.glob("*.sqlite"):
         path.write_bytes(b"no database" * 1000)
+    assert len(dataset.scan(config).entries) == 1
+    monkeypatch.setattr(scan, "look", lambda path: pytest.fail(f"{path} was read again"))
     assert len(dataset.scan(config).entries) == 1
 
 

@@ -42,8 +42,17 @@ class FileMemory:
         self._file = folder / f"{table}.sqlite"
         with contextlib.suppress(OSError, sqlite3.Error):
             folder.mkdir(parents=True, exist_ok=True)
-            with self._connection() as connection:
-                connection.execute("create table if not exists memory (path text primary key, stamp text, value text)")
+            try:
+                self._create()
+            except sqlite3.OperationalError:  # somebody else has it locked, or it cannot be written
+                raise
+            except sqlite3.DatabaseError:  # damaged; all that it held can be learnt again
+                self._file.unlink()
+                self._create()
+
+    def _create(self) -> None:
+        with self._connection() as connection:
+            connection.execute("create table if not exists memory (path text primary key, stamp text, value text)")
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
