@@ -66,6 +66,11 @@ class Environments:
         self._lock = threading.Lock()
         self._known: dict[tuple[Any, ...], tuple[dict[str, Any] | None, str]] = {}
 
+    def forget(self) -> None:
+        """Ask anew: packages may have been installed meanwhile."""
+        with self._lock:
+            self._known.clear()
+
     def knows(self, settings: Config) -> bool:
         return _key(settings) in self._known
 

@@ -159,8 +159,9 @@ class ResumeTab:
         here, shown = options | {self.folder, self._train.base}, self.outputs()
         changed = shown | self._train.outputs() | {self._message}
 
-        for event in (item.select, self.refresh.click, self.folder.submit, self.folder.blur, self.keep.click):
+        for event in (item.select, self.folder.submit, self.folder.blur, self.keep.click):
             event(self.show, here, shown, **EACH)
+        self.refresh.click(self.look_again, here, shown, **EACH)
         self.where.click(self.open_folder, here, shown | {self.folder}, **EACH)
         self.picker.input(self.choose, here | {self.picker}, changed, **EACH)
         self.table.click(self.choose_row, here, changed, **EACH)
@@ -191,6 +192,11 @@ class ResumeTab:
     def show(self, data: Mapping[Any, Any], request: gr.Request) -> Iterator[Updates]:
         """Everything on the tab, for the form's values: the list at once, the verdict when it is known."""
         yield from self._show(self._form.values(data), str(data[self.folder] or ""), request)
+
+    def look_again(self, data: Mapping[Any, Any], request: gr.Request) -> Iterator[Updates]:
+        """Like `show`, with nothing remembered of the environment."""
+        self._environments.forget()
+        yield from self.show(data, request)
 
     def _show(self, values: Mapping[str, Any], typed: str, request: gr.Request) -> Iterator[Updates]:
         is_latest = self._turns.take(request.session_hash or "")
