@@ -31,6 +31,7 @@ def test_a_checkpoint_of_an_earlier_version_is_understood(golden: Path, tmp_path
     )
     assert verdict.refusals == ()
     assert (verdict.step, verdict.grade, verdict.learning_rates) == (2, "bit-exact", {"unet": 1e-4})
+    assert verdict.last_learning_rates == {"unet": 1e-4} and verdict.sentence().endswith("unet 0.0001 (constant).")
     weights = safetensors.torch.load_file(folder / "weights.safetensors")
     averages = safetensors.torch.load_file(folder / "ema.safetensors")
     moments = safetensors.torch.load_file(folder / "optimizer.safetensors")

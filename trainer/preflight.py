@@ -192,6 +192,7 @@ class Preflight:
             "environment": list(verdict.environment),
             "lr_curve": verdict.curve.as_dict(),
             "learning_rates": verdict.learning_rates,
+            "last_learning_rates": verdict.last_learning_rates,
             "rejected": [[str(path), reason] for path, reason in verdict.rejected],
         }
 

@@ -72,6 +72,7 @@ class Verdict:
     environment: tuple[str, ...]  # lines that name what differs
     curve: LrCurve
     learning_rates: dict[str, float]  # at the first resumed step
+    last_learning_rates: dict[str, float]  # at the run's last step
     refusals: tuple[str, ...]
     rejected: tuple[tuple[Path, str], ...]
     state: Mapping[str, Any]  # state.json
@@ -86,6 +87,7 @@ class Verdict:
 
     def sentence(self) -> str:
         rates = ", ".join(f"{part} {rate:.3g}" for part, rate in self.learning_rates.items())
+        last = ", ".join(f"{part} {rate:.3g}" for part, rate in self.last_learning_rates.items())
         if self.step < self.total_steps and self.stopped_early:
             return (
                 f"The run is complete: early stopping ended it at step {self.step} of {self.total_steps}. "
@@ -98,7 +100,7 @@ class Verdict:
             )
         return (
             f"Continues at step {self.step + 1} of {self.total_steps} ({self.grade}) from {self.path}; "
-            f"learning rate {rates}, {self.curve.scheduler}."
+            f"learning rate {rates}{f', {last} in the last step' if last != rates else ''} ({self.curve.scheduler})."
         )
 
     def lines(self) -> list[str]:
@@ -302,7 +304,8 @@ def examine(
 
     curve = schedule.resumed_curve(config, curve_then, int(state["global_step"]), total_steps)
     step = int(state["global_step"])
-    rates = {part: peak * curve.factor(step) for part, peak in schedule.peaks(config).items()}
+    peaks = schedule.peaks(config)
+    rates = {part: peak * curve.factor(step) for part, peak in peaks.items()}
     refusals += _dead_curve(curve, step, total_steps)
 
     surroundings = compare_environment(environment_then, environment)
@@ -319,6 +322,7 @@ def examine(
         environment=tuple(surroundings),
         curve=curve,
         learning_rates=rates,
+        last_learning_rates={part: peak * curve.factor(max(step, total_steps - 1)) for part, peak in peaks.items()},
         refusals=tuple(refusals),
         rejected=chosen.rejected,
         state=state,
