@@ -8,7 +8,6 @@ session was interrupted. So a cache that was lost, damaged or left half done com
 from __future__ import annotations
 
 import bisect
-import itertools
 import logging
 import os
 import threading
@@ -25,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer import cache, files
+from trainer import cache, files, packs
 from trainer.agreement import Agreement
 from trainer.buckets import Size
 from trainer.cache import DiskStore, MemoryStore, Store, latent_key
@@ -99,26 +98,34 @@ class PictureGroups:
         self._entries = entries
         self._batch = batch
         self._encode = encode
-        places: dict[tuple[Size, bool, str, str], int] = {}
-        for place, entry in enumerate(entries):
-            for mirrored in (False, True)[: 1 + entry.subset.options.flip_aug]:
-                scaled = entry.subset.options.resize_interpolation
-                places.setdefault((entry.bucket, mirrored, entry.digest, scaled), place)
-        order = sorted(places)
-        self._order = np.fromiter((places[name] for name in order), np.int32, len(order))
-        self._starts: list[tuple[int, int, bool]] = []  # first and last + 1 in the order, mirrored
-        first = 0
-        for (_, mirrored), members in itertools.groupby(order, key=lambda name: name[:2]):
-            last = first + sum(1 for _ in members)
-            self._starts += [(start, min(start + batch, last), mirrored) for start in range(first, last, batch)]
-            first = last
+        seen: set[bytes] = set()
+        alike: dict[tuple[Size, bool], list[tuple[int, bytes]]] = {}  # what can share a batch: place and key of each
+        with no_collections():
+            for place, entry in enumerate(entries):
+                for mirrored in (False, True)[: 1 + entry.subset.options.flip_aug]:
+                    key = latent_key(entry, mirrored)
+                    if key not in seen:
+                        seen.add(key)
+                        alike.setdefault((entry.bucket, mirrored), []).append((place, key))
+            members = [member for kind in sorted(alike) for member in alike[kind]]
+        self._places = np.fromiter((place for place, _ in members), np.int32, len(members))
+        self._keys = b"".join(key for _, key in members)
+        lengths = [len(alike[kind]) for kind in sorted(alike)]
+        self._mirrored = np.repeat(np.array([mirrored for _, mirrored in sorted(alike)], bool), lengths)
+        firsts = np.cumsum([0, *lengths])
+        self._starts = np.concatenate(
+            [np.arange(first, first + length, batch) for first, length in zip(firsts, lengths, strict=False)]
+            + [firsts[-1:]]
+        ).astype(np.int32)  # of each group, and the end of the last
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._starts) - 1
+
+    def _range(self, number: int) -> range:
+        return range(int(self._starts[number]), int(self._starts[number + 1]))
 
     def members(self, number: int) -> list[Picture]:
-        start, stop, mirrored = self._starts[number]
-        return [(self._entries[place], mirrored) for place in self._order[start:stop]]
+        return [(self._entries[self._places[index]], bool(self._mirrored[index])) for index in self._range(number)]
 
     def number_of(self, member: Picture) -> int:
         """The group of a picture. Looks at all of them."""
@@ -126,8 +133,8 @@ class PictureGroups:
         return next(number for number in range(len(self)) if key in self.keys(number))
 
     def keys(self, number: int) -> list[bytes]:
-        start, stop, mirrored = self._starts[number]
-        return [latent_key(self._entries[place], mirrored) for place in self._order[start:stop]]
+        size = packs.KEY_BYTES
+        return [self._keys[size * index : size * (index + 1)] for index in self._range(number)]
 
     def prepare(self, number: int) -> Tensor:
         """(batch, 3, height, width). Raises PictureError; Refused when a picture is not the one that was scanned."""

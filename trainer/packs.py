@@ -337,13 +337,15 @@ class Packs:
         if not keys:
             return []
         wanted = np.frombuffer(b"".join(keys), ">u8").reshape(-1, 2).astype(np.uint64)
-        index = self._index
-        place = np.searchsorted(index.high, wanted[:, 0])
-        inside = place < len(index.high)
-        place = np.where(inside, place, 0)
-        sure = np.zeros(len(keys), bool)
+        index, sure = self._index, np.zeros(len(keys), bool)
         if len(index.high) and not self._damaged:
-            sure = inside & (index.high[place] == wanted[:, 0]) & (index.low[place] == wanted[:, 1])
+            place = np.searchsorted(index.high, wanted[:, 0])
+            last = len(index.high) - 1
+            alike = (place <= last) & (index.high[np.minimum(place, last)] == wanted[:, 0])
+            while alike.any():  # as often as keys share their first half
+                sure |= alike & (index.low[np.minimum(place, last)] == wanted[:, 1])
+                place += 1
+                alike &= ~sure & (place <= last) & (index.high[np.minimum(place, last)] == wanted[:, 0])
         return [int(number) for number in np.flatnonzero(~sure) if not self._found(keys[int(number)])]
 
     def get(self, key: bytes) -> Arrays | None:
