@@ -286,7 +286,7 @@ class Page:
         can_undo = train_tab.put_aside(self.places, self.train.draft(data))
         draft = Draft(values, name, values)
         drafts.keep(self.places.draft_file, draft)
-        return self.train.show_draft(draft, undo=can_undo)
+        return self.train.show_draft(draft, undo=can_undo, present=data)
 
     def load_preset(self, data: Mapping[Any, Any]) -> Updates:
         name = str(data[self.train.picker] or "")

@@ -230,6 +230,10 @@ class Form:
         """Option -> value, from a handler's data. Right or wrong: `check_values` tells."""
         return {name: from_browser(OPTIONS[name], data[item]) for name, item in self.widgets.items()}
 
-    def show(self, values: Mapping[str, Any]) -> dict[Any, Any]:
-        """Updates that put these values into the widgets they belong to."""
-        return {self.widgets[name]: gr.update(value=to_browser(OPTIONS[name], value)) for name, value in values.items()}
+    def show(self, values: Mapping[str, Any], present: Mapping[Any, Any] | None = None) -> dict[Any, Any]:
+        """Updates that put these values into the widgets they belong to. `present`: a handler's data with all options;
+        what is there already is not sent again, which is most of a preset."""
+        shown = {self.widgets[name]: to_browser(OPTIONS[name], value) for name, value in values.items()}
+        return {
+            item: gr.update(value=value) for item, value in shown.items() if present is None or present[item] != value
+        }

@@ -82,8 +82,8 @@ class TrainTab:
         """What `show_changes` changes."""
         return {self.base, self.changes, self.revert, self.undo, self.plan}
 
-    def show_draft(self, draft: Draft, *, undo: bool) -> dict[Any, Any]:
-        return self.form.show(draft.values) | self.show_changes(draft, undo=undo)
+    def show_draft(self, draft: Draft, *, undo: bool, present: Mapping[Any, Any] | None = None) -> dict[Any, Any]:
+        return self.form.show(draft.values, present) | self.show_changes(draft, undo=undo)
 
     def show_changes(self, draft: Draft, *, undo: bool | None = None) -> dict[Any, Any]:
         """What differs from the base. `undo`: whether a draft was put aside that can come back; None: as before."""
