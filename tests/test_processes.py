@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -192,6 +193,18 @@ def test_a_process_that_fails_before_the_start_is_not_waited_for(
     started = trainers.start_several(on(alone, tmp_path, 2), 2, {1: Fault("scanning", do=("disk full",))})
     assert [trainer.wait() for trainer in started] == [FAILED] * 2
     assert re.search(r"Failed: process 1 of 2 \(counted from 0\) ended: .*No space left", main_printed(started))
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_that_waits_for_one_that_never_comes_obeys_a_signal_at_once(
+    rank: str, alone: Config, trainers: Server, tmp_path: Path
+) -> None:
+    launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}
+    launched |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}
+    trainer = trainers.start(on(alone, tmp_path, 2), environment=launched)
+    time.sleep(1.5)
+    os.kill(trainer.pid, signal.SIGTERM)
+    assert trainer.wait() in (-signal.SIGTERM, STOPPED)
 
 
 @pytest.mark.parametrize(

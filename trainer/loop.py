@@ -44,7 +44,7 @@ from trainer.loader import Loader, Origin, Plan, Sources
 from trainer.manifest import CheckpointDamaged
 from trainer.network import DTYPES as FILE_DTYPES
 from trainer.preflight import Inputs
-from trainer.processes import Processes, lost_connection
+from trainer.processes import Processes, lost_connection, several_processes
 from trainer.progress import CachingMeter, Meter
 from trainer.resume import ResumeRefused, Verdict
 from trainer.runs import RunFolder
@@ -67,7 +67,8 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
     begin, StopRequested when it is stopped before its first step, TrainingFailed when it cannot go on.
     `console`: told the run's console.log once the run is held.
     """
-    accelerator = make_accelerator(config)
+    with signals.at_once() if several_processes() else contextlib.nullcontext():  # they wait for one another
+        accelerator = make_accelerator(config)
     device, processes = accelerator.device, Processes(accelerator.num_processes, accelerator.process_index)
     here = environment.describe(config, device, processes.count)
     run = RunFolder(config.run_dir)

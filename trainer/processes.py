@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -144,6 +145,11 @@ class Processes:
         if words.kind == "stopped":
             return StopRequested()
         return ProcessLost(f"{who} ended: {words.message}", words.advice, told=self.number != 0)
+
+
+def several_processes() -> bool:
+    """Whether a launcher has started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def lost_connection(error: BaseException) -> bool:
