@@ -25,7 +25,7 @@ TREATMENT = ("bucket", "repeats", "validation", "is_reg", "mask")  # of an image
 LARGEST_ENLARGEMENT = 1.5  # times a picture is scaled up before it is remarked on
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One image with its caption, as it will be trained."""
 
@@ -116,11 +116,11 @@ def scan(
             if fact.problem:
                 continue
             size = (fact.width, fact.height)
-            bucket = bucket_of(size)
-            if buckets.visible_share(size, bucket) < SMALLEST_SHARE:
+            bucket, share, factor = bucket_of(size)
+            if share < SMALLEST_SHARE:
                 findings.append(Finding("too_narrow", picture.path, f"{size[0]} x {size[1]} pixels"))
                 continue
-            if (factor := buckets.enlargement(size, bucket)) > LARGEST_ENLARGEMENT:
+            if factor > LARGEST_ENLARGEMENT:
                 findings.append(
                     Finding("too_small", picture.path, f"{size[0]} x {size[1]} pixels, enlarged {factor:.1f} times")
                 )
@@ -129,7 +129,9 @@ def scan(
             told = (
                 metadata_files.caption_of(picture.path, subset.root, captions) if captions and caption is None else None
             )
-            findings += [found for found in picture.findings(first_line) if told is None or found.kind != "no_caption"]
+            if picture.is_remarkable(first_line):
+                remarks = picture.findings(first_line)
+                findings += [found for found in remarks if told is None or found.kind != "no_caption"]
             if told is not None:
                 caption = told if subset.options.enable_wildcard else next(iter(told.strip().splitlines()), "")
             elif caption is None:
@@ -338,13 +340,19 @@ def balance(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
     return sorted(result, key=lambda entry: entry.id), notices
 
 
-def _bucketing(config: Config) -> Callable[[buckets.Size], buckets.Size]:
-    """The bucket of a picture by its size, each size worked out once."""
+def _bucketing(config: Config) -> Callable[[buckets.Size], tuple[buckets.Size, float, float]]:
+    """size -> a picture's bucket, the share of it that is seen there, and how much it is enlarged."""
     resolution = config.resolution_size
-    if not config.enable_bucket:
-        return lambda size: resolution
     low, high, step = config.min_bucket_reso, config.max_bucket_reso, config.bucket_reso_steps
-    return functools.cache(lambda size: buckets.bucket_for(size, resolution, low, high, step, config.bucket_no_upscale))
+
+    @functools.cache
+    def fit(size: buckets.Size) -> tuple[buckets.Size, float, float]:
+        bucket = resolution
+        if config.enable_bucket:
+            bucket = buckets.bucket_for(size, resolution, low, high, step, config.bucket_no_upscale)
+        return bucket, buckets.visible_share(size, bucket), buckets.enlargement(size, bucket)
+
+    return fit
 
 
 # --- fingerprints --------------------------------------------------------------------------------------------------

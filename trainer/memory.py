@@ -71,8 +71,9 @@ class FileMemory:
                 below = (folder, folder[:-1] + chr(ord(os.sep) + 1))
                 rows = connection.execute("select path, stamp, value from memory where path > ? and path < ?", below)
                 for key, stamp, value in rows:
-                    if key in paths and stamps[paths[key]] == stamp:
-                        found[paths[key]] = value
+                    file = paths.get(key)
+                    if file is not None and stamps[file] == stamp:
+                        found[file] = value
         return dict(zip(found, json.loads(f"[{','.join(found.values())}]"), strict=True))  # one call for them all
 
     def remember(self, learnt: Iterable[tuple[str, str, Any]]) -> None:

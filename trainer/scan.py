@@ -90,6 +90,11 @@ class Picture(NamedTuple):
         text = self.whole_caption()
         return None if text is None else next(iter(text.splitlines()), "").strip()
 
+    def is_remarkable(self, first_line: str | None) -> bool:
+        """Whether there are `findings`; much faster, for the many of which there is nothing to say."""
+        usual = FORMATS[self.facts.format]
+        return not (first_line and self.caption and not self.caption.problem and self.file.endswith(usual))
+
     def findings(self, first_line: str | None) -> Iterator[Finding]:
         """What is remarkable about it and its caption, apart from what keeps it out; `first_line`: `caption_text`."""
         extension = self.file[self.file.rfind(".") :].lower()
