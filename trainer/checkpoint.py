@@ -29,13 +29,13 @@ SPARE_BYTES = 64 << 20  # left free on the disk beside what a save needs
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint holds. `optimizer` and `ema` may be empty; `documents`: file name -> JSON value."""
+    """What a checkpoint holds. `optimizer` and `ema` may be empty; `documents`: file name -> what it holds."""
 
     weights: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     ema: Mapping[str, Tensor]
     state: Mapping[str, Any]
-    documents: Mapping[str, Mapping[str, Any]]
+    documents: Mapping[str, bytes]
     config: str
 
     @property
@@ -206,8 +206,8 @@ def write(folder: Path, save: Save) -> Path:
         _write_tensors(temporary / "optimizer.safetensors", contents.optimizer)
         if contents.ema:
             _write_tensors(temporary / "ema.safetensors", contents.ema)
-        for name, document in {"state.json": contents.state, **contents.documents}.items():
-            files.write_bytes(temporary / name, files.json_bytes(document))
+        for name, document in {"state.json": files.json_bytes(contents.state), **contents.documents}.items():
+            files.write_bytes(temporary / name, document)
         files.write_text(temporary / "config.toml", contents.config)
         listing = manifest.compose(
             temporary, save.step, save.run_id, time.time(), save.epoch, save.loss, save.validation

@@ -92,10 +92,15 @@ def json_bytes(value: Any) -> bytes:
     return text.encode(errors="backslashreplace")
 
 
-def digest(value: Any) -> str:
-    """SHA-256 of a value's content as JSON; fast also for what hundreds of thousands of images say."""
+def compact_json_bytes(value: Any) -> bytes:
+    """Like `json_bytes` on one line, which is several times faster: for what hundreds of thousands of images say."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)  # indented, Python itself would do it
-    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
+    return text.encode(errors="backslashreplace")
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a value's content as JSON."""
+    return hashlib.sha256(compact_json_bytes(value)).hexdigest()
 
 
 def sha256_file(path: Path) -> str:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trainer import branches, manifest, metadata, network, optimizers
+from trainer import branches, files, manifest, metadata, network, optimizers
 from trainer.branches import epoch_file, step_file
 from trainer.checkpoint import Contents, Save, Saved, Writer
 from trainer.config import Config, to_toml
@@ -45,7 +45,10 @@ class Saver:
         self._inputs = inputs
         self._session = this_session
         self._events: EventWriter = this_session.events
-        self._documents = {"dataset.json": dict(inputs.images), "environment.json": here}
+        self._documents = {  # encoded once, not while the training waits for the interpreter
+            "dataset.json": files.compact_json_bytes(dict(inputs.images)),
+            "environment.json": files.json_bytes(here),
+        }
         self._total_steps = inputs.total_steps
         self._writer = Writer(self._report)
         self._kept_step = this_session.resumed_from

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -115,7 +115,7 @@ class State:
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
-    def contents(self, documents: dict[str, dict[str, Any]], config: str, **more: Any) -> Contents:
+    def contents(self, documents: Mapping[str, bytes], config: str, **more: Any) -> Contents:
         """What a checkpoint of now holds: the live tensors, which the writer copies. `more`: into state.json."""
         tensors, values = optimizers.state(self.optimizer, self.names)
         return Contents(

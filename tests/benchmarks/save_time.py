@@ -30,7 +30,7 @@ def state_of(megabytes: int) -> Contents:
     count = max(2, megabytes * 1_000_000 // (3 * 4 * 16 * 640))
     group = {f"layer{number}.weight": torch.randn(16, 640) for number in range(count)}
     moments = {f"{name}/{kind}": torch.randn(16, 640) for name in group for kind in ("exp_avg", "exp_avg_sq")}
-    documents = {name: {"version": 1} for name in ("dataset.json", "environment.json")}
+    documents = dict.fromkeys(("dataset.json", "environment.json"), b'{"version": 1}')
     return Contents(group, moments, {}, {"version": 1}, documents, "")
 
 
