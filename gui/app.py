@@ -40,7 +40,7 @@ from gui.wiring import QUIET, Updates
 logger = logging.getLogger(__name__)
 TICK_SECONDS = 1.0  # between two looks at a run that is active
 IDLE_SECONDS = 3.0  # and at one that is not
-QUEUE_SECONDS = 0.02  # how often Gradio's queue looks for events; by itself it does so every millisecond
+QUEUE_SECONDS = 0.05  # how often Gradio's queue looks for events; by itself it does so every millisecond
 STOP_SECONDS = 60.0
 STOP_RUNS = "REKINDLE_STOP_RUNS_ON_EXIT"
 
@@ -71,6 +71,7 @@ class Page:
                     self.samples = SamplesTab(places)
             self.timer = gr.Timer(TICK_SECONDS)
             self.seen = gr.State({})  # what this page was last shown, so that only what changed is sent
+            self.news = gr.Number(0, visible="hidden")  # changes when there is something to show
             self.form = self.train.form
             self._wire(resume_item, monitor_item)
             self.dataset.wire(self.form, dataset_item, QUIET)
@@ -85,8 +86,10 @@ class Page:
         draft = self.train.outputs()
         self.blocks.load(
             self.open, watched, run_parts | draft | {self.train.picker, self.train.name, self.train.about}, **QUIET
-        )
-        self.timer.tick(self.refresh, watched, run_parts, queue=False, **QUIET)
+        ).then(None, js="rekindleOpened", api_visibility="private")
+        # Gradio makes every output of an event anew, changed or not; so a tick has one, and news are another event.
+        self.timer.tick(self.look_for_news, watched, {self.news}, queue=False, **QUIET)
+        self.news.change(self.refresh, watched, run_parts, queue=False, **QUIET)
         self.bar.picker.input(self.choose_run, watched, run_parts | {message}, **QUIET)
         self.bar.picker.focus(self.list_runs, watched | {self.form.widgets["output_dir"]}, {self.bar.picker}, **QUIET)
 
@@ -158,6 +161,17 @@ class Page:
 
     def refresh(self, data: Mapping[Any, Any]) -> Updates:
         """What changed since this page was last shown something."""
+        view, updates = self._watched(data)
+        return updates | self.show(view, data)
+
+    def look_for_news(self, data: Mapping[Any, Any]) -> Updates:
+        """A new number when `refresh` would change anything on this page."""
+        view, updates = self._watched(data)
+        changes, stale, _ = self._changes(view, data)
+        return {self.news: time.time() if updates or changes or stale else gr.skip()}
+
+    def _watched(self, data: Mapping[Any, Any]) -> tuple[View | None, Updates]:
+        """The run that the picker names, as it is now; where it names none, the latest and its choice."""
         value = data[self.bar.picker]
         updates: Updates = {}
         run = run_bar.chosen(self.places, value)
@@ -166,32 +180,35 @@ class Page:
             run = run_bar.chosen(self.places, picker["value"])
             if run is not None or value:
                 updates[self.bar.picker] = picker
-        view = self.watch.look(run) if run is not None else None
-        return updates | self.show(view, data)
+        return self.watch.look(run) if run is not None else None, updates
 
     def show(self, view: View | None, data: Mapping[Any, Any]) -> Updates:
         """The parts of the page that tell of the run, as far as they are not what the page was shown last."""
+        updates, stale, seen = self._changes(view, data)
+        drawn = self.monitor.show(view, stale, checked_smoothing(data[self.monitor.smoothing]))
+        return updates | drawn | {self.seen: seen}
+
+    def _changes(self, view: View | None, data: Mapping[Any, Any]) -> tuple[Updates, set[str], dict[str, Any]]:
+        """What is new outside the Monitor tab; that tab's parts that are not as shown; what is shown after both."""
         seen = dict(data[self.seen] or {})
-        smoothing = checked_smoothing(data[self.monitor.smoothing])
         updates: Updates = {}
         for widget, update in self.bar.show(view).items():
             key = f"bar {widget.elem_id}"
             if seen.get(key, "") != update:
                 seen[key] = update
                 updates[widget] = update
-        stamps = self.monitor.stamps(view, smoothing)
+        stamps = self.monitor.stamps(view, checked_smoothing(data[self.monitor.smoothing]))
         stale = {
             part: stamp
             for part, stamp in stamps.items()
             if all(now != then for now, then in zip(stamp, seen.get(part, ("", "")), strict=True))
         }
-        updates |= self.monitor.show(view, set(stale), smoothing)
         seconds = TICK_SECONDS if view is not None and view.active else IDLE_SECONDS
         if seen.get("seconds") != seconds:
             seen["seconds"] = seconds
             updates[self.timer] = gr.update(value=seconds)
         pictures, seen["samples"] = self.samples.show(view, seen.get("samples"))
-        return updates | pictures | {self.seen: seen | stale}
+        return updates | pictures, set(stale), seen | stale
 
     def list_runs(self, data: Mapping[Any, Any]) -> Updates:
         """Runs to choose from, those in the form's output folder among them."""

@@ -169,6 +169,16 @@
 
   // --- the form --------------------------------------------------------------------------------------------------
 
+  // The form arrives a moment after the page. What was pressed or written before that would be put back; so it waits.
+  const LATE = 15000; // ms after which a page whose form does not arrive can be used all the same
+  document.addEventListener("DOMContentLoaded", () => {
+    document.body.inert = true;
+    setTimeout(window.rekindleOpened, LATE);
+  });
+  window.rekindleOpened = () => {
+    document.body.inert = false;
+  };
+
   document.addEventListener("mouseover", (event) => {
     const block = event.target.closest?.('[id^="opt-"]');
     const option = block && options.get(block.id.slice(4));

@@ -44,8 +44,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Drawn:
     drawn: Drawn = {}
     micro_batch = Samples.micro_batch
 
-    def watch(samples: Samples, uses: Sequence[Use], weight: float) -> Any:
-        result = micro_batch(samples, list(uses), weight)
+    def watch(samples: Samples, uses: Sequence[Use], *more: Any) -> Any:
+        result = micro_batch(samples, list(uses), *more)
         for row, use in enumerate(uses):
             drawn[use.entry.path.name, use.epoch, use.repeat] = {
                 name: tensor[row] for name, tensor in result.tensors.items() if name != "weights"
