@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import logging
 import os
 import signal
@@ -123,13 +124,13 @@ class Page:
         filled = tab.outputs() | {message, tab.picker, tab.name, tab.about}
         tab.picker.focus(self.list_presets, {tab.picker}, {tab.picker}, **QUIET)
         tab.picker.input(self.tell_about, {tab.picker}, {tab.about}, **QUIET)
-        tab.load.click(self.load_preset, draft | {tab.picker}, filled, **QUIET)
+        tab.load.click(self.load_preset, draft | {tab.picker}, filled, queue=False, **QUIET)
         tab.upload.upload(self.read_upload, tab.upload, tab.uploaded, **(QUIET | {"preprocess": True})).then(
             self.load_upload, draft | {tab.uploaded, tab.picker}, filled, **QUIET
         )
         tab.save.click(
             self.save_preset, draft | {tab.name},
-            {message, tab.picker, tab.about} | tab.about_outputs() | self.question.outputs(), **QUIET,
+            {message, tab.picker, tab.about} | tab.about_outputs() | self.question.outputs(), queue=False, **QUIET,
         )  # fmt: skip
         tab.download.click(self.send_preset, options | {tab.name}, {tab.sent, message}, **QUIET).then(
             None, tab.sent, None, js="rekindleDownload", api_visibility="private"
@@ -474,6 +475,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve the page until SIGTERM or Ctrl+C. Returns the exit code; 2 when it cannot be served."""
     known = parse(arguments)
+    keep_heap_small()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     places = usual_places()
     os.chdir(places.home)  # relative paths mean the same here and in the trainer
@@ -513,6 +515,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.environ.get(STOP_RUNS) == "1":
         stop_runs(places)
     return 0
+
+
+def keep_heap_small() -> None:
+    """Give memory back as soon as it is free, where the C library is glibc: a server of many threads keeps up to a heap
+    for each, and after looking at ten thousand pictures as much again as it needs (mallopt(3))."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-1, 1 << 16)  # M_TRIM_THRESHOLD, bytes
+        mallopt(-8, 2)  # M_ARENA_MAX
 
 
 def bind(host: str, port: int) -> socket.socket:
