@@ -14,6 +14,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,21 +66,29 @@ def ticks(page: Page, run: RunFolder, steps: int, rounds: int) -> tuple[float, l
     return first, drawn, idle
 
 
-def watched(served: Served, tick_seconds: float, seconds: float) -> float:
-    """CPU seconds of the server for each tick while a page is open at the Monitor tab."""
+def watched(served: Served, tick_seconds: float, seconds: float) -> tuple[float, float]:
+    """CPU seconds of the server in the time of a tick: without a page, and what a page open at the Monitor tab adds."""
     served.start()
     assert served.process is not None
     try:
+        time.sleep(5)
+        alone = _cpu(served.process.pid, lambda: time.sleep(seconds))
         with chromium() as browser:
             page = browser.new_page()
             open_page(page, served)
             open_tab(page, "Monitor")
             page.wait_for_timeout(20_000)  # in which all of it is read
-            before = sum(psutil.Process(served.process.pid).cpu_times()[:2])
-            page.wait_for_timeout(seconds * 1000)
-            return (sum(psutil.Process(served.process.pid).cpu_times()[:2]) - before) / seconds * tick_seconds
+            open_to_it = _cpu(served.process.pid, lambda: page.wait_for_timeout(seconds * 1000))
     finally:
         served.stop()
+    return alone / seconds * tick_seconds, (open_to_it - alone) / seconds * tick_seconds
+
+
+def _cpu(pid: int, meanwhile: Callable[[], object]) -> float:
+    """CPU seconds of a process meanwhile."""
+    before = sum(psutil.Process(pid).cpu_times()[:2])
+    meanwhile()
+    return sum(psutil.Process(pid).cpu_times()[:2]) - before
 
 
 def main() -> None:
@@ -100,8 +109,11 @@ def main() -> None:
     print(f"{known.steps:,} step events read       {first:8.2f} s, a part each tick")
     print(f"tick that draws the charts anew    {1000 * statistics.median(drawn):8.1f} ms (target 300)")
     print(f"tick with nothing new, handler     {1000 * statistics.median(idle):8.1f} ms of CPU (target 15)")
-    print(f"the same served, run active        {1000 * active:8.1f} ms of CPU each {TICK_SECONDS:g} s")
-    print(f"the same served, run at rest       {1000 * resting:8.1f} ms of CPU each {IDLE_SECONDS:g} s")
+    for name, (alone, tick), every in (("active", active, TICK_SECONDS), ("at rest", resting, IDLE_SECONDS)):
+        print(
+            f"the same served, run {name:13} {1000 * tick:8.1f} ms of CPU each {every:g} s (target 15), "
+            f"beside {1000 * alone:.1f} ms of a server without a page"
+        )
 
 
 if __name__ == "__main__":
