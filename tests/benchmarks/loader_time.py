@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,7 @@ def prepare(folder: Path, count: int, workers: int) -> tuple[Config, tuple[Entry
     entries = []
     for number in range(count):
         digest = f"{number:016x}" * 4
-        entries.append(
-            entry.__class__(**{**vars(entry), "digest": digest, "id": digest[:32], "caption": f"n {number}"})
-        )
+        entries.append(replace(entry, digest=digest, id=digest[:32], caption=f"n {number}"))
         mean, std = (draw.standard_normal((4, 64, 64), dtype=np.float32) for _ in range(2))
         latents.put(cache.latent_key(entries[-1], False), {"mean": mean, "std": std})
         text.put(cache.text_key(f"n {number}"), {"states": draw.standard_normal((77, 768), dtype=np.float32)})
