@@ -81,6 +81,29 @@ def chromium() -> Iterator[Browser]:
         opened.close()
 
 
+@contextmanager
+def serving(home: Path) -> Iterator[Served]:
+    """A server of a home's page."""
+    server = Served(home)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@contextmanager
+def fresh_page(browser: Browser, served: Served) -> Iterator[Page]:
+    """The page of a server, with no draft left by another."""
+    for file in (served.places.draft_file, served.places.put_aside_file):
+        file.unlink(missing_ok=True)
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(SLOW)
+    open_page(page, served)
+    yield page
+    page.close()
+
+
 def open_page(page: Page, served: Served) -> None:
     page.goto(served.address)
     expect(page.locator("#run-status .badge")).to_be_visible()

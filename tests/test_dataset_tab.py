@@ -17,7 +17,7 @@ from gui import presets
 from gui.dataset_view import Filter, Looked, Looker
 from gui.places import Places
 from tests import nasty
-from tests.browser import SLOW, Served, choose, load_preset, needs_browser, open_tab
+from tests.browser import SLOW, Served, choose, load_preset, needs_browser, open_tab, serving
 from trainer import report
 from trainer.config import Config
 
@@ -103,10 +103,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     options = {"train_data_dir": "images", "resolution": "64", "enable_bucket": True}
     options |= {"min_bucket_reso": 32, "bucket_reso_steps": 16}
     presets.save(Places(home, home), "pets", options)
-    server = Served(home)
-    server.start()
-    yield server
-    server.stop()
+    with serving(home) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.runs_at_tiny_size import STEPS, assert_bit_equal, config_for, events_of, run, steps_of, tensors_of
-from trainer import manifest, runs, saving
+from trainer import checkpoint, manifest, runs, saving
+from trainer.checkpoint import Save
 from trainer.config import Config
 from trainer.families.sd import StableDiffusion
 from trainer.runs import RunFolder, RunUnreadable
@@ -102,15 +103,22 @@ def test_without_memory_the_last_completed_step_is_saved_and_the_run_goes_on_bit
     assert_bit_equal(tensors_of(config), tensors_of(straight))
 
 
-def test_without_memory_inside_the_optimizer_nothing_is_saved(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_memory_inside_the_optimizer_only_the_save_before_is_finished(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = config.replace(save_every_n_steps=2)
-    update = State.update
+    update, write = State.update, checkpoint.write
 
     def failing(state: State, finite: torch.Tensor) -> None:
         update(state, finite)  # half done or done: nobody knows
         if state.global_step == 4:
             raise MEMORY["CUDA"]
 
+    def slow(folder: Path, save: Save) -> Path:
+        time.sleep(0.5)  # still being written when the training fails
+        return write(folder, save)
+
+    monkeypatch.setattr(checkpoint, "write", slow)
     monkeypatch.setattr(State, "update", failing)
     with pytest.raises(torch.OutOfMemoryError):
         run(config)

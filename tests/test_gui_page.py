@@ -15,7 +15,19 @@ from playwright.sync_api import Browser, Page, expect
 
 from gui import presets
 from gui.places import CODE, Places
-from tests.browser import SLOW, Served, choose, field, load_preset, needs_browser, open_page, open_tab, save_preset
+from tests.browser import (
+    SLOW,
+    Served,
+    choose,
+    field,
+    fresh_page,
+    load_preset,
+    needs_browser,
+    open_page,
+    open_tab,
+    save_preset,
+    serving,
+)
 from tests.test_gui_fake_run import make_run, settings, write_session
 from trainer import config, manifest, runs
 from trainer.runs import RunFolder
@@ -30,20 +42,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     make_run(home / "output", "fox", status="running", alive=True)
     values = {"output_name": "fox", "network_dim": 8, "unet_lr": 0.0, "min_timestep": 7, "use_ema": True}
     presets.save(Places(home, home), "tiny fox", values)
-    server = Served(home)
-    server.start()
-    yield server
-    server.stop()
+    with serving(home) as server:
+        yield server
 
 
 @pytest.fixture
 def page(browser: Browser, served: Served) -> Iterator[Page]:
-    served.places.draft_file.unlink(missing_ok=True)
-    page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    page.set_default_timeout(SLOW)
-    open_page(page, served)
-    yield page
-    page.close()
+    with fresh_page(browser, served) as page:
+        yield page
 
 
 # --- the form ---

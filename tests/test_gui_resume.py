@@ -18,7 +18,7 @@ from gui import checkpoints, drills, resume_check, resume_tab
 from gui import form as forms
 from gui.checkpoints import Verified
 from gui.places import Places
-from tests.browser import SLOW, Served, choose, field, needs_browser, open_page, open_tab
+from tests.browser import Served, choose, field, fresh_page, needs_browser, open_tab, serving
 from trainer import branches, config, events, files, manifest, runs
 from trainer.config import OPTIONS, Config
 from trainer.runs import RunFolder
@@ -304,23 +304,17 @@ def served(trained: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     shutil.copytree(trained.output_dir, home / "output")
     run = RunFolder(home / "output" / "fox")
     files.write_text(run.config_file, config.to_toml(trained.replace(output_dir="output")))
-    server = Served(home)
-    server.start()
-    yield server
-    server.stop()
+    with serving(home) as server:
+        yield server
 
 
 @pytest.fixture
 def page(browser: Browser, served: Served) -> Iterator[Page]:
-    served.places.draft_file.unlink(missing_ok=True)
-    page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    page.set_default_timeout(SLOW)
-    open_page(page, served)
-    open_tab(page, "Resume")
-    page.locator("#resume-adopt").click()
-    expect(page.locator("#resume-verdict")).to_contain_text("The run is complete: step 4 of 4")
-    yield page
-    page.close()
+    with fresh_page(browser, served) as page:
+        open_tab(page, "Resume")
+        page.locator("#resume-adopt").click()
+        expect(page.locator("#resume-verdict")).to_contain_text("The run is complete: step 4 of 4")
+        yield page
 
 
 def choose_step(page: Page, step: int) -> None:

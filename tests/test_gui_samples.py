@@ -13,7 +13,7 @@ from gui import samples_tab, thumbnails
 from gui.history import Sample
 from gui.monitor import View, Watch
 from gui.samples_tab import Column, Row
-from tests.browser import SLOW, Served, choose, needs_browser, open_page, open_tab
+from tests.browser import SLOW, Served, choose, needs_browser, open_page, open_tab, serving
 from tests.test_gui_fake_run import make_run
 
 SNOW, RED = "a fox in the snow", "a red fox"
@@ -115,10 +115,8 @@ def test_prompts_are_shown_as_text(tmp_path: Path) -> None:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     home = tmp_path_factory.mktemp("home")
     make_run(home / "output", "fox", status="finished")
-    server = Served(home)
-    server.start()
-    yield server
-    server.stop()
+    with serving(home) as server:
+        yield server
 
 
 @needs_browser

@@ -15,7 +15,18 @@ from playwright.sync_api import Browser, Page, expect
 
 from gui import presets
 from gui.places import CODE
-from tests.browser import SLOW, Served, choose, field, load_preset, needs_browser, open_page, open_tab, save_preset
+from tests.browser import (
+    Served,
+    choose,
+    field,
+    fresh_page,
+    load_preset,
+    needs_browser,
+    open_page,
+    open_tab,
+    save_preset,
+    serving,
+)
 from tests.test_gui_fake_run import make_run
 from tests.test_gui_form import other_values
 from trainer import config, runs
@@ -32,21 +43,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     (home / "presets").mkdir()
     (home / "presets" / "demo").symlink_to(CODE / "presets" / "demo")
     make_run(home / "output", "fox", status="stopped")
-    server = Served(home)
-    server.start()
-    yield server
-    server.stop()
+    with serving(home) as server:
+        yield server
 
 
 @pytest.fixture
 def page(browser: Browser, served: Served) -> Iterator[Page]:
-    for file in (served.places.draft_file, served.places.put_aside_file):
-        file.unlink(missing_ok=True)
-    page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    page.set_default_timeout(SLOW)
-    open_page(page, served)
-    yield page
-    page.close()
+    with fresh_page(browser, served) as page:
+        yield page
 
 
 def message(page: Page) -> Any:

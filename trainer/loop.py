@@ -216,6 +216,7 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
                 # Weights and moments are those of the last completed step, unless the optimizer itself failed.
                 if accelerator.is_main_process and not updating and not isinstance(error, TrainingFailed):
                     emergency_save(saver, state, meter, error)
+                saver.close()  # leaving waits for what is being written
                 raise
             finally:
                 steps.close()  # type: ignore[attr-defined]
