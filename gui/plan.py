@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +11,12 @@ from typing import Any
 from gui import form as forms
 from gui import monitor
 from gui.places import Places
-from trainer import arrow_dataset, buckets, config, events, manifest, resume, scan, subsets
+from trainer import arrow_dataset, buckets, budget, config, manifest, resume, scan, subsets
 from trainer.config import Config, ConfigError
 from trainer.runs import RunFolder
 from trainer.subsets import DatasetError
 
 MOST_RUNS = 20  # the latest ones, among which one with the same settings is looked for
-TAIL = 64 << 10  # bytes of the events that tell how fast a run was
 SIZE = (
     "pretrained_model_name_or_path", "network_dim", "conv_dim", "network_train_unet_only",
     "network_train_text_encoder_only", "optimizer_type", "use_ema",
@@ -36,14 +34,14 @@ def told(places: Places, values: Mapping[str, Any]) -> list[str]:
         return []
     settings = config.build(checked.values)
     try:
-        arithmetic, total = _steps(places, settings)
+        arithmetic, total, each = _steps(places, settings)
     except (DatasetError, OSError) as error:
         return [str(error)]
-    return [arithmetic, *_time(places, settings, total), _disk(places, settings, total)]
+    return [arithmetic, *_time(places, settings, total), _disk(places, settings, total, each)]
 
 
-def _steps(places: Places, settings: Config) -> tuple[str, int]:
-    """20 images × 10 repeats / batch 4 = 50 steps an epoch; and the steps in all."""
+def _steps(places: Places, settings: Config) -> tuple[str, int, int]:
+    """20 images × 10 repeats / batch 4 = 50 steps an epoch; the steps in all and of an epoch."""
     folder = str(places.home / settings.train_data_dir)
     if arrow_dataset.shards(Path(folder)):
         raise DatasetError("The images are inside Arrow or Parquet files; the start unpacks and counts them.")
@@ -67,6 +65,7 @@ def _steps(places: Places, settings: Config) -> tuple[str, int]:
         f"{images}{regularised} / batch {batch}{whole} = {_count(each, 'step')} an epoch{held_out}; "
         f"{_count(total, 'step')} = {_epochs(total / each)}",
         total,
+        each,
     )
 
 
@@ -111,32 +110,13 @@ def _config(path: Path, changed: int) -> Config:
 
 def _time(places: Places, settings: Config, total: int) -> list[str]:
     for run in _alike(places, settings, SPEED):
-        seconds = _seconds_per_step(run)
+        seconds = budget.seconds_per_step(run)
         if seconds is not None:
             return [f"about {monitor.duration(seconds * total)} at the speed of {run.path.name}"]
     return []
 
 
-def _seconds_per_step(run: RunFolder) -> float | None:
-    """The mean over the end of the run's last session, saving and sampling included."""
-    try:
-        size = run.events_file.stat().st_size
-    except OSError:
-        return None
-    found, _ = events.read_events(run.events_file, max(0, size - TAIL))
-    session: list[tuple[int, float]] = []
-    for event in found:
-        if event["event"] == "run_started":
-            session.clear()
-        elif event["event"] == "step":
-            session.append((event["global_step"], event["time"]))
-    if len(session) < 3:
-        return None
-    (first, begun), (last, ended) = session[0], session[-1]
-    return (ended - begun) / (last - first) if last > first and ended > begun else None
-
-
-def _disk(places: Places, settings: Config, total: int) -> str:
+def _disk(places: Places, settings: Config, total: int, each: int) -> str:
     folder = places.home / settings.output_dir
     while not folder.exists():
         folder = folder.parent
@@ -149,15 +129,7 @@ def _disk(places: Places, settings: Config, total: int) -> str:
     ]
     if not sizes:
         return free
-    saves = _saves(settings, total)
-    kept = min(saves, settings.keep_last_n_checkpoints or saves)
-    if settings.keep_every_n_steps:
-        kept = min(saves, kept + total // settings.keep_every_n_steps)
+    saves = budget.of(settings, 0, total, each, sizes[0], None).saves
+    kept = budget.kept(settings, saves, total, each)
     room = monitor.size(kept * sizes[0])
     return f"{_count(kept, 'checkpoint')} of {monitor.size(sizes[0])} kept: {room}, {free}"
-
-
-def _saves(settings: Config, total: int) -> int:
-    """How many checkpoints are written, as far as steps decide; the last step always writes one."""
-    every = settings.save_every_n_steps if settings.save_state else 0
-    return max(1, math.ceil(total / every)) if every else 1

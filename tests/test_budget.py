@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import pytest
 from trainer import budget
 from trainer.budget import Budget
 from trainer.config import Config
-from trainer.events import EventWriter
 from trainer.runs import RunFolder
 
 
@@ -24,6 +24,7 @@ from trainer.runs import RunFolder
         ({"save_every_n_steps": 30}, 0, 4),
         ({"save_every_n_epochs": 1}, 0, 4),
         ({"save_every_n_epochs": 1, "save_every_n_steps": 50}, 0, 4),  # 25, 50, 75, 100
+        ({"save_every_n_epochs": 1, "save_every_n_steps": 10}, 40, 8),  # 50, 60, 70, 75, 80, 90, 100 ...
         ({"save_every_n_steps": 10, "save_state": False}, 0, 1),
         ({"save_every_n_minutes": 1.0}, 0, 4),  # 200 s
         ({}, 100, 0),
@@ -56,10 +57,33 @@ def test_only_much_is_worth_a_word(found: Budget, warns: bool) -> None:
     assert (found.warning() is not None) == warns
 
 
-def test_the_speed_is_that_of_the_last_steps(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({}, 3),
+        ({"keep_last_n_checkpoints": 0}, 10),
+        ({"keep_every_n_steps": 50}, 5),  # 50, 80, 90, 100, and one to spare
+        ({"save_last_n_steps_state": 60}, 6),
+        ({"save_last_n_epochs_state": 2}, 5),
+        ({"keep_last_n_checkpoints": 20}, 10),
+    ],
+)
+def test_the_checkpoints_left_of_100_steps_in_epochs_of_25_saved_every_10(options: dict[str, Any], kept: int) -> None:
+    assert budget.kept(Config(save_every_n_steps=10, **options), 10, 100, 25) == kept
+
+
+def test_the_speed_is_that_of_the_last_session(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    assert budget.step_seconds(run) is None
-    events = EventWriter(run.events_file)
-    for seconds in (9.0, 1.0, 2.0, 3.0, "nan"):
-        events.write("step", 1, step_seconds=seconds)
-    assert budget.step_seconds(run) == 2.5
+    assert budget.seconds_per_step(run) is None
+    events = [("run_started", 0, 0.0), ("step", 1, 9.0), ("step", 2, 19.0), ("step", 3, 29.0)]
+    write(run, events)
+    assert budget.seconds_per_step(run) == 10.0
+    write(run, [*events, ("run_started", 3, 50.0), ("step", 4, 51.0)])
+    assert budget.seconds_per_step(run) is None
+    write(run, [*events, ("run_started", 3, 50.0), ("step", 4, 51.0), ("step", 6, 55.0), ("step", 8, 59.0)])
+    assert budget.seconds_per_step(run) == 2.0
+
+
+def write(run: RunFolder, events: list[tuple[str, int, float]]) -> None:
+    lines = [json.dumps({"event": name, "global_step": step, "time": time}) for name, step, time in events]
+    run.events_file.write_text("".join(f"{line}\n" for line in lines))

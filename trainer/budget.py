@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer.config import Config
@@ -50,15 +51,11 @@ def of(
     config: Config, step: int, total_steps: int, steps_per_epoch: int, bytes_of_save: int, step_seconds: float | None
 ) -> Budget:
     """What a run writes from a step on to its end."""
-    every = [config.save_every_n_steps, config.save_every_n_epochs * steps_per_epoch]
     left = max(0, total_steps - step)
-    due = {
-        number
-        for interval in every
-        if interval
-        for number in range(step - step % interval + interval, total_steps, interval)
-    }
-    by_steps = len(due) if config.save_state else 0
+    by_steps = 0
+    if config.save_state and left:
+        every = [config.save_every_n_steps, config.save_every_n_epochs * steps_per_epoch]
+        by_steps = _due(total_steps - 1, every) - _due(step, every)
     seconds = left * step_seconds if step_seconds else None
     minutes = config.save_every_n_minutes * 60
     by_time = int(seconds / minutes) if seconds and minutes else 0
@@ -66,13 +63,37 @@ def of(
     return Budget(saves, bytes_of_save, seconds / saves if seconds and saves else None)
 
 
-def step_seconds(run: RunFolder) -> float | None:
-    """What a step of the run took of late; None where nothing is known."""
+def _due(step: int, every: Sequence[int]) -> int:
+    """How many of the steps up to this one are multiples of one of two intervals; 0: no interval."""
+    first, second = every
+    both = math.lcm(first, second)
+    return sum(step // interval for interval in (first, second) if interval) - (step // both if both else 0)
+
+
+def kept(config: Config, saves: int, total_steps: int, steps_per_epoch: int) -> int:
+    """About how many of a whole run's checkpoints are on the disk at its end, pinned ones aside."""
+    span = max(config.save_last_n_steps_state, config.save_last_n_epochs_state * steps_per_epoch)
+    if not config.keep_last_n_checkpoints:
+        return saves  # 0 keeps all of them
+    recent = max(config.keep_last_n_checkpoints, math.ceil(span * saves / total_steps))
+    apart = total_steps // config.keep_every_n_steps if config.keep_every_n_steps else 0
+    return min(saves, recent + apart)
+
+
+def seconds_per_step(run: RunFolder) -> float | None:
+    """The mean over the end of a run's last session, validating, sampling and saving included; None: not known."""
     try:
         size = run.events_file.stat().st_size
     except OSError:
         return None
     events, _ = read_events(run.events_file, max(0, size - TAIL))
-    seconds = [event.get("step_seconds") for event in events if event["event"] == "step"]
-    known = [value for value in seconds if isinstance(value, float) and value > 0]
-    return statistics.median(known) if known else None
+    session: list[tuple[int, float]] = []
+    for event in events:
+        if event["event"] == "run_started":
+            session.clear()
+        elif event["event"] == "step":
+            session.append((event["global_step"], event["time"]))
+    if len(session) < 3:
+        return None
+    (first, begun), (last, ended) = session[0], session[-1]
+    return (ended - begun) / (last - first) if last > first and ended > begun else None

@@ -115,7 +115,7 @@ def look_at_checkpoint(config: Config, inputs: Inputs, environment: Mapping[str,
 
 def write_budget(config: Config, inputs: Inputs, verdict: Verdict | None, bytes_of_save: int) -> Budget:
     """What the training is going to write in checkpoints of this size."""
-    step, seconds = (verdict.step, budget.step_seconds(RunFolder(config.run_dir))) if verdict else (0, None)
+    step, seconds = (verdict.step, budget.seconds_per_step(RunFolder(config.run_dir))) if verdict else (0, None)
     return budget.of(config, step, inputs.total_steps, inputs.steps_per_epoch, bytes_of_save, seconds)
 
 
