@@ -20,7 +20,8 @@ def make_deterministic(config: Config) -> None:
     if not config.deterministic:
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # needed for deterministic matrix products
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Not warn_only: under it the attention kernels of a GPU keep their backward passes that are not deterministic.
+    torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     # Filling new memory with a known value only helps to find bugs, and costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

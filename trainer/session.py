@@ -171,6 +171,11 @@ def advise(error: BaseException) -> str:
             "gradient_accumulation_steps, use optimizer_type = AdamW8bit, set cache_latents = true, or lower "
             "resolution; then resume."
         )
+    if "use_deterministic_algorithms" in text:
+        return (
+            "An operation has no deterministic implementation on this device. Set deterministic = false to train without "
+            "the promise that a resumed run is bit-equal."
+        )
     if isinstance(error, OSError):
         return "A file could not be read or written; see console.log. Then resume from the latest checkpoint."
     return "See console.log for the details. The latest checkpoint is intact and can be resumed."

@@ -49,7 +49,7 @@ def make_model(folder: Path) -> Path:
 
 def bare(config: Config, model_folder: Path, steps: int) -> list[float]:
     """Seconds of each step of a loop that does nothing but train."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
     model = families.get("sd").load(config, model_folder, torch.float32, torch.device("cpu"))
     module = model.module().train()
     parameters = [parameter for target in model.targets for parameter in network.parameters(target).values()]
