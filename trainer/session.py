@@ -173,8 +173,8 @@ def advise(error: BaseException) -> str:
         )
     if "use_deterministic_algorithms" in text:
         return (
-            "An operation has no deterministic implementation on this device. Set deterministic = false to train without "
-            "the promise that a resumed run is bit-equal."
+            "An operation has no deterministic implementation on this device. Set deterministic = false to train all "
+            "the same; a resumed run is then no longer bit-equal."
         )
     if isinstance(error, OSError):
         return "A file could not be read or written; see console.log. Then resume from the latest checkpoint."
