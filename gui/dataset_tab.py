@@ -16,6 +16,7 @@ from gui.dataset_view import Filter, Item, Job, Looked, Looker
 from gui.form import Form
 from gui.places import Places
 from gui.preparation_panel import PreparationPanel
+from trainer import config
 from trainer.config import OPTIONS, Config
 
 PAGE_ITEMS = 24
@@ -108,7 +109,7 @@ class DatasetTab:
     def _config(self, data: Data) -> Config:
         """The options that the form has now; what is wrong among them is at its default."""
         values = {name: forms.from_browser(OPTIONS[name], data[widget]) for name, widget in self._options.items()}
-        return Config(**forms.check_values(values).values)
+        return config.build(forms.check_values(values).values)
 
     # --- looking ----------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from gui import look
 from trainer import caption_edits, pictures, report, scan
 from trainer.config import Config
 from trainer.dataset import Entry
-from trainer.findings import KINDS, by_kind
+from trainer.findings import KINDS, by_kind, effect
 from trainer.memory import stamp_of
 from trainer.pictures import PictureError
 from trainer.refusal import Refused
@@ -338,9 +338,8 @@ def problems(looked: Looked) -> str:
         ]
         more = f"<br>and {len(members) - MOST_NAMED:,} more" if len(members) > MOST_NAMED else ""
         files = "<br>".join(f"<code>{escape(line[:200])}</code>" for line in named) + more
-        effect = "skipped" if about.skipped else "trained" if kind != "lonely_caption" else "not used"
         rows.append(
-            f"<tr><td>{escape(about.title)}</td><td>{len(members):,} {effect}</td>"
+            f"<tr><td>{escape(about.title)}</td><td>{len(members):,} {effect(kind)}</td>"
             f"<td>{escape(about.advice)}<br>{files}</td></tr>"
         )
     if not rows:

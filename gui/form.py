@@ -15,7 +15,6 @@ from gui import look
 from trainer import config
 from trainer.config import OPTIONS, Checked, Given, Option, Problem
 
-WHERE = "form"
 LARGEST_EXACT = 2**53  # a browser's numbers are doubles: above this, whole numbers are typed as text
 LINES = {"sample_prompts": 4, "training_comment": 2, "metadata_description": 2}
 WORDS = {

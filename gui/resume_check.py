@@ -131,7 +131,7 @@ def settings_of(values: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     checked = forms.check_values(values)
     if checked.problems:
         return None, [forms.describe(problem) for problem in checked.problems]
-    return Config(**checked.values), []
+    return config.build(checked.values), []
 
 
 def examine(places: Places, values: Mapping[str, Any], environment: Mapping[str, Any] | None, remark: str) -> Outcome:

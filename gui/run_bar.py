@@ -13,7 +13,7 @@ from gui import advice, look, monitor, runner
 from gui.monitor import Condition, View
 from gui.places import Places
 from gui.question import Question
-from trainer import config
+from trainer import config, runs
 from trainer.runs import RunFolder
 
 STOPPED = (4, -signal.SIGTERM)  # exit codes of a trainer that was asked to leave
@@ -81,20 +81,12 @@ def choices(places: Places) -> list[tuple[str, str]]:
     begun = sorted(runner.begun_runs(places.output_folders()), key=lambda entry: entry[0], reverse=True)
     paths = [run.path for run in places.known_runs()]
     for when, run in begun:
-        later = next((place for place, path in enumerate(paths) if _last_active(RunFolder(path)) < when), len(paths))
-        paths.insert(later, run.path)
+        older = (place for place, path in enumerate(paths) if runs.last_active(RunFolder(path)) < when)
+        paths.insert(next(older, len(paths)), run.path)
     names = [path.name for path in paths]
     return [
         (path.name if names.count(path.name) == 1 else f"{path.name}  ({path.parent})", str(path)) for path in paths
     ]
-
-
-def _last_active(run: RunFolder) -> float:
-    times = [0.0]
-    for path in (run.run_file, run.events_file):
-        if path.exists():
-            times.append(path.stat().st_mtime)
-    return max(times)
 
 
 def chosen(places: Places, value: Any) -> RunFolder | None:

@@ -53,6 +53,15 @@ def run(places: Places) -> RunFolder:
     return RunFolder(places.home / "output" / "fox")
 
 
+def test_a_leading_tilde_means_the_home_folder_in_a_check_as_in_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings, _ = resume_check.settings_of(forms.complete({"output_dir": "~/out", "train_data_dir": "~/images"}))
+    assert settings is not None
+    assert (settings.output_dir, settings.train_data_dir) == (str(tmp_path / "out"), str(tmp_path / "images"))
+
+
 def values_of(trained: Config, places: Places, **options: Any) -> dict[str, Any]:
     """The form's values for the copy of the run."""
     values = {name: getattr(trained, name) for name in OPTIONS}

@@ -10,7 +10,7 @@ import re
 import numpy as np
 
 from trainer import randomness
-from trainer.config import Config
+from trainer.config import VARY_CAPTIONS, Config
 
 WILDCARD = re.compile(r"\{([^{}]+)\}")
 ESCAPED = {"{{": "\0", "}}": "\1"}  # a doubled brace is a brace; no caption holds these characters
@@ -18,12 +18,7 @@ ESCAPED = {"{{": "\0", "}}": "\1"}  # a doubled brace is a brace; no caption hol
 
 def captions_vary(config: Config) -> bool:
     """Whether an image's caption differs from one use to the next, apart from being dropped whole."""
-    return (
-        config.shuffle_caption
-        or config.caption_tag_dropout_rate > 0
-        or config.token_warmup_step > 0
-        or config.enable_wildcard
-    )
+    return any(getattr(config, name) for name in VARY_CAPTIONS)
 
 
 def plain_caption(caption: str, config: Config) -> str:

@@ -27,7 +27,6 @@ from trainer import files, manifest
 from trainer.manifest import CheckpointDamaged, Manifest
 
 logger = logging.getLogger(__name__)
-STATE_VERSION = 1
 SPARE_BYTES = 64 << 20  # left free on the disk beside what a save needs
 WRITER_NICE = 10  # measured on two busy cores: a step beside a save takes 1.3 of its usual time, 3.1 without
 

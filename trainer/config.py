@@ -716,6 +716,16 @@ class Config(Samples, Resume, Saving, Loss, Training, Network, Validation, Datas
     def trains_text_encoder(self) -> bool:
         return not self.network_train_unet_only
 
+    @property
+    def peak_learning_rates(self) -> dict[str, float]:
+        """The learning rate of each trained part at the top of the curve."""
+        parts = {}
+        if self.trains_unet:
+            parts["unet"] = self.learning_rate if self.unet_lr is None else self.unet_lr
+        if self.trains_text_encoder:
+            parts["text_encoder"] = self.learning_rate if self.text_encoder_lr is None else self.text_encoder_lr
+        return parts
+
     def replace(self, **changes: Any) -> Config:
         return dataclasses.replace(self, **changes)
 
@@ -1067,12 +1077,6 @@ def _face_range(text: str) -> tuple[float, float] | None:
     return (low, high) if 1 <= low <= high < float("inf") else None
 
 
-def _learning_rates(config: Config) -> list[float]:
-    unet = config.learning_rate if config.unet_lr is None else config.unet_lr
-    text_encoder = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
-    return [unet] * config.trains_unet + [text_encoder] * config.trains_text_encoder
-
-
 VARY_CAPTIONS = ("shuffle_caption", "caption_tag_dropout_rate", "enable_wildcard", "token_warmup_step")
 
 
@@ -1178,7 +1182,7 @@ def combination_problems(config: Config) -> list[tuple[str, str]]:
             "sample_every_n_epochs and sample_at_first off",
         ),
         (
-            not any(_learning_rates(config)),
+            not any(config.peak_learning_rates.values()),
             "learning_rate",
             "is 0 for every trained part, so nothing would be trained; set one above 0",
         ),

@@ -77,13 +77,19 @@ def by_kind(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
     return {kind: [item for item in found if item.kind == kind] for kind in KINDS if present[kind]}
 
 
+def effect(kind: str) -> str:
+    """What becomes of a file of which this was found, in a word or two."""
+    if KINDS[kind].skipped:
+        return "skipped"
+    return "not used" if kind == "lonely_caption" else "trained"
+
+
 def lines(findings: Iterable[Finding], most: int = 10) -> list[str]:
     """For people: each kind with its count, what to do, and its first files by name."""
     result = []
     for kind, members in by_kind(findings).items():
         about = KINDS[kind]
-        effect = "skipped" if about.skipped else "trained" if kind != "lonely_caption" else "not used"
-        result.append(f"{about.title} ({len(members)}, {effect}). {about.advice}")
+        result.append(f"{about.title} ({len(members)}, {effect(kind)}). {about.advice}")
         for finding in members[:most]:
             result.append(f"    {finding.path}: {finding.about}".removesuffix(": "))
         if len(members) > most:

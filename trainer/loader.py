@@ -155,10 +155,6 @@ class Plan:
         epochs, place = divmod(step - self.origin.step, self.steps_per_epoch)
         return self.origin.epoch + epochs, place
 
-    def step_of_epoch(self, epoch: int) -> int:
-        """The number of completed steps at which an epoch begins."""
-        return self.origin.step + (epoch - self.origin.epoch) * self.steps_per_epoch
-
     def samples(self, step: int) -> tuple[list[Use], list[int]]:
         """The samples of a step and the bucket number of each."""
         epoch, place = self.place(step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -192,7 +192,3 @@ def as_metadata(values: Mapping[str, object]) -> dict[str, str]:
         name: value if isinstance(value, str) else json.dumps(value) if isinstance(value, dict | list) else str(value)
         for name, value in values.items()
     }
-
-
-def names_by_parameter(targets: Iterable[Target]) -> dict[nn.Parameter, str]:
-    return {parameter: name for target in targets for name, parameter in parameters(target).items()}

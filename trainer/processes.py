@@ -51,10 +51,6 @@ class Processes:
         self._all: list[dict[str, Any]] = []
         self._store_is_gone = False
 
-    @property
-    def is_main(self) -> bool:
-        return self.number == 0
-
     def meet(self, signals: StopSignals) -> Agreement:
         """Wait until every process is there, and learn who they are. Raises ProcessLost, StopRequested."""
         if self.count > 1:

@@ -17,7 +17,6 @@ from trainer.runs import RunFolder, RunUnreadable, read_run
 from trainer.schedule import LrCurve
 
 Grade = Literal["bit-exact", "trajectory-exact", "changed", "warm start"]
-LR_OPTIONS = ("lr_scheduler", "lr_warmup_steps", "lr_scheduler_num_cycles", "lr_scheduler_power")
 BUCKET_OPTIONS = (
     "resolution",
     "enable_bucket",

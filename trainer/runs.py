@@ -228,10 +228,11 @@ def find_runs(folders: Sequence[Path]) -> list[RunFolder]:
         except OSError:
             continue
         found += [RunFolder(entry) for entry in entries if (entry / "run.json").is_file()]
-    return sorted(found, key=_last_active, reverse=True)
+    return sorted(found, key=last_active, reverse=True)
 
 
-def _last_active(run: RunFolder) -> float:
+def last_active(run: RunFolder) -> float:
+    """When its record or its events were last written, in seconds since 1970; 0 when neither is there."""
     times = [0.0]
     for path in (run.run_file, run.events_file):
         with contextlib.suppress(OSError):  # moved aside meanwhile

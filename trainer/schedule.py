@@ -115,9 +115,4 @@ def dead_steps(curve: LrCurve, step: int, total_steps: int) -> tuple[int, int] |
 
 def peaks(config: Config) -> dict[str, float]:
     """The peak learning rate of each trained part."""
-    parts = {}
-    if config.trains_unet:
-        parts["unet"] = config.learning_rate if config.unet_lr is None else config.unet_lr
-    if config.trains_text_encoder:
-        parts["text_encoder"] = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
-    return parts
+    return config.peak_learning_rates
