@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
+import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -14,15 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tests import tiny
-from trainer import dataset, loader
+from trainer import dataset, loader, pictures
 from trainer.config import Config
 from trainer.dataset import Entry
-from trainer.loader import Loader, Origin, Plan, SampleFailed, Sources, Step
+from trainer.loader import Loader, MicroBatch, Origin, Plan, SampleFailed, Samples, Sources, Step, Use
 from trainer.packs import Arrays
-from trainer.pictures import PictureError
+from trainer.pictures import PictureChanged, PictureError, PictureGone
 
 
 def tokenize(captions: Sequence[str]) -> dict[str, Tensor]:
@@ -130,6 +133,59 @@ def test_a_worker_that_fails_ends_the_stream_with_the_name_of_the_image(config: 
     latents.failing[entry.id] = PictureError(entry.path, "it is truncated")
     with pytest.raises(PictureError, match=f"{entry.path.name} cannot be read: it is truncated"):
         taken(config, 0, 5, latents)
+
+
+# --- files that do not stay as they were ---------------------------------------------------------------------------
+
+
+def prepared(config: Config, entry: Entry) -> MicroBatch:
+    """One use of an image, from its file."""
+    samples = Samples(config, Sources(tokenize, None, None, 4, 8, torch.device("cpu")))
+    return samples.micro_batch([Use(entry, 0, 0)], 1.0)
+
+
+def test_another_picture_under_the_name_of_one_that_is_trained_is_refused_not_trained(config: Config) -> None:
+    first, second = dataset.scan(config).entries[:2]
+    shutil.copyfile(second.path, first.path)
+    with pytest.raises(PictureChanged, match=f"{first.path.name} was changed after the images were looked at"):
+        prepared(config, first)
+    assert "resume_allow" in PictureChanged.advice
+
+
+def test_another_mask_under_the_name_of_one_that_is_used_is_refused_not_used(config: Config, tmp_path: Path) -> None:
+    shutil.copytree(tmp_path / "images" / "2_thing", tmp_path / "masks")
+    config = config.replace(masked_loss=True, conditioning_data_dir=str(tmp_path / "masks"))
+    entry = dataset.scan(config).entries[0]
+    assert entry.mask
+    Image.new("L", (64, 64)).save(entry.mask)
+    with pytest.raises(PictureChanged, match=re.escape(str(entry.mask))):
+        prepared(config, entry)
+
+
+def test_a_disk_that_is_away_for_a_moment_changes_nothing(
+    config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = dataset.scan(config).entries[0]
+    expected = prepared(config, entry).tensors
+    away = entry.path.rename(entry.path.with_name("away"))
+    monkeypatch.setattr(pictures.time, "sleep", lambda seconds: seconds == 4 and away.rename(entry.path))
+    found = prepared(config, entry).tensors
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{entry.path} cannot be read: No such file or directory; trying again for 30 s"
+    ]
+
+
+def test_a_picture_that_stays_away_ends_the_stream_with_its_name(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = dataset.scan(config).entries[0]
+    entry.path.unlink()
+    waited: list[float] = []
+    monkeypatch.setattr(pictures.time, "sleep", waited.append)
+    with pytest.raises(PictureGone, match=f"{entry.path.name} cannot be read: No such file or directory"):
+        prepared(config, entry)
+    assert 20 < sum(waited) < 60
 
 
 def test_a_wait_that_is_too_long_names_the_images(

@@ -132,6 +132,19 @@ def test_a_pack_cut_off_anywhere_loses_only_what_was_behind_the_cut(tmp_path: Pa
         shutil.rmtree(folder)
 
 
+def test_a_pack_cut_off_while_it_is_read_loses_only_what_was_behind_the_cut(tmp_path: Path) -> None:
+    store = Packs(filled(tmp_path / "packs"))
+    assert all(equal(store.get(key_of(number)), arrays_of(number)) for number in range(COUNT))  # all of it is mapped
+    path = packs.pack_file(store.folder, 0)
+    os.truncate(path, path.stat().st_size - 1)
+    assert store.get(key_of(COUNT - 1)) is None
+    assert all(equal(store.get(key_of(number)), arrays_of(number)) for number in range(COUNT - 1))
+    os.truncate(path, 0)
+    assert store.get(key_of(0)) is None
+    store.put(key_of(0), arrays_of(0))
+    assert equal(store.get(key_of(0)), arrays_of(0))
+
+
 def test_an_index_cut_off_anywhere_or_lost_loses_nothing(tmp_path: Path) -> None:
     source = filled(tmp_path / "source")
     size = packs.index_file(source, 0).stat().st_size

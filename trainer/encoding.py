@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer import cache, files, packs
+from trainer import cache, packs
 from trainer.agreement import Agreement
 from trainer.buckets import Size
 from trainer.cache import DiskStore, MemoryStore, Store, latent_key
@@ -137,12 +137,8 @@ class PictureGroups:
         return [self._keys[size * index : size * (index + 1)] for index in self._range(number)]
 
     def prepare(self, number: int) -> Tensor:
-        """(batch, 3, height, width). Raises PictureError; Refused when a picture is not the one that was scanned."""
-        members = self.members(number)
-        pixels = [pixels_of(*member) for member in members]
-        for entry, _ in members:
-            if files.sha256_file(entry.path) != entry.digest:
-                raise Refused(f"{entry.path} was changed after the images were looked at; start again")
+        """(batch, 3, height, width). Raises PictureError."""
+        pixels = [pixels_of(*member) for member in self.members(number)]
         return torch.from_numpy(np.stack(pixels + pixels[-1:] * (self._batch - len(pixels))))
 
     def compute(self, prepared: Tensor) -> list[Arrays]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from trainer import buckets, captions, losses, pictures, randomness
@@ -178,7 +179,7 @@ class Samples:
     def __init__(self, config: Config, sources: Sources) -> None:
         self._config = config
         self._sources = sources
-        self._masks: dict[str, NDArray[np.float32] | None] = {}  # of images that are always cut alike
+        self._masks: dict[str, NDArray[np.uint8] | None] = {}  # of images that are always cut alike
         self._pinned = sources.device.type == "cuda"  # then a copy to the GPU need not be waited for
 
     def _draw(self, purpose: str, use: Use) -> np.random.Generator:
@@ -248,14 +249,14 @@ class Samples:
             colours = self._draw("colour", use) if options.color_aug else None
             arrays["pixels"] = pixels_of(use.entry, mirrored, cut, colours)
         if (mask := self._mask(use.entry, cut, (width, height))) is not None:
-            arrays["mask"] = np.ascontiguousarray(mask[:, :, ::-1]) if mirrored else mask
+            arrays["mask"] = (mask[:, :, ::-1] if mirrored else mask) / np.float32(255)
         arrays["latent_noise"] = self._draw("vae", use).standard_normal(shape, dtype=np.float32)
         arrays |= self._noise(use, shape)
         return arrays
 
-    def _mask(self, entry: Entry, cut: Cut | None, size: Size) -> NDArray[np.float32] | None:
-        """(1, height, width), from 0 where nothing is learnt to 1; None where there is no mask. `cut`: None for images
-        that are always cut at the centre, whose masks are kept."""
+    def _mask(self, entry: Entry, cut: Cut | None, size: Size) -> NDArray[np.uint8] | None:
+        """(1, height, width), from 0 where nothing is learnt to 255; None where there is no mask. `cut`: None for
+        images that are always cut at the centre, whose masks are kept."""
         if not entry.mask and not entry.subset.options.alpha_mask:
             return None
         if cut:
@@ -362,7 +363,7 @@ def pixels_of(
     entry: Entry, mirrored: bool, cut: Cut | None = None, colours: np.random.Generator | None = None
 ) -> NDArray[np.float32]:
     """The image in its bucket: (3, height, width), from -1 to 1; the centre without `cut`."""
-    picture = pictures.open_picture(entry.path)
+    picture = pictures.open_picture(entry.path, pictures.read_unchanged(entry.path, entry.digest))
     cut = cut or cut_at(picture.size, entry.bucket)
     picture = cut.apply(picture, entry.bucket, RESAMPLING[entry.subset.options.resize_interpolation])
     if colours:
@@ -371,10 +372,14 @@ def pixels_of(
     return np.ascontiguousarray(pixels[:, :, ::-1]) if mirrored else pixels
 
 
-def mask_of(entry: Entry, cut: Cut, size: Size) -> NDArray[np.float32] | None:
-    """The image's mask in its bucket, scaled to `size`: (1, height, width), from 0 to 1; None where it has none."""
-    picture = pictures.open_picture(entry.mask).convert("L") if entry.mask else pictures.open_alpha(entry.path)
+def mask_of(entry: Entry, cut: Cut, size: Size) -> NDArray[np.uint8] | None:
+    """The image's mask in its bucket, scaled to `size`: (1, height, width); None where it has none."""
+    if entry.mask:
+        data = pictures.read_unchanged(entry.mask, entry.mask_digest)
+        picture: Image.Image | None = pictures.open_picture(entry.mask, data).convert("L")
+    else:
+        picture = pictures.open_alpha(entry.path, pictures.read_unchanged(entry.path, entry.digest))
     if picture is None:
         return None
     picture = cut.apply(picture, entry.bucket, RESAMPLING["bilinear"]).resize(size, RESAMPLING["area"])
-    return np.asarray(picture, dtype=np.float32)[None] / np.float32(255)
+    return np.asarray(picture)[None]

@@ -298,7 +298,7 @@ class Packs:
         self._mapped: dict[int, mmap.mmap] = {}
         self._index = _Index.of({})
         self._recent: dict[bytes, tuple[int, int, int]] = {}  # pack, offset, length; not in the index yet
-        self._damaged: set[tuple[int, int]] = set()
+        self._damaged: set[tuple[bytes, int, int]] = set()  # key, pack, offset
         folder.mkdir(parents=True, exist_ok=True)
         for number in numbers_in(folder):
             self._settle_if_interrupted(number)
@@ -330,7 +330,7 @@ class Packs:
             (int(index.pack[place]), int(index.offset[place]), int(index.length[place])) for place in index.places(key)
         ]
         recent = self._recent.get(key)
-        return [place for place in (*found, *([recent] if recent else [])) if place[:2] not in self._damaged]
+        return [place for place in (*found, *([recent] if recent else [])) if (key, *place[:2]) not in self._damaged]
 
     def missing(self, keys: Sequence[bytes]) -> list[int]:
         """The places in `keys` of those that have no record. Reads no record."""
@@ -358,8 +358,8 @@ class Packs:
             if record is not None and record_key(record) == key:
                 return record_arrays(record)
             with self._lock:
-                if (number, offset) not in self._damaged:
-                    self._damaged.add((number, offset))
+                if (key, number, offset) not in self._damaged:
+                    self._damaged.add((key, number, offset))
                     path = pack_file(self.folder, number)
                     logger.warning("%s is damaged at byte %d; its content is computed again", path, offset)
         return None
@@ -374,7 +374,9 @@ class Packs:
             except (OSError, ValueError):
                 return None
             self._mapped[number] = mapped
-        return memoryview(mapped)[offset : offset + length] if len(mapped) >= offset + length else None
+        # The file's size is asked for too: to touch what was cut off since would be the end of the process (SIGBUS).
+        whole = min(len(mapped), mapped.size()) >= offset + length
+        return memoryview(mapped)[offset : offset + length] if whole else None
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
@@ -388,6 +390,7 @@ class Packs:
             offset = self._appender.end
             self._appender.append(key, record)
             self._recent[key] = (self._appender.number, offset, len(record))
+            self._damaged.discard((key, self._appender.number, offset))  # where the pack had been cut off
 
     def finish_writing(self) -> None:
         """Make durable what was put, and let other processes append to the same pack."""

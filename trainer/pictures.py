@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import logging
 import struct
+import time
 import warnings
 from pathlib import Path
 
@@ -10,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+logger = logging.getLogger(__name__)
 FORMATS = {
     "PNG": (".png", ".apng"),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
@@ -38,6 +43,8 @@ PICTURE_ERRORS = (
     Image.DecompressionBombError,
 )  # what Pillow raises at damaged files
 
+PAUSES = (0.5, 1, 2, 4, 8, 15)  # seconds between attempts to read a file: a network drive may be back by then
+
 Image.init()  # registers every format; doing so on the first use is not safe among threads
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `check_size` refuses these
 
@@ -45,7 +52,10 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `c
 class PictureError(Exception):
     """A picture cannot be decoded: `PictureError(path, reason)`."""
 
-    advice = "Replace or remove it; python -m trainer dataset --deep finds all such files."
+    advice = (
+        "Replace or remove it; python -m trainer dataset --deep finds all such files. A checkpoint can be continued "
+        'with the others: resume_allow = ["dataset"].'
+    )
 
     def __str__(self) -> str:
         path, reason = self.args
@@ -54,6 +64,27 @@ class PictureError(Exception):
     @property
     def reason(self) -> str:
         return str(self.args[1])
+
+
+class PictureGone(PictureError):
+    """A picture's file is not there, or its disk does not answer."""
+
+    advice = (
+        "Bring it back and resume from the latest checkpoint. One can also be continued without it: "
+        'resume_allow = ["dataset"].'
+    )
+
+
+class PictureChanged(PictureError):
+    """A picture's file is not the one that was looked at: `PictureChanged(path)`."""
+
+    advice = (
+        "Put the earlier one back and resume from the latest checkpoint. One can also be continued with the new "
+        'picture: resume_allow = ["dataset"].'
+    )
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} was changed after the images were looked at"
 
 
 def check_size(size: tuple[int, int]) -> None:
@@ -65,15 +96,35 @@ def check_size(size: tuple[int, int]) -> None:
         )
 
 
-def open_picture(path: Path) -> Image.Image:
+def read_unchanged(path: Path, digest: str) -> bytes:
+    """The bytes of a picture that was looked at before, when its SHA-256 was `digest`.
+
+    A file that cannot be read is tried again for half a minute. Raises PictureGone or PictureChanged.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            data = path.read_bytes()
+            break
+        except OSError as error:
+            if pause is None:
+                raise PictureGone(path, error.strerror or str(error)) from error
+            if pause == PAUSES[0]:
+                logger.warning("%s cannot be read: %s; trying again for %.0f s", path, error.strerror, sum(PAUSES))
+            time.sleep(pause)
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise PictureChanged(path)
+    return data
+
+
+def open_picture(path: Path, data: bytes | None = None) -> Image.Image:
     """The whole picture in 8-bit RGB: turned upright by its EXIF orientation; of several frames, the first.
 
     16 bits and more are scaled to 8. Colour profiles are not applied, as in sd-scripts. Transparency is laid on
     white, as viewers show it; sd-scripts drops it instead and trains whatever colours lie hidden beneath.
-    Raises PictureError when it cannot be read.
+    `data`: the file's bytes, where they were read already. Raises PictureError when it cannot be read.
     """
     try:
-        with Image.open(path, formats=tuple(FORMATS)) as opened:
+        with Image.open(path if data is None else io.BytesIO(data), formats=tuple(FORMATS)) as opened:
             check_size(opened.size)
             opened.load()
             return _to_rgb(ImageOps.exif_transpose(opened))
@@ -112,10 +163,13 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def open_alpha(path: Path) -> Image.Image | None:
-    """How opaque each pixel is, in mode L, turned like the picture; None where all are. Raises PictureError."""
+def open_alpha(path: Path, data: bytes) -> Image.Image | None:
+    """How opaque each pixel is, in mode L, turned like the picture; None where all are. `data`: the file's bytes.
+
+    Raises PictureError.
+    """
     try:
-        with Image.open(path, formats=tuple(FORMATS)) as opened:
+        with Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as opened:
             check_size(opened.size)
             opened.load()
             picture = ImageOps.exif_transpose(opened)
