@@ -14,9 +14,8 @@ from gui.draft import Draft
 from gui.form import Form
 from gui.places import Places
 from gui.presets import NameRefused
-from trainer import base_model, config, manifest, prompts, runs
+from trainer import config, manifest, preflight, runs
 from trainer.config import OPTIONS, Checked, Config, ConfigError, Problem
-from trainer.refusal import Refused
 from trainer.runs import RunFolder
 
 DEMO = "demo"
@@ -206,53 +205,12 @@ def would_replace(places: Places, name: Any, begun_with: str) -> str:
 def checked_settings(places: Places, values: Mapping[str, Any]) -> tuple[Config | None, list[str], list[str]]:
     """The config to train with, or None; every problem that can be known without loading anything; notices."""
     checked = forms.check_values(values)
-    problems = list(checked.problems)
-    # A dataset file names the folders itself.
-    images = "dataset_config" if checked.values.get("dataset_config") else "train_data_dir"
-    for name in ("pretrained_model_name_or_path", images):
-        if name in checked.values and not checked.values[name]:
-            problems.append(Problem(name, f"is empty. {OPTIONS[name].help}"))
-    if problems:
-        return None, forms.linked(problems), checked.notices
     settings = config.build(checked.values)
-    problems = _missing(places, settings)
+    # The trainer looks closer, at every image and every byte.
+    problems = [*checked.problems, *preflight.missing(settings, places.home, known=checked.problems)]
+    if not {"output_dir", "output_name"} & {problem.key for problem in checked.problems}:
+        problems += _in_the_way(RunFolder(places.home / settings.run_dir), settings)
     return None if problems else settings, forms.linked(problems), checked.notices
-
-
-def _missing(places: Places, settings: Config) -> list[Problem]:
-    """What is not there, or is in the way. The trainer looks closer, at every image and every byte."""
-    problems = []
-    images = places.home / settings.train_data_dir
-    if not (settings.dataset_config or images.is_dir()):
-        problems.append(Problem("train_data_dir", f"there is no folder {images}"))
-    for name in (
-        "dataset_config",
-        "reg_data_dir",
-        "validation_data_dir",
-        "conditioning_data_dir",
-        "in_json",
-        "vae",
-        "single_file_config",
-        "network_weights",
-    ):
-        path = places.home / getattr(settings, name)
-        if getattr(settings, name) and not path.exists():
-            problems.append(Problem(name, f"there is no file or folder {path}"))
-    model = settings.pretrained_model_name_or_path
-    if not (places.home / model).exists() and not base_model.HUB_ID.fullmatch(model):
-        problems.append(
-            Problem(
-                "pretrained_model_name_or_path",
-                f"there is no file or folder {places.home / model}, and it is no Hugging Face id like owner/name",
-            )
-        )
-    try:
-        prompts.read(settings)
-    except ConfigError as error:
-        problems += error.problems
-    except Refused as error:
-        problems.append(Problem("sample_prompts", str(error)))
-    return [*problems, *_in_the_way(RunFolder(places.home / settings.run_dir), settings)]
 
 
 def _in_the_way(run: RunFolder, settings: Config) -> list[Problem]:

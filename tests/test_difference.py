@@ -28,6 +28,12 @@ def trained(tiny_model: Path, tiny_images: Path, tmp_path_factory: pytest.TempPa
     return config.replace(resume_from_checkpoint="latest")
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options that name folders to write to get relative names here."""
+    monkeypatch.chdir(tmp_path)
+
+
 def another(known: Option, now: Any) -> Any:
     """A value of the option's kind that is not the present one; None where there is none."""
     if known.kind == "bool":

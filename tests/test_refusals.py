@@ -117,6 +117,22 @@ def test_all_wrong_options_are_reported_at_once_with_their_lines(refused: Callab
     assert "did you mean cosine?" in message and "'yes' is not true or false" in message and "seed: -1" in message
 
 
+def test_what_is_missing_is_reported_with_the_wrong_options(refused: Callable[..., str], folder: Path) -> None:
+    message = refused("--network_dim=0", "--vae=/nowhere/vae", "--train_data_dir=", "--sample_prompts=a cat --w wide")
+    assert [line.split(": ")[0] for line in message.splitlines()] == [
+        "network_dim", "train_data_dir", "vae", "sample_prompts"
+    ]  # fmt: skip
+
+
+def test_images_and_a_base_model_that_cannot_be_used_are_told_at_once(
+    refused: Callable[..., str], folder: Path
+) -> None:
+    (folder / "empty").mkdir()
+    empty = str(folder / "empty")
+    message = refused("--train_data_dir", empty, "--pretrained_model_name_or_path", empty)
+    assert "no images in" in message and "it has no model_index.json" in message
+
+
 def test_latest_without_a_checkpoint_is_never_a_fresh_start(refused: Callable[..., str], folder: Path) -> None:
     message = refused("--output_name", "other", "--resume_from_checkpoint", "latest")
     assert "there is no checkpoint in" in message and 'resume_from_checkpoint = ""' in message

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer import cache_commands, drill, export, manifest, preflight, report, runs
-from trainer.config import Config, ConfigError, Problem, read_arguments, read_toml, reference, resolve
+from trainer.config import Config, ConfigError, Problem, build, check, read_arguments, read_toml, reference
 from trainer.console import logging_to_console
 from trainer.manifest import CheckpointDamaged
 from trainer.pictures import PictureError
@@ -161,7 +161,7 @@ def tell_progress(done: int, total: int) -> None:
 def look_at_dataset(preset: str, rest: Sequence[str], *, deep: bool, every: bool, as_json: bool) -> int:
     """Print what the images are and what is wrong with their files."""
     try:
-        config, _ = read_options(preset, rest)
+        config, _ = read_options(preset, rest, to_train=False)
         made = report.make(config, deep=deep, progress=tell_progress)
     except Refused as refusal:
         if as_json:
@@ -179,7 +179,7 @@ def look_at_dataset(preset: str, rest: Sequence[str], *, deep: bool, every: bool
 def tell_environment(preset: str, rest: Sequence[str]) -> int:
     """Print what environment.json of a checkpoint saved here would say, as JSON."""
     try:
-        config, _ = read_options(preset, rest)
+        config, _ = read_options(preset, rest, to_train=False)
         from trainer import environment, loop  # torch, which takes seconds
 
         accelerator = loop.make_accelerator(config)
@@ -190,8 +190,11 @@ def tell_environment(preset: str, rest: Sequence[str]) -> int:
     return FINISHED
 
 
-def read_options(preset: str, rest: Sequence[str]) -> tuple[Config, list[str]]:
-    """The config of a preset file and arguments, with every problem of both reported at once. Raises ConfigError."""
+def read_options(preset: str, rest: Sequence[str], *, to_train: bool = True) -> tuple[Config, list[str]]:
+    """The config of a preset file and arguments, and notices; what has to be there `to_train` is looked for.
+
+    Raises ConfigError with every problem of both.
+    """
     problems: list[Problem] = []
     sources = []
     for read in (lambda: read_toml(preset), lambda: read_arguments(rest)):
@@ -199,13 +202,15 @@ def read_options(preset: str, rest: Sequence[str]) -> tuple[Config, list[str]]:
             sources.append(read())
         except ConfigError as error:
             problems += error.problems
-    try:
-        config, notices = resolve(*sources)
-    except ConfigError as error:
-        problems += error.problems
+    complete = not problems
+    checked = check(*sources)
+    problems += checked.problems
+    config = build(checked.values)
+    if to_train and complete:
+        problems += preflight.missing(config, known=problems)
     if problems:
         raise ConfigError(problems)
-    return config, notices
+    return config, checked.notices
 
 
 def tell_failure(error: Exception) -> int:

@@ -27,9 +27,7 @@ def locate(name: str, components: Sequence[str]) -> Path:
 
     `components`: the subfolders that are needed of a diffusers model. Raises BaseModelMissing.
     """
-    if not name:
-        raise BaseModelMissing("pretrained_model_name_or_path is empty: name a diffusers folder, a file or a hub id")
-    path = Path(name).expanduser()
+    path = Path(name)
     if path.is_dir():
         if not (path / "model_index.json").is_file():
             raise BaseModelMissing(
@@ -82,24 +80,10 @@ def digest(path: Path, components: Sequence[str], memory: Path) -> str:
 
 
 def digests(config: Config, path: Path, components: Sequence[str]) -> dict[str, str]:
-    """The digest of everything that makes up the base model, by the option that names it.
-
-    Raises BaseModelMissing when an option names something that is not there.
-    """
+    """The digest of everything that makes up the base model, by the option that names it."""
     found = {"pretrained_model_name_or_path": digest(path, components, config.cache_path)}
     for name in ("vae", "single_file_config"):
         value = getattr(config, name)
         if value:
-            other = Path(value).expanduser()
-            if not other.exists():
-                raise BaseModelMissing(f"{name}: there is no folder or file {other}")
-            found[name] = digest(other, components, config.cache_path)
+            found[name] = digest(Path(value), components, config.cache_path)
     return found
-
-
-def existing_file(name: str, option: str) -> Path:
-    """The path of a file that an option names. Raises BaseModelMissing."""
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise BaseModelMissing(f"{option}: there is no file {path}")
-    return path

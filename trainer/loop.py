@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,7 +17,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
 from trainer import (
-    base_model,
     branches,
     checkpoint,
     encoding,
@@ -106,7 +106,7 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
             logger.info("Loading %s", config.pretrained_model_name_or_path)
             model = families.get(config.family).load(config, inputs.model_path, DTYPES[config.mixed_precision], device)
             if config.network_weights and not verdict:
-                network.load_kohya(model.targets, base_model.existing_file(config.network_weights, "network_weights"))
+                network.load_kohya(model.targets, Path(config.network_weights))
             events = this_session.events if accelerator.is_main_process else None
             asked = stop_requests(run, signals, accelerator)
             aside = threading.Lock()  # held while what is kept aside is on the device for a moment

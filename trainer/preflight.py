@@ -8,21 +8,25 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer import base_model, budget, dataset, findings, manifest, prompts, resume, schedule
 from trainer.budget import Budget
-from trainer.config import Config
+from trainer.config import OPTIONS, Config, ConfigError, Problem
 from trainer.dataset import Scan
-from trainer.refusal import Refused
+from trainer.refusal import Refused, both
 from trainer.resume import ResumeRefused, Verdict
 from trainer.runs import RunFolder
 
 logger = logging.getLogger(__name__)
 SCAN_WORKERS = 4
+NAMED_PATHS = (
+    "train_data_dir", "dataset_config", "reg_data_dir", "validation_data_dir", "conditioning_data_dir", "in_json",
+    "vae", "single_file_config", "network_weights",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,38 @@ class Inputs:
         return lines
 
 
+def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) -> list[Problem]:
+    """Every option that has to name something and does not, or names what is not there; nothing is read but prompts.
+
+    `home`: the folder that relative paths mean. `known`: problems found before; of their options no more is said.
+    """
+    images = "dataset_config" if config.dataset_config else "train_data_dir"
+    problems = [
+        Problem(name, f"is empty. {OPTIONS[name].help}")
+        for name in ("pretrained_model_name_or_path", images)
+        if not getattr(config, name)
+    ]
+    problems += [
+        Problem(name, f"there is no folder or file {home / getattr(config, name)}")
+        for name in NAMED_PATHS
+        if getattr(config, name) and not (home / getattr(config, name)).exists()
+    ]
+    model = config.pretrained_model_name_or_path
+    if model and not (home / model).exists() and not base_model.HUB_ID.fullmatch(model):
+        problems.append(
+            Problem(
+                "pretrained_model_name_or_path",
+                f"there is no folder or file {home / model}, and it is no Hugging Face id like owner/name",
+            )
+        )
+    try:
+        prompts.read(config)
+    except ConfigError as error:
+        problems += error.problems
+    told = {problem.key for problem in known}
+    return [problem for problem in problems if problem.key not in told]
+
+
 def nothing_to_tell(done: int, total: int) -> None:
     """The progress of a scan that nobody watches."""
 
@@ -64,10 +100,14 @@ def nothing_to_tell(done: int, total: int) -> None:
 def look_at_inputs(
     config: Config, processes: int = 1, progress: Callable[[int, int], None] = nothing_to_tell
 ) -> Inputs:
-    """Find images and base model. Raises Refused with the first thing that is missing."""
-    found = dataset.scan(config, progress=progress, workers=SCAN_WORKERS)
+    """Find images and base model. Raises Refused with everything that is missing or cannot be used."""
+    if problems := missing(config):
+        raise ConfigError(problems)
     components = base_model.COMPONENTS[config.family]
-    model_path = base_model.locate(config.pretrained_model_name_or_path, components)
+    found, model_path = both(
+        lambda: dataset.scan(config, progress=progress, workers=SCAN_WORKERS),
+        lambda: base_model.locate(config.pretrained_model_name_or_path, components),
+    )
     batches = config.gradient_accumulation_steps * processes
     steps_per_epoch = found.steps_per_epoch(batches)
     epochs = config.max_train_epochs
@@ -205,10 +245,6 @@ def look(config: Config, *, processes: int = 1, environment: Mapping[str, Any] |
     """Look at everything, change nothing, and report every reason against beginning at once."""
     refusals: list[str] = []
     inputs, verdict = None, None
-    try:
-        prompts.read(config)
-    except Refused as error:
-        refusals.append(str(error))
     try:
         inputs = look_at_inputs(config, processes)
         verdict = look_at_checkpoint(config, inputs, environment)

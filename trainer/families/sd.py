@@ -408,7 +408,7 @@ class _Family:
             parts["vae"].to(vae_dtype)
         if config.vae:
             try:
-                parts["vae"] = _load_vae(Path(config.vae).expanduser(), vae_dtype)
+                parts["vae"] = _load_vae(Path(config.vae), vae_dtype)
             except (OSError, ValueError) as error:
                 raise BaseModelMissing(f"vae: {config.vae} cannot be loaded: {error}") from error
         changes: dict[str, Any] = {}
@@ -474,7 +474,7 @@ def _load_vae(path: Path, dtype: torch.dtype) -> AutoencoderKL:
 
 
 def _from_file(path: Path, config: Config, dtype: torch.dtype) -> dict[str, Any]:
-    described_by = Path(config.single_file_config).expanduser() if config.single_file_config else None
+    described_by = Path(config.single_file_config) if config.single_file_config else None
     try:
         pipeline = StableDiffusionPipeline.from_single_file(
             path,
