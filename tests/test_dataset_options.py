@@ -550,7 +550,7 @@ def test_masks_come_from_their_folder_and_are_part_of_the_fingerprint(tmp_path: 
         ({"max_token_length": 100}, "100 is not 75, 150 or 225"),
         ({"masked_loss": True}, "needs conditioning_data_dir"),
         ({"conditioning_data_dir": "x"}, "has no effect without masked_loss"),
-        ({"caption_extension": "txt"}, "begins with a point"),
+        ({"caption_extension": "txt"}, "begin with a dot"),
         (
             {"cache_text_encoder_outputs": True, "enable_wildcard": True, "network_train_unet_only": True},
             "cannot go with enable_wildcard, which varies the caption",

@@ -11,7 +11,7 @@ import textwrap
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -104,8 +104,8 @@ class Model:
     )
     single_file_config: str = option(
         "",
-        "Diffusers folder that describes a single-file model (its configs and tokenizer). "
-        "Empty: taken from the hub, which needs a connection.",
+        "Diffusers folder that describes a single-file model (its configs and tokenizer). Empty: downloaded from "
+        "Hugging Face, which needs a connection.",
         on_resume="locked",
         by_content=True,
         advanced=True,
@@ -119,12 +119,12 @@ class Model:
     )
     v_parameterization: bool = option(
         False,
-        "Train v-prediction (SD 2.x 768). A model whose scheduler says v_prediction is trained so in any case.",
+        "Train with v-prediction (SD 2.x 768). A model whose scheduler is set to v_prediction always trains that way.",
         on_resume="locked",
     )
     clip_skip: int | None = option(
         None,
-        "Use the output of the n-th text encoder layer from the end. Empty: the last.",
+        "Use the output of the text encoder's n-th layer from the end. Empty: the last layer.",
         low=1,
         high=12,
         on_resume="trajectory",
@@ -138,36 +138,39 @@ class Folders:
 
     train_data_dir: str = option(
         "",
-        "Images with captions beside them: either folders named <repeats>_<class>, or pictures directly inside.",
+        "Folder of training images with their caption files: either subfolders named <repeats>_<class>, or images "
+        "directly inside.",
         on_resume="trajectory",
         by_content=True,
     )
     reg_data_dir: str = option(
         "",
-        "Regularisation images of the class in general, laid out like train_data_dir. An epoch uses them as often "
-        "as the training images together.",
+        "Regularisation images of the class in general, laid out like train_data_dir. Each epoch uses as many of "
+        "them as there are training samples.",
         on_resume="trajectory",
         by_content=True,
     )
     dataset_config: str = option(
         "",
-        "TOML file of several datasets and folders, each with options of its own, as sd-scripts reads it. "
-        "train_data_dir and reg_data_dir do not count then.",
+        "TOML file in sd-scripts' format that describes several datasets and folders, each with its own options. "
+        "train_data_dir and reg_data_dir are then ignored.",
         on_resume="trajectory",
         by_content=True,
         advanced=True,
     )
     conditioning_data_dir: str = option(
         "",
-        "Masks for masked_loss: pictures named like the images, white where they teach, black where they do not.",
+        "Folder of masks for masked_loss: pictures with the names of the images, white where the image is to be "
+        "learned, black where it is not.",
         on_resume="trajectory",
         by_content=True,
         advanced=True,
     )
     in_json: str = option(
         "",
-        "Captions in one file for images without a caption file: kohya's metadata (.json), or rows with file_name and "
-        "a caption column (.jsonl, .csv, .parquet). A metadata.jsonl, .csv or .parquet in a folder is found by itself.",
+        "Captions in one file for images without a caption file: kohya's metadata (.json), or rows with file_name "
+        "and a caption column (.jsonl, .csv, .parquet). A metadata.jsonl, .csv or .parquet inside a folder is "
+        "found automatically.",
         on_resume="trajectory",
         by_content=True,
         advanced=True,
@@ -185,7 +188,8 @@ class Folders:
     )
     overwrite_run: bool = option(
         False,
-        "Start afresh where a run of this name has checkpoints: the old run folder is moved aside, never deleted.",
+        "Start from scratch even if a run of this name has checkpoints; the old run folder is moved aside, never "
+        "deleted.",
         on_resume="free",
     )
 
@@ -197,7 +201,8 @@ class Dataset:
     resolution: str = option("512", 'Training resolution in pixels: "512" or "width,height".', on_resume="trajectory")
     enable_bucket: bool = option(
         False,
-        "Keep each image's aspect ratio: group images in buckets of about the same area. Off: crop all to resolution.",
+        "Keep each image's aspect ratio by grouping images into buckets of about the same area. Off: crop every "
+        "image to resolution.",
         on_resume="trajectory",
     )
     min_bucket_reso: int = option(256, "Shortest side of a bucket, in pixels.", low=8, on_resume="trajectory")
@@ -206,14 +211,14 @@ class Dataset:
         64, "Bucket sides are multiples of this many pixels.", low=8, on_resume="trajectory", advanced=True
     )
     bucket_no_upscale: bool = option(
-        False, "Never enlarge an image: buckets follow its own size.", on_resume="trajectory"
+        False, "Never enlarge an image; buckets follow each image's own size.", on_resume="trajectory"
     )
     resize_interpolation: Interpolation = option(
         "lanczos", "How images are scaled to their bucket.", on_resume="trajectory", advanced=True
     )
     dataset_repeats: int = option(
         1,
-        "Uses an epoch of images that are not in a folder named <repeats>_<class>.",
+        "How often an epoch uses each image that is not in a folder named <repeats>_<class>.",
         low=1,
         on_resume="trajectory",
         advanced=True,
@@ -223,11 +228,12 @@ class Dataset:
     )
     caption_extension: str = option(
         ".txt",
-        "Extension of the caption files, or several separated by commas: the first of which there is a file counts.",
+        "Extension of the caption files, or several separated by commas; the first one for which there is a file "
+        "is used.",
         on_resume="trajectory",
     )
     caption_column: str = option(
-        "text", "Column or key of the captions in metadata files.", on_resume="trajectory", advanced=True
+        "text", "Name of the caption column or key in metadata files.", on_resume="trajectory", advanced=True
     )
     shuffle_caption: bool = option(
         False, "Shuffle the parts of a caption each time it is used.", on_resume="trajectory"
@@ -238,32 +244,33 @@ class Dataset:
     keep_tokens: int = option(0, "Leave the first n parts of a caption in place.", low=0, on_resume="trajectory")
     keep_tokens_separator: str = option(
         "",
-        "Mark in captions, like |||: what is before the first one stays in place, and what is after a second one. "
-        "Replaces keep_tokens where it appears.",
+        "Marker in captions, such as |||: what stands before the first one, or after a second one, stays in "
+        "place. Where it appears, keep_tokens is ignored.",
         on_resume="trajectory",
         advanced=True,
     )
     secondary_separator: str = option(
         "",
-        "Mark, like ;;;, between parts that are shuffled and left out together; then it becomes caption_separator.",
+        "Marker, such as ;;;, between parts that are shuffled and dropped as one; afterwards it is replaced by "
+        "caption_separator.",
         on_resume="trajectory",
         advanced=True,
     )
     enable_wildcard: bool = option(
         False,
-        "Choose one line of a caption and one of each {a|b|c} at every use; {{ and }} stand for braces.",
+        "At every use, choose one line of the caption and one of each {a|b|c}; {{ and }} stand for braces.",
         on_resume="trajectory",
         advanced=True,
     )
     caption_prefix: str = option(
         "",
-        "Text put before every caption; shuffling and keep_tokens include it.",
+        "Text added before every caption; it takes part in shuffling and counts for keep_tokens.",
         on_resume="trajectory",
         advanced=True,
     )
     caption_suffix: str = option(
         "",
-        "Text put after every caption; shuffling and keep_tokens include it.",
+        "Text added after every caption; it takes part in shuffling and counts for keep_tokens.",
         on_resume="trajectory",
         advanced=True,
     )
@@ -275,55 +282,60 @@ class Dataset:
     )
     caption_tag_dropout_rate: float = option(
         0.0,
-        "Share of caption parts left out (those kept by keep_tokens stay).",
+        "Share of caption parts that are dropped (those held by keep_tokens stay).",
         low=0,
         high=1,
         on_resume="trajectory",
         advanced=True,
     )
     token_warmup_min: int = option(
-        1, "Parts of a caption at the start of token_warmup_step.", low=1, on_resume="trajectory", advanced=True
+        1,
+        "Number of caption parts used at the start of token_warmup_step.",
+        low=1,
+        on_resume="trajectory",
+        advanced=True,
     )
     token_warmup_step: float = option(
         0.0,
-        "Grow captions to all their parts over n steps, or below 1 over a share of all steps. 0: whole from the start.",
+        "Steps over which captions grow to all their parts; below 1, a share of all steps. 0: whole from the start.",
         low=0,
         on_resume="trajectory",
         advanced=True,
     )
     weighted_captions: bool = option(
         False,
-        "Read (word:1.2), (word) and [word] in captions as emphasis, not as text.",
+        "Treat (word:1.2), (word) and [word] in captions as emphasis instead of text.",
         on_resume="trajectory",
         advanced=True,
     )
     max_token_length: int = option(
         75,
-        "Most tokens of a caption: 75, 150 or 225. The rest is cut off.",
+        "Maximum number of tokens in a caption: 75, 150 or 225. The rest is cut off.",
         low=75,
         high=225,
         on_resume="trajectory",
         advanced=True,
     )
-    flip_aug: bool = option(False, "Mirror images at random.", on_resume="trajectory")
+    flip_aug: bool = option(False, "Mirror images horizontally at random.", on_resume="trajectory")
     random_crop: bool = option(False, "Crop at a random place instead of the centre.", on_resume="trajectory")
     color_aug: bool = option(
-        False, "Shift hue or brightness a little in a third of the uses.", on_resume="trajectory", advanced=True
+        False, "Shift the hue or brightness slightly in a third of the uses.", on_resume="trajectory", advanced=True
     )
     face_crop_aug_range: str = option(
         "",
-        'Crop around the face, with a margin of this many face sizes: "2.0,4.0". For images whose names end with its '
-        "centre x, centre y, width and height in pixels, like me_120_80_64_64.png; without buckets.",
+        'Crop around the face: the smallest and the largest side of the crop, in face sizes, like "2.0,4.0". Only '
+        "for images whose names end with the face's centre x, centre y, width and height in pixels, like "
+        "me_120_80_64_64.png, and only without buckets.",
         on_resume="trajectory",
         advanced=True,
     )
     alpha_mask: bool = option(
         False,
-        "Weigh the loss by the images' own transparency: what cannot be seen teaches nothing.",
+        "Weight the loss by the images' own transparency: transparent parts are not learned.",
         on_resume="trajectory",
     )
     masked_loss: bool = option(
-        False, "Weigh the loss by the masks in conditioning_data_dir.", on_resume="trajectory", advanced=True
+        False, "Weight the loss by the masks in conditioning_data_dir.", on_resume="trajectory", advanced=True
     )
     cache_latents: bool = option(
         False, "Encode every image once and keep the latents; the VAE then leaves GPU memory.", on_resume="trajectory"
@@ -347,7 +359,7 @@ class Dataset:
     )
     cache_only: bool = option(
         False,
-        "Prepare the caches on disk and end without training, so that a later run starts at once.",
+        "Fill the caches on disk and stop without training, so that a later run starts at once.",
         on_resume="free",
         advanced=True,
     )
@@ -367,15 +379,16 @@ class Validation:
 
     validation_split: float = option(
         0.0,
-        "Share of the images that is not trained but measures what was learnt. The content of an image decides, so "
-        "that adding images moves no other across.",
+        "Share of the images that is held out of the training to measure progress. An image's content decides "
+        "whether it is held out, so adding images never moves the others.",
         low=0,
         high=0.9,
         on_resume="trajectory",
     )
     validation_data_dir: str = option(
         "",
-        "Folder of images that measure what was learnt, laid out like train_data_dir. Copies of them are not trained.",
+        "Folder of images that are used only to measure progress, laid out like train_data_dir. Copies of them "
+        "are left out of the training.",
         on_resume="trajectory",
         by_content=True,
     )
@@ -396,7 +409,7 @@ class Validation:
     )
     max_validation_steps: int = option(
         0,
-        "Batches of images that a validation looks at. 0: all of them.",
+        "Maximum number of batches in a validation. 0: all of them.",
         low=0,
         on_resume="free",
         advanced=True,
@@ -422,7 +435,11 @@ class Network:
 
     network_dim: int = option(16, "Rank of the LoRA layers.", low=1, high=1024, on_resume="locked")
     network_alpha: float = option(
-        1.0, "LoRA strength is alpha / rank. 0: the same as the rank.", low=0, high=4096, on_resume="locked"
+        1.0,
+        "The LoRA is scaled by alpha / rank. 0: alpha is the same as the rank.",
+        low=0,
+        high=4096,
+        on_resume="locked",
     )
     network_dropout: float = option(
         0.0, "Share of LoRA channels left out at each step.", low=0, high=0.99, on_resume="trajectory"
@@ -466,10 +483,12 @@ class Training:
     max_train_epochs: int | None = option(
         None, "Length of the run in epochs; replaces max_train_steps.", low=1, on_resume="free"
     )
-    train_batch_size: int = option(1, "Images a device trains at a time.", low=1, on_resume="trajectory")
-    gradient_accumulation_steps: int = option(1, "Micro-batches added up to one step.", low=1, on_resume="trajectory")
+    train_batch_size: int = option(1, "Number of images each device trains at a time.", low=1, on_resume="trajectory")
+    gradient_accumulation_steps: int = option(
+        1, "Number of micro-batches accumulated into one step.", low=1, on_resume="trajectory"
+    )
     learning_rate: float = option(
-        1e-4, "Learning rate at the top of the curve.", low=0, high=100, on_resume="trajectory"
+        1e-4, "Learning rate at the peak of its curve.", low=0, high=100, on_resume="trajectory"
     )
     unet_lr: float | None = option(
         None, "Learning rate of the U-Net. Empty: learning_rate.", low=0, high=100, on_resume="trajectory"
@@ -489,7 +508,7 @@ class Training:
     )
     optimizer_type: OptimizerType = option("AdamW", "Optimizer.", on_resume="locked")
     optimizer_args: tuple[str, ...] = option(
-        (), "Further arguments of the optimizer, as name=value.", on_resume="trajectory", advanced=True
+        (), "Additional arguments of the optimizer, as name=value.", on_resume="trajectory", advanced=True
     )
     max_grad_norm: float = option(1.0, "Clip the gradient to this norm. 0: no clipping.", low=0, on_resume="trajectory")
     seed: int = option(42, "Seed of every random draw.", low=0, high=2**63 - 1, on_resume="trajectory")
@@ -503,7 +522,7 @@ class Training:
         False, "Save memory by computing activations twice; slower.", on_resume="trajectory"
     )
     use_ema: bool = option(
-        False, "Keep an exponential moving average of the weights; it is what is exported.", on_resume="locked"
+        False, "Keep an exponential moving average of the weights and export it in their place.", on_resume="locked"
     )
     ema_decay: float = option(
         0.999, "Decay of the moving average.", low=0, high=1, on_resume="trajectory", advanced=True
@@ -547,16 +566,16 @@ class Loss:
     debiased_estimation_loss: bool = option(False, "Debiased estimation loss.", on_resume="trajectory", advanced=True)
     noise_offset: float | None = option(
         None,
-        "Offset of the noise per channel, for darker and lighter images. Empty: off.",
+        "Strength of a random offset of the noise in each channel, for darker and lighter images. Empty: off.",
         low=0,
         high=1,
         on_resume="trajectory",
     )
     noise_offset_random_strength: bool = option(
-        False, "Draw the offset's strength between 0 and noise_offset.", on_resume="trajectory", advanced=True
+        False, "Draw the offset's strength at random between 0 and noise_offset.", on_resume="trajectory", advanced=True
     )
     adaptive_noise_scale: float | None = option(
-        None, "Add this times the latents' mean to noise_offset.", on_resume="trajectory", advanced=True
+        None, "Add the latents' absolute mean, times this, to noise_offset.", on_resume="trajectory", advanced=True
     )
     multires_noise_iterations: int = option(
         0, "Layers of multi-resolution noise. 0: off.", low=0, high=64, on_resume="trajectory", advanced=True
@@ -569,16 +588,18 @@ class Loss:
     )
     ip_noise_gamma_random_strength: bool = option(
         False,
-        "Draw the perturbation's strength between 0 and ip_noise_gamma.",
+        "Draw the perturbation's strength at random between 0 and ip_noise_gamma.",
         on_resume="trajectory",
         advanced=True,
     )
     zero_terminal_snr: bool = option(
-        False, "Rescale the noise schedule to zero signal at its end; for v-prediction.", on_resume="trajectory"
+        False,
+        "Rescale the noise schedule so that its last timestep is pure noise; for v-prediction.",
+        on_resume="trajectory",
     )
-    min_timestep: int = option(0, "Lowest timestep.", low=0, high=999, on_resume="trajectory", advanced=True)
+    min_timestep: int = option(0, "Lowest timestep to train.", low=0, high=999, on_resume="trajectory", advanced=True)
     max_timestep: int = option(
-        1000, "Timesteps are below this.", low=1, high=1000, on_resume="trajectory", advanced=True
+        1000, "Train only timesteps below this one.", low=1, high=1000, on_resume="trajectory", advanced=True
     )
 
 
@@ -593,7 +614,9 @@ class Saving:
         True, "Write a checkpoint with every save, so that the run can be resumed there.", on_resume="free"
     )
     save_precision: Literal["float", "fp16", "bf16"] = option("fp16", "Precision of the model files.", on_resume="free")
-    keep_last_n_checkpoints: int = option(3, "Checkpoints kept, newest first. 0: all of them.", low=0, on_resume="free")
+    keep_last_n_checkpoints: int = option(
+        3, "Number of newest checkpoints to keep. 0: all of them.", low=0, on_resume="free"
+    )
     keep_every_n_steps: int = option(
         0, "Also keep checkpoints at multiples of n steps. 0: none.", low=0, on_resume="free", advanced=True
     )
@@ -605,8 +628,8 @@ class Saving:
     )
     keep_best_checkpoint: bool = option(
         True,
-        "Also keep the checkpoint whose last validation loss is the lowest. Without validation images none is best: "
-        "the training loss says more about the timesteps drawn than about the weights.",
+        "Also keep the checkpoint with the lowest validation loss. Without validation images none counts as the "
+        "best: the training loss depends more on the timesteps drawn than on the weights.",
         on_resume="free",
         advanced=True,
     )
@@ -625,7 +648,7 @@ class Saving:
         advanced=True,
     )
     no_metadata: bool = option(
-        False, "Leave all but the necessary metadata out of the model file.", on_resume="free", advanced=True
+        False, "Write only the necessary metadata to the model file.", on_resume="free", advanced=True
     )
     training_comment: str = option("", "Comment stored in the model file.", on_resume="free", advanced=True)
     metadata_title: str = option("", "Title in the model file. Empty: output_name.", on_resume="free", advanced=True)
@@ -640,21 +663,30 @@ class Resume:
     """Resume"""
 
     resume_from_checkpoint: str = option(
-        "", 'Empty: start afresh. "latest", a step number, or the path of a checkpoint.', on_resume="free", path=True
+        "",
+        'Checkpoint to continue from: "latest", a step number, or a path. Empty: start from scratch.',
+        on_resume="free",
+        path=True,
     )
     resume_allow: tuple[str, ...] = option(
         (),
-        'Options that may differ from the checkpoint although the run will then differ; "dataset" for changed images '
-        'or captions; "all".',
+        'Options that may differ from the checkpoint although this changes the run; "dataset" allows changed '
+        'images and captions, "all" everything that can be allowed.',
         on_resume="free",
     )
     resume_lr_policy: Literal["keep", "stretch", "restart"] = option(
         "keep",
-        "Learning rate after a resume: the checkpoint's curve, that curve over the new length, or a new one from here.",
+        "Learning rate after a resume: keep the checkpoint's curve, stretch it over the new length, or restart "
+        "with a new curve.",
         on_resume="free",
     )
     resume_lr_scale: float = option(
-        1.0, "Factor on the learning rate from the resumed step on.", low=0, high=1000, on_resume="free", advanced=True
+        1.0,
+        "Factor applied to the learning rate from the resumed step on.",
+        low=0,
+        high=1000,
+        on_resume="free",
+        advanced=True,
     )
     resume_warmup_steps: int = option(
         0, "Warm the learning rate up over n steps after the resume.", low=0, on_resume="free", advanced=True
@@ -670,8 +702,8 @@ class Samples:
     sample_at_first: bool = option(False, "Sample images before the first step.", on_resume="free")
     sample_prompts: str = option(
         "",
-        "A prompt file, or the prompts themselves, one a line: text, then --n negative prompt --w width --h height "
-        "--d seed --l guidance scale --s steps.",
+        "A prompt file, or the prompts themselves, one per line: text, then --n negative prompt --w width --h "
+        "height --d seed --l guidance scale --s steps.",
         on_resume="free",
     )
     sample_sampler: Sampler = option("ddim", "Sampler of the sample images.", on_resume="free")
@@ -697,7 +729,7 @@ class Config(Samples, Resume, Saving, Loss, Training, Network, Validation, Datas
 
     @property
     def face_crop_range(self) -> tuple[float, float] | None:
-        """The least and the most face sizes to show around a face."""
+        """The least and the most face sizes that a crop shows; None where face_crop_aug_range is no range."""
         return _face_range(self.face_crop_aug_range) if self.face_crop_aug_range else None
 
     @property
@@ -1080,139 +1112,127 @@ def _face_range(text: str) -> tuple[float, float] | None:
 VARY_CAPTIONS = ("shuffle_caption", "caption_tag_dropout_rate", "enable_wildcard", "token_warmup_step")
 
 
-def combination_problems(config: Config) -> list[tuple[str, str]]:
-    """Options that do not go together: (option, what is wrong and the way out)."""
-    varying = [name for name in VARY_CAPTIONS if getattr(config, name)]
-    rules = [
-        (
-            not _name_is_plain(config.output_name),
-            "output_name",
-            f'{config.output_name!r} is not a plain name; leave out / \\ : * ? " < > |',
-        ),
-        (
-            config.enable_bucket and config.min_bucket_reso > config.max_bucket_reso,
-            "min_bucket_reso",
-            f"{config.min_bucket_reso} is above max_bucket_reso = {config.max_bucket_reso}",
-        ),
-        (
-            config.bucket_reso_steps % 8 != 0,
-            "bucket_reso_steps",
-            f"{config.bucket_reso_steps} is not a multiple of 8",
-        ),
-        (
-            config.min_timestep >= config.max_timestep,
-            "min_timestep",
-            f"{config.min_timestep} is not below max_timestep = {config.max_timestep}",
-        ),
-        (
-            config.network_train_unet_only and config.network_train_text_encoder_only,
-            "network_train_unet_only",
-            "cannot go with network_train_text_encoder_only; choose one",
-        ),
-        *(
-            (
-                config.cache_latents and bool(getattr(config, name)),
-                "cache_latents",
-                f"cannot go with {name}, which makes another picture of every use; choose one",
-            )
-            for name in ("random_crop", "color_aug", "face_crop_aug_range")
-        ),
-        (
-            bool(config.face_crop_aug_range) and _face_range(config.face_crop_aug_range) is None,
+Conflict = tuple[str, str]  # the option to change, and what is wrong with the way out
+
+
+def _name_conflicts(config: Config) -> Iterator[Conflict]:
+    if not _name_is_plain(config.output_name):
+        yield "output_name", f'{config.output_name!r} is not a plain name; leave out / \\ : * ? " < > |'
+    if any(not extension.startswith(".") for extension in config.caption_extensions):
+        yield (
+            "caption_extension",
+            f'{config.caption_extension!r}: each extension must begin with a dot, like ".txt" or ".txt,.caption"',
+        )
+
+
+def _range_conflicts(config: Config) -> Iterator[Conflict]:
+    if config.enable_bucket and config.min_bucket_reso > config.max_bucket_reso:
+        yield "min_bucket_reso", f"{config.min_bucket_reso} is above max_bucket_reso = {config.max_bucket_reso}"
+    if config.bucket_reso_steps % 8 != 0:
+        yield "bucket_reso_steps", f"{config.bucket_reso_steps} is not a multiple of 8"
+    if config.min_timestep >= config.max_timestep:
+        yield "min_timestep", f"{config.min_timestep} is not below max_timestep = {config.max_timestep}"
+    if config.max_token_length not in (75, 150, 225):
+        yield "max_token_length", f"{config.max_token_length} is not 75, 150 or 225"
+
+
+def _picture_conflicts(config: Config) -> Iterator[Conflict]:
+    for name in ("random_crop", "color_aug", "face_crop_aug_range"):
+        if config.cache_latents and getattr(config, name):
+            yield "cache_latents", f"cannot go with {name}, which makes every use another picture; choose one"
+    if config.face_crop_aug_range and config.face_crop_range is None:
+        yield (
             "face_crop_aug_range",
-            f'{config.face_crop_aug_range!r} is not a range; write "2.0,4.0": the least and the most face sizes',
-        ),
-        (
-            bool(config.face_crop_aug_range) and config.enable_bucket,
-            "face_crop_aug_range",
-            "cannot go with enable_bucket, which keeps the whole picture; choose one",
-        ),
-        (
-            config.max_token_length not in (75, 150, 225),
-            "max_token_length",
-            f"{config.max_token_length} is not 75, 150 or 225",
-        ),
-        (
-            config.masked_loss and not config.conditioning_data_dir and not config.dataset_config,
+            f'{config.face_crop_aug_range!r} is not a range; write the least and the most face sizes, like "2.0,4.0"',
+        )
+    if config.face_crop_aug_range and config.enable_bucket:
+        yield "face_crop_aug_range", "cannot go with enable_bucket, which keeps the whole picture; choose one"
+    if config.masked_loss and not config.conditioning_data_dir and not config.dataset_config:
+        yield (
             "masked_loss",
             "needs conditioning_data_dir, the folder of the masks; alpha_mask takes the images' own transparency",
-        ),
-        (
-            bool(config.conditioning_data_dir) and not config.masked_loss,
-            "conditioning_data_dir",
-            "has no effect without masked_loss = true; set it, or leave the folder out",
-        ),
-        (
-            any(not part.strip().startswith(".") for part in config.caption_extension.split(",")),
-            "caption_extension",
-            f'{config.caption_extension!r}: each extension begins with a point, like ".txt" or ".txt,.caption"',
-        ),
-        (
-            config.cache_text_encoder_outputs and config.trains_text_encoder,
+        )
+    if config.conditioning_data_dir and not config.masked_loss:
+        yield "conditioning_data_dir", "has no effect without masked_loss = true; set it, or leave the folder out"
+
+
+def _cache_conflicts(config: Config) -> Iterator[Conflict]:
+    varying = [name for name in VARY_CAPTIONS if getattr(config, name)]
+    if config.cache_text_encoder_outputs and config.trains_text_encoder:
+        yield (
             "cache_text_encoder_outputs",
             "the text encoder is trained, so its outputs change; set network_train_unet_only = true or do not cache",
-        ),
-        (
-            config.cache_text_encoder_outputs and bool(varying),
+        )
+    if config.cache_text_encoder_outputs and varying:
+        yield (
             "cache_text_encoder_outputs",
             f"cannot go with {' and '.join(varying)}, which {'varies' if len(varying) == 1 else 'vary'} the caption; "
             "choose one",
-        ),
-        (
-            config.cache_latents_to_disk and not config.cache_latents,
-            "cache_latents_to_disk",
-            "needs cache_latents = true",
-        ),
-        (
-            config.cache_text_encoder_outputs_to_disk and not config.cache_text_encoder_outputs,
-            "cache_text_encoder_outputs_to_disk",
-            "needs cache_text_encoder_outputs = true",
-        ),
-        (
-            config.cache_only and not (config.cache_latents_to_disk or config.cache_text_encoder_outputs_to_disk),
+        )
+    if config.cache_latents_to_disk and not config.cache_latents:
+        yield "cache_latents_to_disk", "needs cache_latents = true"
+    if config.cache_text_encoder_outputs_to_disk and not config.cache_text_encoder_outputs:
+        yield "cache_text_encoder_outputs_to_disk", "needs cache_text_encoder_outputs = true"
+    if config.cache_only and not (config.cache_latents_to_disk or config.cache_text_encoder_outputs_to_disk):
+        yield (
             "cache_only",
             "there is nothing to prepare on disk; set cache_latents_to_disk = true or "
             "cache_text_encoder_outputs_to_disk = true",
-        ),
-        (
-            bool(config.sample_every_n_steps or config.sample_every_n_epochs or config.sample_at_first)
-            and not config.sample_prompts.strip(),
+        )
+
+
+def _training_conflicts(config: Config) -> Iterator[Conflict]:
+    if config.network_train_unet_only and config.network_train_text_encoder_only:
+        yield "network_train_unet_only", "cannot go with network_train_text_encoder_only; choose one"
+    elif not any(config.peak_learning_rates.values()):
+        yield "learning_rate", "is 0 for every trained part, so nothing would be trained; set one above 0"
+    for argument in config.optimizer_args:
+        if "=" not in argument:
+            yield "optimizer_args", f"{argument!r} is not of the form name=value"
+    if config.debiased_estimation_loss and config.min_snr_gamma:
+        yield "debiased_estimation_loss", "cannot go with min_snr_gamma; choose one"
+    if config.noise_offset and config.multires_noise_iterations:
+        yield "noise_offset", "cannot go with multires_noise_iterations; choose one"
+
+
+def _watching_conflicts(config: Config) -> Iterator[Conflict]:
+    samples = config.sample_every_n_steps or config.sample_every_n_epochs or config.sample_at_first
+    if samples and not config.sample_prompts.strip():
+        yield (
             "sample_prompts",
-            "is empty, but sample images are asked for; write a prompt or set sample_every_n_steps, "
+            "is empty, but sample images are asked for; write a prompt, or turn sample_every_n_steps, "
             "sample_every_n_epochs and sample_at_first off",
-        ),
-        (
-            not any(config.peak_learning_rates.values()),
-            "learning_rate",
-            "is 0 for every trained part, so nothing would be trained; set one above 0",
-        ),
-        (
-            config.debiased_estimation_loss and bool(config.min_snr_gamma),
-            "debiased_estimation_loss",
-            "cannot go with min_snr_gamma; choose one",
-        ),
-        (
-            bool(config.noise_offset) and config.multires_noise_iterations > 0,
-            "noise_offset",
-            "cannot go with multires_noise_iterations; choose one",
-        ),
-    ]
-    validates = bool(config.validation_split or config.validation_data_dir)
-    rules.append(
-        (
-            not (validates or config.dataset_config) and config.early_stopping_patience > 0,
+        )
+    validates = config.validation_split or config.validation_data_dir or config.dataset_config
+    if config.early_stopping_patience and not validates:
+        yield (
             "early_stopping_patience",
             "needs images to validate with: set validation_split or validation_data_dir",
         )
-    )
-    for argument in config.optimizer_args:
-        rules.append(("=" not in argument, "optimizer_args", f"{argument!r} is not of the form name=value"))
+
+
+def _resume_conflicts(config: Config) -> Iterator[Conflict]:
     for name in config.resume_allow:
-        unknown = name not in OPTIONS and name not in ("all", "dataset")
-        rules.append((unknown, "resume_allow", f"{name!r} is not an option{nearest(name, OPTIONS)}"))
-        locked = name in OPTIONS and OPTIONS[name].on_resume == "locked"
-        rules.append((locked, "resume_allow", f"{name} cannot be allowed: a checkpoint fits one value only"))
-    return [(key, message) for wrong, key, message in rules if wrong]
+        if name in OPTIONS and OPTIONS[name].on_resume == "locked":
+            yield "resume_allow", f"{name} cannot be allowed: a checkpoint fits one value only"
+        elif name not in OPTIONS and name not in ("all", "dataset"):
+            yield "resume_allow", f"{name!r} is not an option{nearest(name, OPTIONS)}"
+
+
+CONFLICTS = (
+    _name_conflicts,
+    _range_conflicts,
+    _picture_conflicts,
+    _cache_conflicts,
+    _training_conflicts,
+    _watching_conflicts,
+    _resume_conflicts,
+)
+
+
+def combination_problems(config: Config) -> list[Conflict]:
+    """Options whose values, right by themselves, do not go together."""
+    return [conflict for conflicts in CONFLICTS for conflict in conflicts(config)]
 
 
 def check(*sources: Source) -> Checked:
@@ -1225,7 +1245,7 @@ def check(*sources: Source) -> Checked:
     for source in sources:
         for key, given in source.items():
             name = sd_scripts.RENAMED.get(key, key)
-            if name not in merged and key in ("network_args",):
+            if name not in merged and key == "network_args":
                 merged = {name: given, **merged}  # options given by their own name win
             else:
                 merged[name] = given
