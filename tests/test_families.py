@@ -126,6 +126,31 @@ def test_a_sample_depends_on_its_prompt_alone(folder: Path) -> None:
     assert first.tobytes() == second.tobytes()
 
 
+def some_pixels() -> torch.Tensor:
+    return torch.rand((2, 3, 64, 64), generator=torch.Generator().manual_seed(5)) * 2 - 1
+
+
+@pytest.mark.parametrize("no_half_vae", [False, True])
+def test_a_step_encodes_pixels_as_the_cache_does(folder: Path, no_half_vae: bool) -> None:
+    model = load(folder, torch.bfloat16, no_half_vae=no_half_vae)
+    mean, std = model.encode_images(some_pixels())
+    batch = batch_for(model)
+    cached = batch | {"latent_mean": mean, "latent_std": std}
+    uncached = {name: value for name, value in batch.items() if not name.startswith("latent_")}
+    uncached |= {"latent_noise": batch["latent_noise"], "pixels": some_pixels()}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.module()(cached), model.module()(uncached))
+
+
+def test_no_half_vae_decodes_samples_in_fp32(folder: Path) -> None:
+    model = load(folder, torch.bfloat16, no_half_vae=True)
+    seen: list[torch.dtype] = []
+    vae = model._aside["vae"]  # type: ignore[attr-defined]
+    vae.decoder.conv_out.register_forward_hook(lambda *called: seen.append(called[2].dtype))
+    model.sample([Prompt("a thing", "", 64, 64, seed=3, guidance_scale=2.0, steps=2)], "ddim", CPU)
+    assert seen == [torch.float32]
+
+
 def test_every_sampler_makes_a_picture(folder: Path) -> None:
     model = load(folder)
     prompt = Prompt("a thing", "", 64, 64, seed=3, guidance_scale=2.0, steps=4)

@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,19 @@ def test_a_wait_that_is_too_long_names_the_images(
     threading.Timer(0.3, latents.held[entry.id].set).start()
     assert_equal(taken(config, 0, 5, latents), taken(config, 0, 5))
     assert "Still waiting for the images of step" in caplog.text and str(entry.path) in caplog.text
+
+
+def test_a_step_that_is_ready_in_the_last_moment_of_a_long_wait_is_trained(config: Config) -> None:
+    class ReadyTooLate(Future[Step]):
+        def result(self, timeout: float | None = None) -> Step:
+            if timeout is not None:
+                raise TimeoutError
+            return super().result()
+
+    (step,) = taken(config, 0, 1)
+    built = ReadyTooLate()
+    built.set_result(step)
+    assert loader_of(config)._patiently(0, built) is step
 
 
 def test_the_next_batches_are_prepared_while_one_is_trained_and_never_more_than_a_few(config: Config) -> None:

@@ -328,8 +328,8 @@ class Loader:
             try:
                 return built.result(timeout=LONG_WAIT)
             except TimeoutError:
-                if built.done():  # the worker's own error
-                    raise
+                if built.done():  # ready in the last moment, or it is the worker's own error
+                    return built.result()
                 paths = ", ".join(sorted({str(use.entry.path) for use in self._plan.samples(step)[0]}))
                 logger.warning("Still waiting for the images of step %d; is the disk well? %s", step + 1, paths)
 

@@ -157,8 +157,14 @@ class StableDiffusion(nn.Module):
 
     @torch.no_grad()
     def _latent_distribution(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the scaled latents, (batch, 4, height / 8, width / 8), in fp32 on the device.
+
+        The VAE computes in its own precision: the training's autocast would run it in half precision in spite of
+        no_half_vae, and would give other latents than the cache has.
+        """
         vae = self._vae
-        distribution = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+        with torch.autocast(vae.device.type, enabled=False):
+            distribution = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
         scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
         return (distribution.mean.float() - shift) * scale, distribution.std.float() * scale
 
@@ -380,7 +386,7 @@ class StableDiffusion(nn.Module):
 
     def _one_sample(self, pipeline: StableDiffusionPipeline, prompt: Prompt) -> Image.Image:
         with self._autocast():
-            image: Image.Image = pipeline(
+            latents = pipeline(
                 prompt_embeds=self._encode_tokens(**self.tokenize([prompt.text])).to(self.dtype),
                 negative_prompt_embeds=self._encode_tokens(**self.tokenize([prompt.negative])).to(self.dtype),
                 width=prompt.width,
@@ -388,8 +394,12 @@ class StableDiffusion(nn.Module):
                 num_inference_steps=prompt.steps,
                 guidance_scale=prompt.guidance_scale,
                 generator=torch.Generator("cpu").manual_seed(prompt.seed),
-            ).images[0]
-        return image
+                output_type="latent",
+            ).images
+        latents = latents / self._vae.config.scaling_factor
+        pixels = self._vae.decode(latents.to(self._vae.dtype)).sample  # not in autocast: see _latent_distribution
+        images: list[Image.Image] = pipeline.image_processor.postprocess(pixels, output_type="pil")
+        return images[0]
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:
