@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from tests import tiny
 from tests.faults import SAVING, Fault, FileCalls
 from tests.forked_trainer import Server
 from tests.runs_at_tiny_size import (
@@ -40,13 +41,9 @@ KINDS: dict[str, dict[str, Any]] = {
         "keep_last_n_checkpoints": 1,
         "save_every_n_epochs": 1,
         "save_last_n_steps": 3,
-        "network_train_unet_only": True,
         "network_dropout": 0.2,
         "use_ema": True,
-        "cache_latents": True,
-        "cache_latents_to_disk": True,
-        "cache_text_encoder_outputs": True,
-        "cache_text_encoder_outputs_to_disk": True,
+        **tiny.CACHED,
         "sample_prompts": "a thing --s 2 --w 64 --h 64",
         "sample_every_n_steps": 3,
     },

@@ -94,11 +94,7 @@ def options(tmp_path: Path, **changes: Any) -> Config:
         "enable_bucket": True,
         "min_bucket_reso": 32,
         "bucket_reso_steps": 16,
-        "cache_latents": True,
-        "cache_latents_to_disk": True,
-        "cache_text_encoder_outputs": True,
-        "cache_text_encoder_outputs_to_disk": True,
-        "network_train_unet_only": True,
+        **tiny.CACHED,
     }
     return Config(**{**defaults, **changes})
 
@@ -298,11 +294,7 @@ def test_the_settings_of_a_model_change_with_its_precision_and_clip_skip(
         tiny_model,
         tiny_images,
         tmp_path,
-        cache_latents=True,
-        cache_latents_to_disk=True,
-        cache_text_encoder_outputs=True,
-        cache_text_encoder_outputs_to_disk=True,
-        network_train_unet_only=True,
+        **tiny.CACHED,
         cache_only=True,
     )
     for changes in ({}, {}, {"clip_skip": 2}, {"mixed_precision": "bf16"}):
@@ -337,12 +329,8 @@ def test_what_cannot_be_cached_is_refused_by_name(given: dict[str, Any], option:
 # --- whole runs ----------------------------------------------------------------------------------------------------
 
 
-CACHED = {
-    "cache_latents": True,
-    "cache_latents_to_disk": True,
-    "cache_text_encoder_outputs": True,
-    "cache_text_encoder_outputs_to_disk": True,
-    "network_train_unet_only": True,
+CACHED_MIRRORED = {
+    **tiny.CACHED,
     "flip_aug": True,
     "vae_batch_size": 2,
     "max_train_steps": 3,
@@ -352,7 +340,7 @@ CACHED = {
 def test_cache_only_prepares_the_caches_trains_nothing_and_tells_how_far_it_is(
     tiny_model: Path, tiny_images: Path, tmp_path: Path
 ) -> None:
-    config = config_for(tiny_model, tiny_images, tmp_path, **CACHED, cache_only=True)
+    config = config_for(tiny_model, tiny_images, tmp_path, **CACHED_MIRRORED, cache_only=True)
     assert run(config) == "cached"
     assert events_of(config, "step") == [] and events_of(config, "checkpoint_saved") == []
     ends = [event for event in events_of(config, "caching") if event["done"] == event["total"]]
@@ -372,10 +360,10 @@ def test_cache_only_prepares_the_caches_trains_nothing_and_tells_how_far_it_is(
 def test_caches_in_memory_on_disk_and_damaged_ones_train_to_the_same_bits(
     tiny_model: Path, tiny_images: Path, tmp_path: Path
 ) -> None:
-    on_disk = config_for(tiny_model, tiny_images, tmp_path / "disk", **CACHED)
+    on_disk = config_for(tiny_model, tiny_images, tmp_path / "disk", **CACHED_MIRRORED)
     run(on_disk)
     memory = {"cache_latents_to_disk": False, "cache_text_encoder_outputs_to_disk": False}
-    in_memory = config_for(tiny_model, tiny_images, tmp_path / "memory", **{**CACHED, **memory})
+    in_memory = config_for(tiny_model, tiny_images, tmp_path / "memory", **{**CACHED_MIRRORED, **memory})
     run(in_memory)
     for collection in cache.collections(on_disk.cache_path):
         flip_a_bit_of_every_record(collection.path)
@@ -387,7 +375,7 @@ def test_caches_in_memory_on_disk_and_damaged_ones_train_to_the_same_bits(
 
 
 def test_a_stop_is_answered_while_the_caches_are_filled(tiny_model: Path, tiny_images: Path, tmp_path: Path) -> None:
-    config = config_for(tiny_model, tiny_images, tmp_path, **CACHED)
+    config = config_for(tiny_model, tiny_images, tmp_path, **CACHED_MIRRORED)
     drop = runs.drop_old_requests
 
     def ask_at_once(folder: RunFolder, *others: Any) -> None:
@@ -405,7 +393,7 @@ def test_two_processes_share_the_encoding_and_train_as_one_does(
     tiny_model: Path, tiny_images: Path, tmp_path: Path
 ) -> None:
     in_memory = {"cache_text_encoder_outputs_to_disk": False, "text_encoder_batch_size": 2}
-    one = config_for(tiny_model, tiny_images, tmp_path / "one", **{**CACHED, **in_memory})
+    one = config_for(tiny_model, tiny_images, tmp_path / "one", **{**CACHED_MIRRORED, **in_memory})
     run(one)
     two = one.replace(output_dir=str(tmp_path / "two"), train_batch_size=1)
     (tmp_path / "two").mkdir()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import tiny
 from tests.runs_at_tiny_size import config_for, events_of, run
 from trainer import runs
 from trainer.config import Config
@@ -111,11 +112,7 @@ def test_caches_are_kept_and_only_what_changed_is_encoded_again(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached = config.replace(
-        cache_latents=True,
-        cache_latents_to_disk=True,
-        cache_text_encoder_outputs=True,
-        cache_text_encoder_outputs_to_disk=True,
-        network_train_unet_only=True,
+        **tiny.CACHED,
         shuffle_caption=False,
         flip_aug=False,
         text_encoder_batch_size=1,

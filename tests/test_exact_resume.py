@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests import exactness
+from tests import exactness, tiny
 from tests.exactness import check_every_resume, copy_at
 from tests.runs_at_tiny_size import STEPS, assert_bit_equal, config_for, run, steps_of, tensors_of
 from trainer.resume import ResumeRefused
@@ -29,11 +29,7 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     },
     "cached latents, flip": {"cache_latents": True, "flip_aug": True, "vae_batch_size": 2},
     "everything cached on disk": {
-        "cache_latents": True,
-        "cache_latents_to_disk": True,
-        "cache_text_encoder_outputs": True,
-        "cache_text_encoder_outputs_to_disk": True,
-        "network_train_unet_only": True,
+        **tiny.CACHED,
         "caption_dropout_rate": 0.3,
     },
     "moving average": {"use_ema": True, "ema_decay": 0.9, "lr_scheduler": "linear"},

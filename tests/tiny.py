@@ -13,6 +13,15 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+# Options with which everything that can be cached is cached on the disk.
+CACHED: dict[str, Any] = {
+    "cache_latents": True,
+    "cache_latents_to_disk": True,
+    "cache_text_encoder_outputs": True,
+    "cache_text_encoder_outputs_to_disk": True,
+    "network_train_unet_only": True,
+}
+
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
     """CLIP's tokenizer over single bytes: no merges."""

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tests import tiny
 from tests.benchmarks.scan_time import generate
 from trainer import cache, dataset, encoding
 from trainer.agreement import Agreement
@@ -127,11 +128,7 @@ def main() -> None:
             min_bucket_reso=32,
             bucket_reso_steps=8,
             train_batch_size=4,
-            cache_latents=True,
-            cache_latents_to_disk=True,
-            cache_text_encoder_outputs=True,
-            cache_text_encoder_outputs_to_disk=True,
-            network_train_unet_only=True,
+            **tiny.CACHED,
             caption_dropout_rate=0.1,
         )
         if not (folder / "images").is_dir():

@@ -54,11 +54,7 @@ def prepare(folder: Path, count: int, workers: int) -> tuple[Config, tuple[Entry
         cache_dir=str(folder / "cache"),
         train_batch_size=BATCH,
         max_data_loader_n_workers=workers,
-        cache_latents=True,
-        cache_latents_to_disk=True,
-        cache_text_encoder_outputs=True,
-        cache_text_encoder_outputs_to_disk=True,
-        network_train_unet_only=True,
+        **tiny.CACHED,
     )
     (entry,) = dataset.scan(config).entries
     latents = DiskStore(config.cache_path, "latents", {**SETTINGS, "batch": 1, "preparation": PREPARATION}, {})
