@@ -405,6 +405,49 @@ def test_changed_options_of_a_subset_are_a_difference_on_resume(tmp_path: Path) 
     assert "flip_aug of subset 1: dogs (True then" in line and "color_aug of subset 1: dogs" in line
 
 
+SAME_NAMES = """
+[[datasets]]
+[[datasets.subsets]]
+image_dir = "{folder}/one/dogs"
+flip_aug = true
+[[datasets.subsets]]
+image_dir = "{folder}/two/dogs"
+keep_tokens = 1
+"""
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    pictures(tmp_path / "one" / "dogs", 2)
+    pictures(tmp_path / "two" / "dogs", 2, start=9)
+    config = dataset_file(tmp_path, SAME_NAMES)
+    before = dataset.record(dataset.scan(config), config)
+    assert before["subsets"] == {"1: dogs": {"flip_aug": True}, "1: dogs (2)": {"keep_tokens": 1}}
+    changed = dataset_file(tmp_path, SAME_NAMES.replace("flip_aug", "shuffle_caption"))
+    lines = dataset.compare(before, dataset.record(dataset.scan(changed), changed)).lines()
+    assert len(lines) == 1 and "flip_aug of subset 1: dogs (True" in lines[0] and "dogs (2)" not in lines[0]
+
+
+def test_an_image_that_moved_to_a_subset_with_other_options_is_a_difference(tmp_path: Path) -> None:
+    pictures(tmp_path / "one" / "dogs", 2)
+    pictures(tmp_path / "two" / "dogs", 2, start=9)
+    config = dataset_file(tmp_path, SAME_NAMES)
+    before = json.loads(json.dumps(dataset.record(dataset.scan(config), config)))
+    place = next((tmp_path / "one" / "dogs").glob("*.png"))
+    place.rename(tmp_path / "two" / "dogs" / place.name)
+    assert dataset.compare(before, dataset.record(dataset.scan(config), config)).treated == (place.name,)
+    earlier = {name: value for name, value in before.items() if name != "treatment"}  # did not tell
+    assert not dataset.compare(earlier, dataset.record(dataset.scan(config), config))
+
+
+def test_a_face_that_the_name_tells_otherwise_is_a_difference(tmp_path: Path) -> None:
+    path = picture(tmp_path / "images" / "me_8_8_4_4.png")
+    config = config_for(tmp_path / "images", face_crop_aug_range="2,4")
+    before = json.loads(json.dumps(dataset.record(dataset.scan(config), config)))
+    assert not dataset.compare(before, dataset.record(dataset.scan(config), config))
+    path.rename(path.with_name("me_12_8_4_4.png"))
+    assert dataset.compare(before, dataset.record(dataset.scan(config), config)).treated == ("me_12_8_4_4.png",)
+
+
 def test_batch_sizes_of_datasets_are_compared_as_global_batches(tmp_path: Path) -> None:
     config = dataset_file(tmp_path)
     found = dataset.scan(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -98,7 +99,7 @@ def test_the_report_names_every_file_and_what_to_do(
     assert KINDS["truncated"].advice in text and "Traceback" not in text
     assert command_line.main(["dataset", "--config", str(preset), "--json"]) == 0
     told = json.loads(capfd.readouterr().out)
-    assert {Path(item["path"]).name for item in told["findings"]} == set(bad)
+    assert {Path(item["path"]).name for item in told["findings"]} == {*bad, "caption long.png"}
 
 
 # --- looking without decoding ---------------------------------------------------------------------------------------
@@ -153,6 +154,26 @@ def test_a_scan_that_is_interrupted_keeps_what_it_learnt(tmp_path: Path, monkeyp
         dataset.scan(config, workers=1)
     assert len(dataset.scan(config).entries) == 6
     assert len(looked) == 5 + 2  # of the first four nothing is read again
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.txt"])
+def test_a_file_that_could_not_be_read_once_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    picture(tmp_path / "images" / "a.png").with_suffix(".txt").write_text("cat")
+    picture(tmp_path / "images" / "b.png", colour="blue").with_suffix(".txt").write_text("dog")
+    config = config_for(tmp_path / "images", tmp_path / "output")
+    opened = Path.open
+
+    def failing(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return opened(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", failing)
+        assert "Input/output error" in dataset.scan(config).findings[0].detail
+    assert dataset.scan(config).findings == () and len(dataset.scan(config).entries) == 2
 
 
 def test_a_changed_caption_is_read_again(tmp_path: Path) -> None:
@@ -265,6 +286,23 @@ def test_a_report_counts_folders_samples_steps_and_tags(tmp_path: Path) -> None:
     assert (made.found.samples, made.steps_per_epoch) == (7, 4)
     assert made.tags(2) == [("cat", 3), ("sitting", 2)]
     assert (made.caption_lengths().longest, made.caption_lengths().too_long) == (81, 1)
+
+
+@pytest.mark.parametrize(
+    ("limit", "files"), [(75, ["100.png", "200.png", "japanese.png"]), (150, ["200.png"]), (225, [])]
+)
+def test_captions_longer_than_the_text_encoder_reads_are_named(tmp_path: Path, limit: int, files: list[str]) -> None:
+    captions = {"70": "tag, " * 35, "100": "tag, " * 50, "200": "tag, " * 100, "japanese": "猫" * 90}
+    for number, (name, caption) in enumerate(captions.items()):
+        path = picture(tmp_path / "images" / f"{name}.png", colour=(number, 0, 0))
+        path.with_suffix(".txt").write_text(caption)
+    made = report.make(config_for(tmp_path / "images", tmp_path / "output", max_token_length=limit))
+    assert sorted(item.path.name for item in made.findings if item.kind == "long_caption") == files
+    assert made.caption_lengths().too_long == len(files)
+
+
+def test_the_most_frequent_tags_are_in_the_same_order_every_time() -> None:
+    assert list(report.tag_counts(["b, a, c", "c, d, d"], ",").items()) == [("b", 1), ("a", 1), ("c", 2), ("d", 1)]
 
 
 def test_a_report_tells_training_regularisation_and_validation_apart(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from trainer import cache, dataset
 from trainer.cache import Collection, Pruned
 from trainer.config import Config, read_toml, resolve
+from trainer.files import readable_size
 from trainer.refusal import Refused
 
 DONE, REFUSED = 0, 3
@@ -113,7 +114,7 @@ def _list(folder: Path, configs: Sequence[Config], *, as_json: bool) -> int:
         )
         return DONE
     size = sum(item.bytes for item in collections)
-    print(f"{folder}: {len(collections)} collections, {_size(size)}")
+    print(f"{folder}: {len(collections)} collections, {readable_size(size)}")
     for item in collections:
         print(f"  {_line(item)}")
         if stale.get(item.path):
@@ -131,21 +132,15 @@ def _line(item: Collection) -> str:
     )
     used = "in use" if item.in_use else f"used {_ago(time.time() - item.last_used)}"
     return (
-        f"{item.kind:7} {item.entries:>9,} values {_size(item.bytes):>9}  {used}\n"
+        f"{item.kind:7} {item.entries:>9,} values {readable_size(item.bytes):>9}  {used}\n"
         f"      {item.about.get('model', '?')} ({item.settings.get('family', '?')}: {settings})\n"
         f"      {item.path}"
     )
 
 
 def _earlier_line(earlier: cache.Earlier) -> str:
-    return f"{earlier.files:,} files ({_size(earlier.bytes)}) of an earlier cache format, which is not read any more"
-
-
-def _size(count: int) -> str:
-    for unit, name in ((1e9, "GB"), (1e6, "MB")):
-        if count >= unit:
-            return f"{count / unit:.1f} {name}"
-    return f"{count / 1e3:.1f} kB"
+    size = readable_size(earlier.bytes)
+    return f"{earlier.files:,} files ({size}) of an earlier cache format, which is not read any more"
 
 
 def _ago(seconds: float) -> str:
@@ -189,7 +184,7 @@ def _prune(folder: Path, configs: Sequence[Config], known: argparse.Namespace) -
         print(f"  {_earlier_line(earlier)}: {verb}")
     entries = sum(item.entries for item in pruned)
     size = sum(item.bytes for item in pruned) + earlier.bytes
-    print(f"{folder}: {entries:,} values and {earlier.files:,} files {verb}, {_size(size)}")
+    print(f"{folder}: {entries:,} values and {earlier.files:,} files {verb}, {readable_size(size)}")
     return DONE
 
 

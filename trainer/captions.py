@@ -13,6 +13,7 @@ from trainer import randomness
 from trainer.config import VARY_CAPTIONS, Config
 
 WILDCARD = re.compile(r"\{([^{}]+)\}")
+PIECE = re.compile(r"[^\W\d_]+|\d|(?:[^\w\s]|_)+")  # what CLIP's tokenizer never joins: words, digits, marks
 ESCAPED = {"{{": "\0", "}}": "\1"}  # a doubled brace is a brace; no caption holds these characters
 
 
@@ -68,6 +69,19 @@ def choose(caption: str, draw: np.random.Generator) -> str:
     for doubled, mark in ESCAPED.items():
         text = text.replace(mark, doubled[0])
     return text
+
+
+def about_tokens(text: str) -> int:
+    """How many tokens CLIP makes of a text, without its vocabulary: hardly ever fewer, often a few more."""
+    return sum(1 if piece.isascii() else len(piece) for piece in PIECE.findall(text))
+
+
+def is_cut_off(caption: str, config: Config) -> bool:
+    """Whether a caption, or one of its lines where each may be chosen, is probably longer than max_token_length."""
+    lines = caption.splitlines() if config.enable_wildcard else [caption]
+    texts = [plain_caption(line, config) for line in lines]
+    limit = config.max_token_length
+    return any(not (text.isascii() and len(text) <= limit) and about_tokens(text) > limit for text in texts)
 
 
 def _first_line(caption: str) -> str:

@@ -21,7 +21,8 @@ from trainer.subsets import DatasetError, Subset, in_folder
 
 DATASET_VERSION = 1
 SMALLEST_SHARE = 1 / 16  # of a picture that its bucket must show: less, and scaling it would take absurd memory
-TREATMENT = ("bucket", "repeats", "validation", "is_reg", "mask")  # of an image in the record
+FIRST_TREATMENT = ("bucket", "repeats", "validation", "is_reg", "mask")  # of an image, in the earliest records
+TREATMENT = (*FIRST_TREATMENT, "subset", "face")
 LARGEST_ENLARGEMENT = 1.5  # times a picture is scaled up before it is remarked on
 
 
@@ -373,14 +374,16 @@ def record(found: Scan, config: Config, batches: int = 1) -> dict[str, Any]:
 
     `batches`: those of a step, accumulation x processes.
     """
-    images = {entry.id: _image(entry) for entry in found.entries}
+    special = _own_options(found, config, batches)
+    images = {entry.id: _image(entry, special.get(id(entry.subset), ("",))[0]) for entry in found.entries}
     images |= {entry.id: {**_image(entry), "validation": True} for entry in found.validation}
     content: Any = {key: [value for name, value in image.items() if name != "path"] for key, image in images.items()}
     settings = preprocessing(config)
-    own = _own_options(found, config, batches)
+    own = dict(special.values())
     more = {**({"subsets": own} if own else {}), **({"affixes": "shuffled"} if _shuffles_affixes(settings) else {})}
     return {
         "version": DATASET_VERSION,
+        "treatment": list(TREATMENT),
         "preprocessing": settings,
         **more,
         "images": images,
@@ -394,8 +397,14 @@ def _shuffles_affixes(settings: Mapping[str, Any]) -> bool:
     return bool(affixes and (settings.get("shuffle_caption") or settings.get("caption_tag_dropout_rate")))
 
 
-def _image(entry: Entry) -> dict[str, Any]:
-    optional = {"is_reg": entry.subset.is_reg, "mask": entry.mask_digest[:32]}
+def _image(entry: Entry, subset: str = "") -> dict[str, Any]:
+    face = face_in(entry.path.stem) if entry.subset.options.face_crop_range else None
+    optional = {
+        "is_reg": entry.subset.is_reg,
+        "mask": entry.mask_digest[:32],
+        "subset": subset,
+        "face": list(face or ()),
+    }
     return {
         "path": entry.relative,
         "caption": hashlib.sha256(entry.caption.encode()).hexdigest()[:32],
@@ -405,15 +414,19 @@ def _image(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _own_options(found: Scan, config: Config, batches: int) -> dict[str, dict[str, Any]]:
-    """The options that dataset_config gives to subsets, where they are not the run's; batch sizes as global batches."""
+def _own_options(found: Scan, config: Config, batches: int) -> dict[int, tuple[str, dict[str, Any]]]:
+    """Of each subset (by its identity) to which dataset_config gives options that are not the run's: its name and
+    these options, batch sizes as global batches."""
     result = {}
-    for subset in {id(entry.subset): entry.subset for entry in found.entries}.values():
+    same: Counter[str] = Counter()
+    for subset in sorted(_subsets_of(found.entries), key=lambda subset: (subset.dataset, subset.part)):
+        name = f"{subset.dataset + 1}: {subset.folder.name}"
+        same[name] += 1  # folders of one name, or one folder with several treatments
         own = dataset_config.own_options(subset, config)
         if "train_batch_size" in own:
             own["global_batch"] = own.pop("train_batch_size") * batches
         if own:
-            result[f"{subset.dataset + 1}: {subset.folder.name}"] = own
+            result[id(subset)] = (name if same[name] == 1 else f"{name} ({same[name]})", own)
     return result
 
 
@@ -425,7 +438,7 @@ class DatasetDifference:
     removed: tuple[str, ...]
     changed: tuple[str, ...]  # another picture under the same name
     captions: tuple[str, ...]
-    treated: tuple[str, ...]  # another bucket, number of repeats, mask or role
+    treated: tuple[str, ...]  # another bucket, number of repeats, mask, role or subset
     options: tuple[str, ...] = ()  # of subsets
 
     def __bool__(self) -> bool:
@@ -438,7 +451,7 @@ class DatasetDifference:
             "removed": self.removed,
             "another picture": self.changed,
             "caption changed": self.captions,
-            "bucket, repeats, mask or role changed": self.treated,
+            "bucket, repeats, mask, role or subset changed": self.treated,
             "options": self.options,
         }
         result = []
@@ -457,15 +470,14 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> DatasetDifferenc
     gone = {old[key]["path"] for key in old.keys() - new.keys()}
     come = {new[key]["path"] for key in new.keys() - old.keys()}
     both = old.keys() & new.keys()
+    known = set(then.get("treatment", FIRST_TREATMENT)) & set(now.get("treatment", FIRST_TREATMENT))
     return DatasetDifference(
         added=tuple(sorted(come - gone)),
         removed=tuple(sorted(gone - come)),
         changed=tuple(sorted(come & gone)),
         captions=tuple(sorted(new[key]["path"] for key in both if old[key]["caption"] != new[key]["caption"])),
         treated=tuple(
-            sorted(
-                new[key]["path"] for key in both if any(old[key].get(name) != new[key].get(name) for name in TREATMENT)
-            )
+            sorted(new[key]["path"] for key in both if any(old[key].get(name) != new[key].get(name) for name in known))
         ),
         options=tuple(_changed_options(then, now)),
     )

@@ -106,10 +106,12 @@ class _Reader:
             if not subsets:
                 self._problem((*place, "subsets"), "a dataset needs at least one [[datasets.subsets]]")
             for part, subset in enumerate(subsets):
-                found += self._subset(subset, values, number, (*place, "subsets", part))
+                found += self._subset(subset, values, (number, part), (*place, "subsets", part))
         return found
 
-    def _subset(self, table: Mapping[str, Any], values: dict[str, Any], dataset: int, place: Place) -> list[Subset]:
+    def _subset(
+        self, table: Mapping[str, Any], values: dict[str, Any], numbers: tuple[int, int], place: Place
+    ) -> list[Subset]:
         plain = {name: table.get(name, default) for name, default in (("image_dir", ""), ("class_tokens", ""))}
         for name, value in plain.items():
             if not isinstance(value, str):
@@ -138,7 +140,8 @@ class _Reader:
                 num_repeats=options.dataset_repeats,
                 class_tokens=plain["class_tokens"],
                 is_reg=is_reg,
-                dataset=dataset,
+                dataset=numbers[0],
+                part=numbers[1],
             )
         ]
 

@@ -30,6 +30,7 @@ from trainer.buckets import Size
 from trainer.cache import DiskStore, MemoryStore, Store, latent_key
 from trainer.config import Config
 from trainer.dataset import Entry
+from trainer.files import readable_size
 from trainer.loader import pixels_of
 from trainer.packs import Arrays
 from trainer.refusal import Refused
@@ -281,14 +282,14 @@ def _require_room(store: Store, values: Sequence[Arrays], count: int) -> None:
         return
     if not store.shared:
         logger.warning(
-            "What is to be cached takes about %.1f GB of memory, and %.1f GB are free; cache_latents_to_disk = true "
+            "What is to be cached takes about %s of memory, and %s are free; cache_latents_to_disk = true "
             "and cache_text_encoder_outputs_to_disk = true take disk instead",
-            *(needed / 1e9, room / 1e9),
+            *(readable_size(needed), readable_size(room)),
         )
         return
     raise CacheFull(
-        f"cache_dir: the disk is too small: the cache needs about {needed / 1e9:.1f} GB more, and {room / 1e9:.1f} GB "
-        "are free. Free some space, choose another cache_dir, or lower resolution"
+        f"cache_dir: the disk is too small: the cache needs about {readable_size(needed)} more, and "
+        f"{readable_size(room)} are free. Free some space, choose another cache_dir, or lower resolution"
     )
 
 

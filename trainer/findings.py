@@ -33,6 +33,9 @@ KINDS: Mapping[str, Kind] = {
     "near_duplicate": Kind("Near copy", False, "Both are trained; keep the better one unless both are wanted."),
     "no_caption": Kind("No caption file", False, "The folder's class is its caption; write one in the Dataset tab."),
     "empty_caption": Kind("Empty caption", False, "It is trained without a caption; write one in the Dataset tab."),
+    "long_caption": Kind(
+        "Long caption", False, "Its end is probably cut off; shorten it, or set max_token_length to 150 or 225."
+    ),
     "caption_encoding": Kind("Caption is not UTF-8", False, "Look whether it reads right, and save it as UTF-8."),
     "caption_unreadable": Kind("Caption cannot be read", False, "Check the caption file's permissions, size and type."),
     "lonely_caption": Kind("Caption without picture", False, "Rename it like its picture, or remove it."),

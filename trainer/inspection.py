@@ -21,19 +21,22 @@ ROWS_AT_ONCE = 1024  # of a comparison of many with many
 
 
 class Look(NamedTuple):
-    """What a decoded picture looks like; `problem` when it cannot be decoded."""
+    """What a decoded picture looks like; `problem` and its kind when it cannot be decoded."""
 
     problem: str = ""
     hash: int = 0  # 64 bits: whether each of 8 x 8 places is brighter than its neighbour on the left
     red: int = 0  # means, from 0 to 255
     green: int = 0
     blue: int = 0
+    kind: str = "damaged"  # or "unreadable": the disk did not answer
 
 
 def look_whole(file: str) -> Look:
     """Decode a picture. The hash is dHash: https://www.hackerfactor.com/blog/index.php?/archives/529-Kind-of-Like-That.html"""
     try:
-        picture = open_picture(Path(file))
+        picture = open_picture(Path(file), Path(file).read_bytes())
+    except OSError as error:
+        return Look(error.strerror or str(error), kind="unreadable")
     except PictureError as error:
         return Look(error.reason)
     small = picture.resize((9, 8), Image.Resampling.BOX)
@@ -51,22 +54,26 @@ def inspect(
     A damaged picture is remembered as one, so that the next scan skips it. Exact copies are not named again.
     """
     stamps = {str(path): stamp for path in digests if (stamp := stamp_of(path))}
-    rows = learn(FileMemory(memory_folder, "looks"), stamps, _row, progress, workers)
-    looks = {path: Look._make(rows[str(path)]) for path in digests if str(path) in rows}
-    damaged = [path for path, seen in looks.items() if seen.problem]
+    rows = learn(FileMemory(memory_folder, "looks"), stamps, _row, progress, workers, _lasts)
+    looks = {path: Look(*rows[str(path)]) for path in digests if str(path) in rows}
+    damaged = [path for path, seen in looks.items() if seen.problem and seen.kind == "damaged"]
     FileMemory(memory_folder, PICTURES).remember(
         (str(path), stamps[str(path)], list(Facts(problem="damaged", detail=looks[path].problem))) for path in damaged
     )
     first = {digest: path for path, digest in reversed(digests.items()) if path in looks and not looks[path].problem}
     distinct = sorted(first.values())
     groups = near_copies([looks[path] for path in distinct])
-    return [Finding("damaged", path, looks[path].problem) for path in damaged] + [
+    return [Finding(seen.kind, path, seen.problem) for path, seen in looks.items() if seen.problem] + [
         Finding("near_duplicate", distinct[place], "", (distinct[group[0]],)) for group in groups for place in group[1:]
     ]
 
 
 def _row(file: str) -> list[Any]:
     return list(look_whole(file))
+
+
+def _lasts(row: Sequence[Any]) -> bool:
+    return Look(*row).kind == "damaged"
 
 
 def near_copies(looks: Sequence[Look]) -> list[list[int]]:
@@ -78,7 +85,7 @@ def near_copies(looks: Sequence[Look]) -> list[list[int]]:
     if len(looks) < 2:
         return []
     hashes = np.array([seen.hash for seen in looks], dtype=np.uint64)
-    colours = np.array([seen[2:] for seen in looks], dtype=np.int16)
+    colours = np.array([seen[2:5] for seen in looks], dtype=np.int16)
     leads_to = list(range(len(looks)))  # towards the first of a group
 
     def first_of(place: int) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.files import readable_size
 from trainer.refusal import Refused
 from trainer.scan import Progress, list_pictures, nobody
 
@@ -81,7 +82,7 @@ def plan(target: Path, images: Part, regularisation: Part | None, caption_extens
     if not existing.is_dir():
         problems.append(f"{existing} is a file, not a folder")
     elif size > (free := shutil.disk_usage(existing).free):
-        problems.append(f"{size / 1e9:.1f} GB are to be copied, and only {free / 1e9:.1f} GB are free for {target}")
+        problems.append(f"{readable_size(size)} are to be copied, and only {readable_size(free)} are free for {target}")
     if problems:
         raise PreparationRefused("\n".join(problems))
     return Plan(target, tuple(folders), tuple(copies), there, size)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer import dataset, findings, inspection
+from trainer import captions, dataset, findings, inspection
 from trainer.config import Config
 from trainer.dataset import Entry, Scan
 from trainer.findings import Finding
@@ -17,7 +17,6 @@ from trainer.scan import Progress, nobody
 from trainer.subsets import DatasetError
 
 MOST_TAGS = 50
-LONGEST_WORDS = 56  # of a caption, on average, that CLIP's 75 tokens hold
 
 
 @dataclass(frozen=True)
@@ -37,13 +36,13 @@ class FolderCount:
 
 @dataclass(frozen=True)
 class CaptionLengths:
-    """Of the captions that are not empty: in words and, as the text encoder counts, about 4 tokens for 3 words."""
+    """Of the captions that are not empty, in words."""
 
     captions: int
     shortest: int
     median: int
     longest: int
-    too_long: int  # captions that are probably cut off
+    too_long: int  # captions that are probably longer than max_token_length
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ class Report:
 
     config: Config
     found: Scan
+    long_captions: tuple[Finding, ...]
     deeper: tuple[Finding, ...]  # found by decoding every picture; empty when that was not asked for
     refusal: str = ""
 
@@ -62,7 +62,7 @@ class Report:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        return (*self.found.findings, *self.deeper)
+        return (*self.found.findings, *self.long_captions, *self.deeper)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -87,7 +87,7 @@ class Report:
             words[0],
             int(statistics.median(words)),
             words[-1],
-            sum(count > LONGEST_WORDS for count in words),
+            len(self.long_captions),
         )
 
     def tags(self, most: int = MOST_TAGS) -> list[tuple[str, int]]:
@@ -113,7 +113,6 @@ class Report:
             lines.append(
                 f"Captions: {lengths.captions} of {len(self.entries)}; {lengths.shortest} to {lengths.longest} words, "
                 f"half of them {lengths.median} or fewer"
-                + (f"; {lengths.too_long} are probably longer than the text encoder reads" if lengths.too_long else "")
             )
             lines.append("Most frequent: " + ", ".join(f"{tag} ({number})" for tag, number in self.tags(15)))
         lines += self.found.notices
@@ -148,10 +147,10 @@ class Report:
 
 
 def tag_counts(captions: Iterable[str], separator: str) -> Counter[str]:
-    """In how many captions each tag is."""
+    """In how many captions each tag is; of those that are equally frequent, the one found first is first."""
     counts: Counter[str] = Counter()
     for caption in captions:
-        counts.update({part for piece in caption.split(separator) if (part := piece.strip())})
+        counts.update(list(dict.fromkeys(part for piece in caption.split(separator) if (part := piece.strip()))))
     return counts
 
 
@@ -170,4 +169,10 @@ def make(config: Config, *, deep: bool = False, progress: Progress = nobody, wor
     if deep:
         digests = {entry.path: entry.digest for entry in (*found.entries, *found.validation)}
         deeper = inspection.inspect(digests, config.cache_path, progress=progress, workers=workers)
-    return Report(config, found, tuple(deeper), refusal)
+    used = (*found.entries, *found.validation)
+    long = [
+        Finding("long_caption", entry.path, f"about {captions.about_tokens(entry.caption)} tokens")
+        for entry in used
+        if captions.is_cut_off(entry.caption, entry.subset.options)
+    ]
+    return Report(config, found, tuple(long), tuple(deeper), refusal)

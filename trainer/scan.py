@@ -157,6 +157,8 @@ def look(path: Path) -> Facts:
         return Facts(problem="unreadable", detail="it is not a picture in any format that can be read")
     except Image.DecompressionBombError as error:
         return Facts(problem="bomb", detail=str(error))
+    except MemoryError:
+        return Facts(problem="unreadable", detail="memory ran out")
     except PICTURE_ERRORS as error:
         if isinstance(error, OSError) and error.strerror:
             return Facts(problem="unreadable", detail=error.strerror)
@@ -322,8 +324,8 @@ def read_folders(
     listings = [_list(folder, extensions) for folder, extensions in wanted]
     pictures = {path: stamp for listing in listings for path, stamp in listing.pictures.items() if stamp}
     texts = {path: stamp for listing in listings for path, stamp in listing.texts.items()}
-    facts = learn(FileMemory(memory_folder, PICTURES), pictures, _picture_row, progress, workers)
-    captions = learn(FileMemory(memory_folder, "captions"), texts, _caption_row, nobody, workers)
+    facts = learn(FileMemory(memory_folder, PICTURES), pictures, _picture_row, progress, workers, _lasts)
+    captions = learn(FileMemory(memory_folder, "captions"), texts, _caption_row, nobody, workers, _caption_lasts)
     return [_assemble(listing, facts, captions) for listing in listings]
 
 
@@ -378,8 +380,12 @@ def learn(
     read: Callable[[str], list[Any]],
     progress: Progress,
     workers: int,
+    is_lasting: Callable[[Sequence[Any]], bool],
 ) -> dict[str, list[Any]]:
-    """What `read` tells of each file (path -> stamp), or told when it was last in this state."""
+    """What `read` tells of each file (path -> stamp), or told when it was last in this state.
+
+    `is_lasting`: whether a row is to be remembered.
+    """
     rows: dict[str, list[Any]] = memory.recall(stamps)
     unknown = [path for path in stamps if path not in rows]
     if not unknown:
@@ -393,7 +399,9 @@ def learn(
                 rows |= zip(part, learnt, strict=True)
                 done += len(part)
                 progress(done, len(unknown))
-            memory.remember((path, stamps[path], rows[path]) for path in chunk if stamps[path])
+            memory.remember(
+                (path, stamps[path], rows[path]) for path in chunk if stamps[path] and is_lasting(rows[path])
+            )
     return rows
 
 
@@ -401,8 +409,17 @@ def _picture_row(file: str) -> list[Any]:
     return list(look(Path(file)))
 
 
+def _lasts(row: Sequence[Any]) -> bool:
+    """Whether it will be so as long as the file is: not that a disk did not answer just then."""
+    return Facts._make(row).problem != "unreadable"
+
+
 def _caption_row(file: str) -> list[Any]:
     return list(read_caption(file))
+
+
+def _caption_lasts(row: Sequence[Any]) -> bool:
+    return Caption._make(row).problem != "caption_unreadable"
 
 
 def _assemble(listing: _Listing, facts: Mapping[str, Sequence[Any]], captions: Mapping[str, Sequence[Any]]) -> Folder:

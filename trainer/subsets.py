@@ -50,6 +50,7 @@ class Subset:
     is_reg: bool = False  # regularisation images
     is_validation: bool = False
     dataset: int = 0  # regularisation images go with the training images of their dataset
+    part: int = 0  # its place in the dataset
 
     def unvaried(self) -> Subset:
         """The subset with nothing that makes an image different from use to use."""
