@@ -79,7 +79,7 @@ class Page:
 
     def _wire(self, resume_item: gr.Tab, monitor_item: gr.Tab) -> None:
         options = self.form.inputs()
-        watched = {self.bar.picker, self.seen, self.monitor.smoothing}
+        watched = {self.bar.picker, self.seen, self.monitor.smoothing} | self.samples.inputs()
         run_parts = self.bar.outputs() | self.monitor.outputs() | self.samples.outputs()
         run_parts |= {self.bar.picker, self.timer, self.seen}
         message = self.bar.message
@@ -152,7 +152,7 @@ class Page:
         can_undo = self.places.put_aside_file.exists()
         return (
             updates
-            | self.train.show_draft(draft, undo=can_undo)
+            | self.train.show_draft(draft, undo=can_undo, present=self.form.as_built())
             | {self.train.picker: names, self.train.about: train_tab.about(self.places, begun_with)}
             | {self.train.name: presets.own_name(draft.name)}
         )
@@ -208,7 +208,7 @@ class Page:
         if seen.get("seconds") != seconds:
             seen["seconds"] = seconds
             updates[self.timer] = gr.update(value=seconds)
-        pictures, seen["samples"] = self.samples.show(view, seen.get("samples"))
+        pictures, seen["samples"] = self.samples.show(view, seen.get("samples"), data)
         return updates | pictures, set(stale), seen | stale
 
     def list_runs(self, data: Mapping[Any, Any]) -> Updates:

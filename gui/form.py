@@ -229,6 +229,10 @@ class Form:
         """Option -> value, from a handler's data. Right or wrong: `check_values` tells."""
         return {name: from_browser(OPTIONS[name], data[item]) for name, item in self.widgets.items()}
 
+    def as_built(self) -> dict[Any, Any]:
+        """What the widgets hold when a page is opened, before anything was put into them."""
+        return {item: to_browser(OPTIONS[name], OPTIONS[name].default) for name, item in self.widgets.items()}
+
     def show(self, values: Mapping[str, Any], present: Mapping[Any, Any] | None = None) -> dict[Any, Any]:
         """Updates that put these values into the widgets they belong to. `present`: a handler's data with all options;
         what is there already is not sent again, which is most of a preset."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
@@ -62,7 +63,9 @@ a[data-option] { text-decoration: underline; color: inherit; }
 .badge.stopping, .badge.interrupted, .badge.stopped { background: #92400e; }
 .badge.finished { background: #166534; }
 .badge.failed, .badge.refused { background: #b91c1c; }
-.bar { height: 10px; border-radius: 5px; background: var(--border-color-primary); overflow: hidden; }
+.done { display: flex; gap: .6rem; align-items: center; font-size: .85rem; font-variant-numeric: tabular-nums; }
+.done span { min-width: 3.2em; text-align: right; }
+.bar { flex: 1; height: 10px; border-radius: 5px; background: var(--border-color-primary); overflow: hidden; }
 .bar > div { height: 100%; background: #1d4ed8; border-radius: 5px; transition: width .4s; }
 .dark .bar > div { background: #60a5fa; }
 .note { border-left: 4px solid #4b5563; background: var(--background-fill-secondary); border-radius: 6px;
@@ -108,6 +111,7 @@ p.aside { margin: .5rem 0 0 0; }
 .option-grid .wide { grid-column: span 2; }
 .option-grid > .form > .block, .option-grid > .block { padding: 4px 8px; }
 .html-container { padding: 0 !important; }
+[data-testid="status-tracker"].hide { display: none !important; }
 @media (max-width: 640px) {
   .option-grid .wide { grid-column: span 1; }
   .beside > .block, .beside > .html-container { flex: 1 1 100%; }
@@ -187,11 +191,12 @@ def log(text: str) -> str:
 
 
 def progress(name: str, share: float) -> str:
-    """A bar that is full by `share`, 0 to 1."""
+    """A bar that is full by `share`, 0 to 1, and the share in words. 100 % is the end and nothing before it."""
     percent = 100 * min(1.0, max(0.0, share))
     return (
-        f'<div class="bar" role="progressbar" aria-label="{escape(name)}" aria-valuenow="{percent:.0f}" '
-        f'aria-valuemin="0" aria-valuemax="100" title="{percent:.1f} %"><div style="width: {percent:.2f}%"></div></div>'
+        f'<div class="done"><div class="bar" role="progressbar" aria-label="{escape(name)}" '
+        f'aria-valuenow="{percent:.0f}" aria-valuemin="0" aria-valuemax="100"><div style="width: {percent:.2f}%"></div>'
+        f"</div><span>{math.floor(percent)} %</span></div>"
     )
 
 

@@ -169,15 +169,16 @@
 
   // --- the form --------------------------------------------------------------------------------------------------
 
-  // The form arrives a moment after the page. What was pressed or written before that would be put back; so it waits.
+  // What was in the form arrives a moment after its fields. What was pressed or written before that would be put back;
+  // so it waits. Gradio runs this script before it makes the first field.
   const LATE = 15000; // ms after which a page whose form does not arrive can be used all the same
-  document.addEventListener("DOMContentLoaded", () => {
-    document.body.inert = true;
-    setTimeout(window.rekindleOpened, LATE);
-  });
   window.rekindleOpened = () => {
     document.body.inert = false;
+    document.body.ariaDisabled = null;
   };
+  document.body.inert = true;
+  document.body.ariaDisabled = "true"; // a script that fills in fields heeds this, and not `inert`
+  setTimeout(window.rekindleOpened, LATE);
 
   document.addEventListener("mouseover", (event) => {
     const block = event.target.closest?.('[id^="opt-"]');

@@ -11,7 +11,7 @@ from typing import Any
 from gui import form as forms
 from gui import monitor
 from gui.places import Places
-from trainer import arrow_dataset, buckets, budget, config, manifest, resume, scan, subsets
+from trainer import arrow_dataset, buckets, budget, config, files, manifest, resume, scan, subsets
 from trainer.config import Config, ConfigError
 from trainer.runs import RunFolder
 from trainer.subsets import DatasetError
@@ -118,7 +118,7 @@ def _time(places: Places, settings: Config, total: int) -> list[str]:
 
 def _disk(places: Places, settings: Config, total: int, each: int) -> str:
     folder = places.home / settings.output_dir
-    while not folder.exists():
+    while not files.exists(folder):
         folder = folder.parent
     free = f"{monitor.size(shutil.disk_usage(folder).free)} free"
     sizes = [

@@ -19,7 +19,7 @@ import plotly.graph_objects as go
 from gui import charts, look, monitor, runner, train_tab
 from gui import form as forms
 from gui.places import Places
-from trainer import config, manifest, preflight, resume, schedule
+from trainer import config, files, manifest, preflight, resume, schedule
 from trainer.config import OPTIONS, Config
 from trainer.preflight import Preflight
 from trainer.resume import Difference, Verdict
@@ -119,7 +119,7 @@ def placed(places: Places, settings: Config) -> Config:
     changes: dict[str, str] = {"output_dir": str(places.home / settings.output_dir)}
     for name, known in OPTIONS.items():
         value = getattr(settings, name)
-        if known.path and isinstance(value, str) and value and (places.home / value).exists():
+        if known.path and isinstance(value, str) and value and files.exists(places.home / value):
             changes.setdefault(name, str(places.home / value))
     if settings.resume_from_checkpoint.strip() == "latest" or settings.resume_from_checkpoint.strip().isdecimal():
         changes.pop("resume_from_checkpoint", None)

@@ -181,7 +181,9 @@ def begun_runs(folders: Iterable[Path]) -> list[tuple[float, RunFolder]]:
         for record in (folder / REQUESTS).glob("*.json"):
             run = RunFolder(folder / record.stem)
             begun = read_started(run)
-            if begun is not None and not run.run_file.exists():
+            if begun is None or run.run_file.exists():
+                continue
+            if begun.alive or run.path.exists():  # else the run was deleted
                 found.append((begun.time, run))
     return found
 

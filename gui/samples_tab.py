@@ -83,7 +83,11 @@ class SamplesTab:
         for widget in (self.prompt, self.left, self.right):
             widget.input(compare, chosen, {self.slider, self.compared}, **QUIET)
 
-    def show(self, view: View | None, seen: Any) -> tuple[Updates, Any]:
+    def inputs(self) -> set[Any]:
+        """What `show` needs of a handler's data."""
+        return {self.prompt, self.left, self.right}
+
+    def show(self, view: View | None, seen: Any, data: Mapping[Any, Any]) -> tuple[Updates, Any]:
         """What differs from what `seen` says was shown; and what is shown now."""
         stamp = view.stamp if view is not None else None
         if seen and seen[0] == (stamp, True):
@@ -91,7 +95,8 @@ class SamplesTab:
         samples = list(view.history.samples.values()) if view is not None else []
         shown, complete = grid(view, samples, self._folder) if view is not None and samples else ("", True)
         run = stamp[0] if stamp else ""
-        now = ((stamp, complete), run, hashlib.sha256(shown.encode()).hexdigest(), len(samples))
+        newest = newest_steps(samples)
+        now = ((stamp, complete), run, hashlib.sha256(shown.encode()).hexdigest(), len(samples), newest)
         if seen and seen[1:] == now[1:]:
             return {}, now
         updates: Updates = {self.gallery: shown or look.note(NONE_YET)}
@@ -99,26 +104,35 @@ class SamplesTab:
         if another:
             updates[self.picture] = ""
         if another or seen[3] != len(samples):
-            updates |= self._choices(view, samples, anew=another or seen[3] == 0)
+            chosen = self._chosen(samples, data, None if another or seen[3] == 0 else seen[4])
+            updates |= self._choices(samples, chosen)
+            if chosen:
+                compared = [chosen.get(widget, data[widget]) for widget in (self.prompt, self.left, self.right)]
+                updates |= self._compare(view, *compared)
         return updates, now
 
-    def _choices(self, view: View | None, samples: Sequence[Sample], *, anew: bool) -> Updates:
-        """What can be compared. `anew`: begin with the first prompt at its first and last step."""
+    def _chosen(
+        self, samples: Sequence[Sample], data: Mapping[Any, Any], before: Sequence[str | None] | None
+    ) -> dict[Any, Any]:
+        """What is chosen for the person: at first the first prompt at its first and its newest step, and the newest
+        again whenever there is a newer one, until another step is chosen. `before`: the newest steps shown last."""
+        newest = newest_steps(samples)
+        if before is None:
+            current = [_key(row) for row in rows(samples) if not row.abandoned]
+            first = current[-1] if current else None
+            return {self.prompt: 0 if samples else None, self.left: first, self.right: newest[0] if newest else None}
+        place = data[self.prompt]
+        if not isinstance(place, int) or not 0 <= place < min(len(newest), len(before)):
+            return {}
+        return {self.right: newest[place]} if data[self.right] == before[place] != newest[place] else {}
+
+    def _choices(self, samples: Sequence[Sample], chosen: Mapping[Any, Any]) -> Updates:
+        """What can be compared, and what of it is chosen now."""
         prompts = [(column.label, place) for place, column in enumerate(columns(samples))]
         steps = [(row_label(row), _key(row)) for row in rows(samples)]
-        if not anew:
-            return {
-                self.prompt: gr.update(choices=prompts),
-                self.left: gr.update(choices=steps),
-                self.right: gr.update(choices=steps),
-            }
-        current = [_key(row) for row in rows(samples) if not row.abandoned]
-        first, last = (current[-1], current[0]) if current else (None, None)
         return {
-            self.prompt: gr.update(choices=prompts, value=0 if prompts else None),
-            self.left: gr.update(choices=steps, value=first),
-            self.right: gr.update(choices=steps, value=last),
-            **self._compare(view, 0, first, last),
+            widget: gr.update(choices=choices, **({"value": chosen[widget]} if widget in chosen else {}))
+            for widget, choices in ((self.prompt, prompts), (self.left, steps), (self.right, steps))
         }
 
     def _compare(self, view: View | None, prompt: Any, left: Any, right: Any) -> Updates:
@@ -180,6 +194,16 @@ def columns(samples: Sequence[Sample]) -> list[Column]:
 def rows(samples: Sequence[Sample]) -> list[Row]:
     """The steps, newest first; those of abandoned branches after the others."""
     return sorted({_row(sample) for sample in samples}, key=lambda row: (row.abandoned, -row.step))
+
+
+def newest_steps(samples: Sequence[Sample]) -> list[str | None]:
+    """For each column, the newest step at which it was sampled; None where it was on abandoned branches only."""
+    newest: dict[Column, Sample] = {}
+    for sample in samples:
+        known = newest.get(_column(sample))
+        if not sample.abandoned and (known is None or known.step < sample.step):
+            newest[_column(sample)] = sample
+    return [_key(_row(newest[column])) if column in newest else None for column in columns(samples)]
 
 
 # --- the grid ------------------------------------------------------------------------------------------------------

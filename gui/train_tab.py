@@ -47,7 +47,7 @@ class TrainTab:
                     min_width=130,
                 )
                 self.name = gr.Textbox(
-                    label="Save as", placeholder="my-preset", elem_id="preset-name", max_lines=1, scale=4, min_width=200
+                    label="Save as", placeholder="my-preset", elem_id="preset-name", scale=4, min_width=200
                 )
                 self.save = gr.Button("Save", elem_id="preset-save", scale=1, min_width=90)
                 self.download = gr.Button("Download", elem_id="preset-download", scale=1, min_width=110)

@@ -371,6 +371,17 @@ def test_what_is_missing_is_listed_before_anything_is_started(places: Places) ->
     assert not (places.home / "output").exists()
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "/x" * 3000])
+def test_a_name_that_no_disk_can_hold_is_a_name_of_nothing(places: Places, name: str) -> None:
+    places.home.mkdir(exist_ok=True)
+    folders = ("pretrained_model_name_or_path", "train_data_dir", "vae")
+    _, problems, _ = train_tab.checked_settings(places, forms.complete(dict.fromkeys(folders, name)))
+    assert [option for option in folders if f'data-option="{option}"' in "".join(problems)] == list(folders)
+    pictures(places.home / "images", 1)
+    told = plan.told(places, forms.complete({"train_data_dir": "images", "output_dir": name}))
+    assert "1 image" in told[0]
+
+
 # --- what it will amount to ---
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -500,6 +501,13 @@ def test_a_start_without_a_run_yet_is_among_the_choices(places: Places) -> None:
     assert run_bar.chosen(places, str(run.path)) == run
 
 
+def test_a_run_whose_folder_was_deleted_is_no_choice_any_more(places: Places) -> None:
+    run = make_run(places.home / "output")
+    started(run, alive=False)
+    shutil.rmtree(run.path)
+    assert run_bar.choices(places) == []
+
+
 @pytest.mark.parametrize("value", ["/etc", "../secret", "", None, 7, "output/fox/../../secret", "\0"])
 def test_only_a_known_run_can_be_opened(places: Places, value: Any) -> None:
     make_run(places.home / "output")
@@ -516,6 +524,7 @@ def test_the_charts_of_a_run_that_goes_on_are_drawn_only_when_there_is_something
     run = make_run(tmp_path / "output", status="running", alive=True)
     page = Page(places)
     data: dict[Any, Any] = {page.bar.picker: str(run.path), page.monitor.smoothing: 0.9, page.seen: {}}
+    data |= dict.fromkeys(page.samples.inputs())
 
     def tick(seconds: float) -> set[str]:
         """The charts that are drawn anew by a tick at that time."""

@@ -101,6 +101,20 @@ def test_starting_with_a_wrong_value_names_section_and_option(page: Page) -> Non
     expect(message).to_contain_text("Training › Max train epochs: 'many' is not a number")
 
 
+def test_what_is_written_before_the_form_has_arrived_is_not_put_back(browser: Browser, served: Served) -> None:
+    with fresh_page(browser, served) as page:
+        field(page, "network_dim").fill("24")
+        expect(page.locator("#form-changes")).to_contain_text("24")
+        slow = page.context.new_cdp_session(page)
+        slow.send("Network.enable")
+        speed = {"offline": False, "latency": 300, "downloadThroughput": -1, "uploadThroughput": -1}
+        slow.send("Network.emulateNetworkConditions", speed)
+        page.goto(served.address, wait_until="commit")
+        field(page, "network_dim").fill("25")
+        expect(page.locator("#form-changes")).to_contain_text("25")
+        expect(field(page, "network_dim")).to_have_value("25")
+
+
 def test_edits_are_there_again_after_a_reload(page: Page, served: Served) -> None:
     field(page, "network_dim").fill("24")
     field(page, "network_dim").blur()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import gradio as gr
 import pytest
 from playwright.sync_api import Browser, expect
 
 from gui import samples_tab, thumbnails
 from gui.history import Sample
 from gui.monitor import View, Watch
-from gui.samples_tab import Column, Row
+from gui.places import Places
+from gui.samples_tab import Column, Row, SamplesTab
 from tests.browser import SLOW, Served, choose, needs_browser, open_page, open_tab, serving
 from tests.test_gui_fake_run import make_run
 
@@ -106,6 +109,35 @@ def test_prompts_are_shown_as_text(tmp_path: Path) -> None:
     html, _ = samples_tab.grid(view, samples_of(view), tmp_path / "thumbnails")
     assert "<script>" not in html
     assert "&lt;script&gt;&amp;" in html
+
+
+# --- what is compared ---
+
+
+def test_the_newest_step_goes_on_to_be_compared_until_another_is_chosen(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "output")
+    lines = run.events_file.read_text().splitlines(keepends=True)
+    with gr.Blocks():
+        tab = SamplesTab(Places(tmp_path, tmp_path / "state"))
+    shown: dict[Any, Any] = dict.fromkeys(tab.inputs())
+
+    def look(count: int, seen: Any) -> Any:
+        run.events_file.write_text("".join(lines[:count]))
+        updates, seen = tab.show(Watch().look(run), seen, shown)
+        shown.update({item: updates[item]["value"] for item in shown if "value" in updates.get(item, {})})
+        return seen
+
+    sampled = [number + 1 for number, line in enumerate(lines) if '"sample_saved"' in line]
+    seen = look(sampled[1], None)  # both prompts at step 50
+    assert (shown[tab.prompt], shown[tab.left], shown[tab.right]) == (0, "50", "50")
+    shown[tab.prompt] = 1
+    seen = look(sampled[2], seen)  # step 100, the first prompt only
+    assert shown[tab.right] == "50"
+    seen = look(sampled[3], seen)
+    assert (shown[tab.left], shown[tab.right]) == ("50", "100")
+    shown[tab.right] = "50"
+    look(sampled[5], seen)
+    assert shown[tab.right] == "50"
 
 
 # --- the tab itself ---

@@ -24,6 +24,14 @@ _MODE = usual_mode()  # once, at import: os.umask changes the whole process for 
 _TEMPORARY = re.compile(r"\.tmp-(.+)-[a-z0-9_]{8}", re.DOTALL)  # every temporary name is of this form
 
 
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder. A name that no disk can hold is not there."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def fsync_file(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())

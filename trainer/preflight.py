@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer import base_model, budget, dataset, findings, manifest, prompts, resume, schedule
+from trainer import base_model, budget, dataset, files, findings, manifest, prompts, resume, schedule
 from trainer.budget import Budget
 from trainer.config import OPTIONS, Config, ConfigError, Problem
 from trainer.dataset import Scan
@@ -75,10 +75,10 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
     problems += [
         Problem(name, f"there is no folder or file {home / getattr(config, name)}")
         for name in NAMED_PATHS
-        if getattr(config, name) and not (home / getattr(config, name)).exists()
+        if getattr(config, name) and not files.exists(home / getattr(config, name))
     ]
     model = config.pretrained_model_name_or_path
-    if model and not (home / model).exists() and not base_model.HUB_ID.fullmatch(model):
+    if model and not files.exists(home / model) and not base_model.HUB_ID.fullmatch(model):
         problems.append(
             Problem(
                 "pretrained_model_name_or_path",
