@@ -375,3 +375,17 @@ def test_probe_losses_that_differ_stop_the_resume(config: Config, monkeypatch: p
     monkeypatch.setattr(StableDiffusion, "probe", lambda model: probe(model) * (1 + 1e-12))
     with pytest.raises(ResumeRefused, match="probe loss after loading"):
         run(config.replace(resume_from_checkpoint="latest", max_train_steps=STEPS + 2))
+
+
+def test_the_average_of_the_loss_does_not_depend_on_when_it_is_written_down(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = []
+    for name, seconds in (("at once", -1.0), ("at the end", 3600.0)):
+        monkeypatch.setattr("trainer.progress.FLUSH_SECONDS", seconds)
+        run(config.replace(output_dir=str(tmp_path / name)))
+        [checkpoint] = manifest.listing(RunFolder(tmp_path / name / config.output_name).checkpoints)
+        saved.append(json.loads((checkpoint.path / "state.json").read_text()))
+    assert saved[0]["loss_spread"] == saved[1]["loss_spread"]
+    losses = [event["loss"] for event in events_of(config.replace(output_dir=str(tmp_path / "at once")), "step")]
+    assert saved[0]["loss_average"] == saved[1]["loss_average"] == pytest.approx(sum(losses) / len(losses))

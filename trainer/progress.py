@@ -70,7 +70,7 @@ class Meter:
         rows = torch.stack([pending.numbers for pending in self._pending]).tolist()
         memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else self._process.memory_info().rss
         for pending, (loss, grad_norm, finite) in zip(self._pending, rows, strict=True):
-            self._state.note_loss(loss, bool(finite))
+            self._state.note_loss(pending.global_step, loss, bool(finite))
             jump = self._after_resume.add(loss)
             self._recent = [*self._recent[-99:], pending.step_seconds]
             if self._events:

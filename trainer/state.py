@@ -90,15 +90,17 @@ class State:
             self.ema.step(self.parameters)
         self.global_step += 1
 
-    def note_loss(self, loss: float, finite: bool) -> None:
-        """Bring the counters up to date with a step's outcome, in the order of the steps."""
+    def note_loss(self, step: int, loss: float, finite: bool) -> None:
+        """Bring the counters up to date with a step's outcome; in the order of the steps, but perhaps some steps late.
+
+        While the run is young the averages are those of all losses, so that the first one does not weigh too much.
+        """
         self.nonfinite_in_a_row = 0 if finite else self.nonfinite_in_a_row + 1
         if finite:
-            average = self.loss_average
-            if average is not None:
-                spread, share = self.loss_spread or 0.0, max(1 - LOSS_AVERAGE, 1 / (self.global_step + 1))
-                self.loss_spread = (1 - share) * spread + share * abs(loss - average)
-            self.loss_average = loss if average is None else LOSS_AVERAGE * average + (1 - LOSS_AVERAGE) * loss
+            average = loss if self.loss_average is None else self.loss_average
+            spread, share = self.loss_spread or 0.0, max(1 - LOSS_AVERAGE, 1 / max(step, 1))
+            self.loss_spread = (1 - share) * spread + share * abs(loss - average)
+            self.loss_average = (1 - share) * average + share * loss
 
     @contextmanager
     def exported_weights(self) -> Iterator[None]:
