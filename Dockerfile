@@ -14,7 +14,7 @@ COPY pyproject.toml README.md LICENSE app.py ./
 COPY gui ./gui
 COPY trainer ./trainer
 COPY presets ./presets
-RUN pip install --no-cache-dir -e ".[optimizers,bitsandbytes]"
+RUN pip install --no-cache-dir -e ".[optimizers,bitsandbytes,datasets]"
 
 # The container's end must not be a run's end: on SIGTERM the page asks its runs to stop and save, and waits.
 # Give it the time: docker stop --time 120.
