@@ -67,7 +67,7 @@ def taken(config: Config, start: int, count: int, latents: Latents | None = None
     try:
         return list(islice(steps, count))
     finally:
-        steps.close()  # type: ignore[attr-defined]
+        steps.close()
 
 
 def assert_equal(left: Sequence[Step], right: Sequence[Step]) -> None:
@@ -232,7 +232,7 @@ def test_the_next_batches_are_prepared_while_one_is_trained_and_never_more_than_
         time.sleep(0.01)
     time.sleep(0.05)
     assert sorted(built) == [0, 1, 2, 3]
-    steps.close()  # type: ignore[attr-defined]
+    steps.close()
 
 
 def test_leaving_the_stream_ends_its_threads(config: Config) -> None:

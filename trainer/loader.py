@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -298,7 +298,8 @@ class Loader:
         self._processes = processes
         self._process = process
 
-    def steps(self, start: int) -> Iterator[Step]:
+    def steps(self, start: int) -> Generator[Step, None, None]:
+        """The steps that follow `start` completed ones. Closing the generator ends its threads."""
         workers = self._config.max_data_loader_n_workers
         if workers == 0:
             step = start

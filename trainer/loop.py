@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
 
 from trainer import (
     branches,
@@ -40,7 +41,7 @@ from trainer.agreement import Agreement, Wish
 from trainer.config import Config, ConfigError, Problem
 from trainer.console import ConsoleLog
 from trainer.families.base import Model
-from trainer.loader import Loader, Origin, Plan, Sources
+from trainer.loader import Loader, Origin, Plan, Sources, Step
 from trainer.manifest import CheckpointDamaged
 from trainer.network import DTYPES as FILE_DTYPES
 from trainer.preflight import Inputs
@@ -126,9 +127,9 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
             if much and accelerator.is_main_process:
                 this_session.warn("write_budget", much)
             if verdict:
-                restore(state, verdict)
+                probe_loss = restore(state, verdict)
                 if accelerator.is_main_process:
-                    this_session.resumed(state.model.probe(), epochs=plan.place(state.global_step)[0])
+                    this_session.resumed(probe_loss, epochs=plan.place(state.global_step)[0])
             state.origin, state.planned_steps = origin, planned_steps
             signals.raise_if_requested()
 
@@ -161,20 +162,7 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
                     step = next(steps)
                     data_seconds = time.perf_counter() - started
                     lr = state.set_learning_rate(curve)
-                    loss = torch.zeros((), device=device)
-                    for number, micro_batch in enumerate(step.micro_batches):
-                        batch = micro_batch.to(device)
-                        key = (state.global_step, number, processes.number)
-                        torch.manual_seed(randomness.torch_seed(config.seed, "dropout", *key))
-                        is_last = number == len(step.micro_batches) - 1
-                        with contextlib.nullcontext() if is_last else accelerator.no_sync(prepared):
-                            share = (prepared(batch) * batch["weights"]).sum()
-                            # DDP takes the mean over processes; the weights already make it a mean over samples.
-                            scaled = share * processes.count
-                            (state.scaler.scale(scaled) if state.scaler else scaled).backward()
-                        loss += share.detach()
-                    if processes.count > 1:
-                        loss = accelerator.reduce(loss, "sum")
+                    loss = forward_and_backward(step, prepared, state, accelerator)
                     grad_norm = state.clip()
                     finite = torch.isfinite(grad_norm) & torch.isfinite(loss)
                     updating = True
@@ -195,14 +183,7 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
                     validate()
                     ending = state.global_step == total_steps or overfitting.patience_is_over(config, state.validation)
 
-                    wish = Wish.STOP if signals.requested else Wish(0)
-                    if state.nonfinite_in_a_row >= config.max_nonfinite_steps:
-                        wish |= Wish.GIVE_UP
-                    if accelerator.is_main_process:
-                        for request in runs.take_requests(run):
-                            wish |= WISHES[request]
-                        wish |= Wish.SAVE if saver.due_by_time else Wish(0)
-                    wish = agreement.on(wish)
+                    wish = agreement.on(wish_of_this_process(state, saver, run, signals, accelerator))
                     if wish & Wish.GIVE_UP:
                         raise not_finite(config, state)
                     stopping = bool(wish & Wish.STOP) and not ending
@@ -219,7 +200,7 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
                 saver.close()  # leaving waits for what is being written
                 raise
             finally:
-                steps.close()  # type: ignore[attr-defined]
+                steps.close()
             meter.flush()
             if accelerator.is_main_process:
                 if not stopping:
@@ -392,14 +373,16 @@ def make_validator(
     )
 
 
-def restore(state: State, verdict: Verdict) -> None:
-    """Load the checkpoint and prove that it is what was saved. Raises ResumeRefused."""
+def restore(state: State, verdict: Verdict) -> float:
+    """Load the checkpoint and prove that it is what was saved; returns the probe loss. Raises ResumeRefused."""
     try:
         loaded = checkpoint.load(verdict.path, verdict.manifest, state.weights, with_ema=state.ema is not None)
         state.restore(loaded)
     except (CheckpointDamaged, ValueError, KeyError, TypeError) as error:
         raise ResumeRefused([f"resume_from_checkpoint: {verdict.path} cannot be loaded: {error}"]) from error
-    require_same_probe(state.config, verdict, float(loaded.state["probe_loss"]), state.model.probe())
+    probe_loss = state.model.probe()
+    require_same_probe(state.config, verdict, float(loaded.state["probe_loss"]), probe_loss)
+    return probe_loss
 
 
 def require_same_probe(config: Config, verdict: Verdict, then: float, now: float) -> None:
@@ -421,6 +404,39 @@ def require_same_probe(config: Config, verdict: Verdict, then: float, now: float
 
 
 # --- during training -----------------------------------------------------------------------------------------------
+
+
+def forward_and_backward(step: Step, prepared: nn.Module, state: State, accelerator: Accelerator) -> Tensor:
+    """Add up the gradients of a step's micro-batches; returns their loss, the mean over the samples of all processes,
+    on the device."""
+    processes, process = accelerator.num_processes, accelerator.process_index
+    loss = torch.zeros((), device=accelerator.device)
+    for number, micro_batch in enumerate(step.micro_batches):
+        batch = micro_batch.to(accelerator.device)
+        torch.manual_seed(randomness.torch_seed(state.config.seed, "dropout", step.index, number, process))
+        is_last = number == len(step.micro_batches) - 1
+        with contextlib.nullcontext() if is_last else accelerator.no_sync(prepared):
+            share = (prepared(batch) * batch["weights"]).sum()
+            # DDP takes the mean over processes; the weights already make it a mean over samples.
+            scaled = share * processes
+            (state.scaler.scale(scaled) if state.scaler else scaled).backward()
+        loss += share.detach()
+    return accelerator.reduce(loss, "sum") if processes > 1 else loss
+
+
+def wish_of_this_process(
+    state: State, saver: Saver, run: RunFolder, signals: StopSignals, accelerator: Accelerator
+) -> Wish:
+    """What a signal, a request in the run folder, the clock or the losses ask for after a step."""
+    wish = Wish.STOP if signals.requested else Wish(0)
+    if state.nonfinite_in_a_row >= state.config.max_nonfinite_steps:
+        wish |= Wish.GIVE_UP
+    if accelerator.is_main_process:
+        for request in runs.take_requests(run):
+            wish |= WISHES[request]
+        if saver.due_by_time:
+            wish |= Wish.SAVE
+    return wish
 
 
 def sample_is_due(config: Config, plan: Plan, step: int) -> bool:

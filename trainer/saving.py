@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Saver:
-    """Writes a run's checkpoints and model files. Only the main process has one."""
+    """Writes a run's checkpoints and model files. Every process has one, but only the main process saves with it."""
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ def record_finished(config: Config, run: RunFolder, step: int) -> None:
 
 
 class Session:
-    """This process's entry in the run's record. Only the process that holds the run's lock makes one."""
+    """This process's entry in the run's record. Every process has one; only the one that holds the lock writes it."""
 
     def __init__(self, config: Config, run: RunFolder, verdict: Verdict | None) -> None:
         self._config = config

@@ -97,7 +97,7 @@ def measure(config: Config, found: Scan, step: int, parts: Parts) -> None:
     sources = timed(parts, "caches", lambda: sources_of(config, found))
     steps = Loader(config, plan, sources).steps(step)
     timed(parts, "first batch", lambda: next(steps))
-    steps.close()  # type: ignore[attr-defined]
+    steps.close()
 
 
 def memory(config: Config, found: Scan, step: int) -> tuple[float, float]:
@@ -108,7 +108,7 @@ def memory(config: Config, found: Scan, step: int) -> tuple[float, float]:
     next(steps)
     kept, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    steps.close()  # type: ignore[attr-defined]
+    steps.close()
     return kept / len(found.entries), most / len(found.entries)
 
 
