@@ -12,8 +12,8 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from tests import tiny
-from trainer import __main__, checkpoint, manifest, runs
-from trainer.config import to_toml
+from trainer import __main__, checkpoint, manifest, preflight, runs
+from trainer.config import Config, to_toml
 from trainer.runs import RunFolder
 
 Train = Callable[..., tuple[int, str]]
@@ -282,3 +282,18 @@ def test_overwriting_moves_the_old_run_aside(folder: Path) -> None:
         "run-step00000002.safetensors",
         "run-step00000004.safetensors",
     }
+
+
+def test_folders_that_a_dataset_file_replaces_need_not_be_there(tmp_path: Path) -> None:
+    (tmp_path / "dataset.toml").write_text("")
+    options = Config(
+        pretrained_model_name_or_path="owner/name",
+        dataset_config=str(tmp_path / "dataset.toml"),
+        train_data_dir=str(tmp_path / "nowhere"),
+        reg_data_dir=str(tmp_path / "nowhere"),
+    )
+    assert preflight.missing(options) == []
+    assert [problem.key for problem in preflight.missing(options.replace(dataset_config=""))] == [
+        "train_data_dir",
+        "reg_data_dir",
+    ]

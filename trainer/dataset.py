@@ -20,6 +20,7 @@ from trainer.scan import EXTENSIONS, no_collections, read_folders
 from trainer.subsets import DatasetError, Subset, in_folder
 
 DATASET_VERSION = 1
+REPLACED_BY_DATASET_CONFIG = ("train_data_dir", "reg_data_dir", "in_json")
 SMALLEST_SHARE = 1 / 16  # of a picture that its bucket must show: less, and scaling it would take absurd memory
 FIRST_TREATMENT = ("bucket", "repeats", "validation", "is_reg", "mask")  # of an image, in the earliest records
 TREATMENT = (*FIRST_TREATMENT, "subset", "face")
@@ -192,8 +193,8 @@ def _subsets(config: Config) -> tuple[list[Subset], list[str]]:
     if config.dataset_config:
         found, notices = dataset_config.read(config)
         notices += [
-            f"{name} does not count beside dataset_config, which names the folders"
-            for name in ("train_data_dir", "reg_data_dir", "in_json")
+            f"{name} is ignored: dataset_config names the folders"
+            for name in REPLACED_BY_DATASET_CONFIG
             if getattr(config, name)
         ]
     elif config.train_data_dir:

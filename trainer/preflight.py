@@ -16,7 +16,7 @@ from typing import Any
 from trainer import base_model, budget, dataset, files, findings, manifest, prompts, resume, schedule
 from trainer.budget import Budget
 from trainer.config import OPTIONS, Config, ConfigError, Problem
-from trainer.dataset import Scan
+from trainer.dataset import REPLACED_BY_DATASET_CONFIG, Scan
 from trainer.refusal import Refused, both
 from trainer.resume import ResumeRefused, Verdict
 from trainer.runs import RunFolder
@@ -75,6 +75,7 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
     problems += [
         Problem(name, f"there is no folder or file {home / getattr(config, name)}")
         for name in NAMED_PATHS
+        if not (config.dataset_config and name in REPLACED_BY_DATASET_CONFIG)
         if getattr(config, name) and not files.exists(home / getattr(config, name))
     ]
     model = config.pretrained_model_name_or_path
