@@ -26,6 +26,7 @@ ACTIONS = {
     "replace tag": "Replace a tag",
     "replace text": "Search and replace a text",
 }
+CLICK = "Click an image above to see and edit its caption."
 NO_CHANGE = "There is no change to undo."
 MOST_PREVIEWED = 20
 Updates = dict[Any, Any]
@@ -41,7 +42,7 @@ class CaptionPanel:
             with gr.Column(scale=1, min_width=260):
                 self.picture = gr.HTML(elem_id="dataset-picture")
             with gr.Column(scale=2, min_width=260):
-                self.about = gr.HTML(look.note("Click an image above to see and edit its caption."))
+                self.about = gr.HTML(look.note(CLICK))
                 self.caption = gr.Textbox(label="Caption", lines=4, elem_id="dataset-caption", interactive=False)
                 self.save = gr.Button("Save caption", elem_id="dataset-save", interactive=False)
         gr.HTML("<b>Change the captions of all images that the filters above let through:</b>")
@@ -78,7 +79,7 @@ class CaptionPanel:
             return {self.message: look.note("That image is no longer there; look again.", kind="warn")}
         text, problem = "", ""
         try:
-            text = caption_edits.read_text(_file_of(item, looked.report.config))
+            text = caption_edits.read_text(_file_of(item, looked.report.config), item.caption)
         except EditRefused as error:
             problem = str(error)
         editable = item.entry is not None and not problem
@@ -91,6 +92,20 @@ class CaptionPanel:
             self.chosen: str(path),
         }
 
+    def after_a_look(self, looked: Looked | None, data: Data) -> Updates:
+        """Nothing of a picture or a preview that is not in the dataset any more."""
+        path = str(data[self.chosen] or "")
+        if not path or (looked and _item(looked, Path(path))):
+            return {}
+        return {
+            self.message: "",
+            self.picture: "",
+            self.about: look.note(CLICK),
+            self.caption: gr.update(value="", interactive=False),
+            self.save: gr.update(interactive=False),
+            self.chosen: "",
+        }
+
     def save_one(self, looked: Looked, data: Data) -> Updates:
         """Write the caption of the chosen picture."""
         item = _item(looked, Path(str(data[self.chosen] or "")))
@@ -98,7 +113,7 @@ class CaptionPanel:
             return {self.message: look.note("Click an image first.", kind="warn")}
         text = str(data[self.caption] or "")
         try:
-            edit = caption_edits.edit(_file_of(item, looked.report.config), lambda _: text)
+            edit = caption_edits.edit(_file_of(item, looked.report.config), lambda _: text, item.caption)
         except EditRefused as error:
             return {self.message: look.note(view.printable(str(error)), kind="bad")}
         if edit is None:
@@ -121,11 +136,12 @@ class CaptionPanel:
             return "", [], ["Write what the tag is replaced with, or choose Remove a tag."]
         title = f"{ACTIONS.get(action, action)}: {old}" + (f" → {new}" if action.startswith("replace") else "")
         edits, problems = [], []
-        change = caption_edits.in_every_line(_change(action, old, new, config.caption_separator))
         for item in items:
             if item.entry is not None:
+                separator = item.entry.subset.options.caption_separator
+                change = caption_edits.in_every_line(_change(action, old, new, separator))
                 try:
-                    edits.append(caption_edits.edit(_file_of(item, config), change))
+                    edits.append(caption_edits.edit(_file_of(item, config), change, item.caption))
                 except EditRefused as error:
                     problems.append(view.printable(str(error)))
         return title, [edit for edit in edits if edit is not None], problems
@@ -236,17 +252,10 @@ def _told(what: str, outcome: Outcome, done: str) -> str:
 def _table(edits: Sequence[Edit]) -> str:
     rows = "".join(
         f"<tr><td><code>{escape(view.printable(edit.path.name))}</code></td>"
-        f"<td>{escape(_before(edit)[:300]) or '<em>no caption</em>'}</td>"
+        f"<td>{escape(edit.caption[:300]) or '<em>no caption</em>'}</td>"
         f"<td><ins>{escape(edit.after.decode()[:300])}</ins></td></tr>"
         for edit in edits[:MOST_PREVIEWED]
     )
     more = f"<p>and {len(edits) - MOST_PREVIEWED:,} more</p>" if len(edits) > MOST_PREVIEWED else ""
     head = "<thead><tr><th>File</th><th>Now</th><th>Then</th></tr></thead>"
     return f'<table class="plain">{head}<tbody>{rows}</tbody></table>{more}'
-
-
-def _before(edit: Edit) -> str:
-    try:
-        return caption_edits.read_text(edit.path)
-    except EditRefused:
-        return ""

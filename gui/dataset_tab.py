@@ -80,7 +80,7 @@ class DatasetTab:
         filters = {self.folder, self.kind, self.tag, self.text}
         pictures = {self.gallery, self.where, self.page, self.shown}
         everything = pictures | {self.summary, self.problems, self.folder, self.kind} | self.captions.outputs()
-        inputs = options | filters | {self.page}
+        inputs = options | filters | {self.page, self.captions.chosen}
         for trigger in (tab.select, self.refresh.click):
             trigger(self.look_at_images, inputs, everything, **quiet)
         self.deeper.click(self.look_deeper, inputs, everything, **quiet)
@@ -138,7 +138,7 @@ class DatasetTab:
         looked = job.looked
         if looked is None:
             nothing = {self.problems: "", self.gallery: gr.update(value=[]), self.where: "", self.shown: []}
-            return nothing | {self.summary: look.note(job.refusal, kind="bad")}
+            return nothing | {self.summary: look.note(job.refusal, kind="bad")} | self.captions.after_a_look(None, data)
         folders, kinds = view.folder_choices(looked), view.kind_choices(looked)
         folder = data[self.folder] if data[self.folder] in [value for _, value in folders] else ""
         kind = data[self.kind] if data[self.kind] in [value for _, value in kinds] else ""
@@ -148,7 +148,9 @@ class DatasetTab:
             self.problems: view.problems(looked),
             self.folder: gr.update(choices=folders, value=folder),
             self.kind: gr.update(choices=kinds, value=kind),
-        } | self._page(looked, chosen, int(data[self.page] or 0))
+            **self._page(looked, chosen, int(data[self.page] or 0)),
+            **self.captions.after_a_look(looked, data),
+        }
 
     def _looked(self, data: Data) -> Looked | None:
         """The dataset as it was seen last."""

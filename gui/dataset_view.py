@@ -322,9 +322,8 @@ def _captions(made: Report) -> str:
     if lengths.captions:
         told += f"; {lengths.shortest} to {lengths.longest} words, half of them {lengths.median} or fewer"
     if lengths.too_long:
-        told += (
-            f". {lengths.too_long:,} are probably longer than the {made.config.max_token_length} tokens that are read"
-        )
+        longer = "is probably" if lengths.too_long == 1 else "are probably"
+        told += f". {lengths.too_long:,} {longer} longer than the {made.config.max_token_length} tokens that are read"
     tags = "".join(f"<span>{escape(tag[:60])} {number:,}</span>" for tag, number in made.tags(MOST_TAGS))
     return f'<p>{escape(told)}.</p><div class="tags">{tags}</div>'
 

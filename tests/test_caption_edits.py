@@ -68,6 +68,19 @@ def test_a_file_that_did_not_exist_is_gone_again_after_undoing(tmp_path: Path) -
     assert not (tmp_path / "new.txt").exists()
 
 
+def test_a_caption_that_no_file_holds_is_what_a_change_begins_with(tmp_path: Path) -> None:
+    change = edits.add_tag("fox", ",", first=True)
+    item = edits.edit(tmp_path / "new.txt", change, "told by metadata")
+    assert item is not None and (item.before, item.after, item.caption) == (
+        None,
+        b"fox, told by metadata",
+        "told by metadata",
+    )
+    (tmp_path / "new.txt").write_text("")
+    item = edits.edit(tmp_path / "new.txt", change, "told by metadata")  # the file counts, empty as it is
+    assert item is not None and (item.before, item.after) == (b"", b"fox")
+
+
 def test_a_caption_changed_meanwhile_is_neither_overwritten_nor_undone(tmp_path: Path) -> None:
     write(tmp_path, a="red", b="red")
     planned = change_all(tmp_path, edits.replace_text("red", "blue"))

@@ -167,6 +167,7 @@ def test_one_caption_is_written_and_undone(page: Page, served: Served) -> None:
     expect(page.locator("#dataset-where")).to_have_text("1 to 1 of 1 images")
     page.locator("#dataset-gallery img").click()
     expect(page.locator("#dataset-caption textarea")).to_be_editable()
+    expect(page.locator("#dataset-caption textarea")).to_have_value("dog")  # what is trained: the folder's class
     page.locator("#dataset-caption textarea").fill("a black dog")
     page.locator("button#dataset-save").click()
     expect(message(page)).to_contain_text("caption of 00.png. 1 caption saved.")
@@ -221,6 +222,8 @@ def test_a_plain_folder_is_prepared_and_put_into_the_form(page: Page, served: Se
     page.locator("button#prepare-adopt").click()
     expect(page.locator("#prepare-message")).to_contain_text("prepared/img")
     expect(page.locator("#dataset-summary")).to_contain_text("40_zkz dog")
+    expect(page.locator("#dataset-picture")).to_be_empty()  # what was chosen is not in this dataset
+    expect(page.locator("button#dataset-save")).to_be_disabled()
 
 
 @needs_browser

@@ -103,6 +103,7 @@ class Edit:
     path: Path
     before: bytes | None
     after: bytes
+    caption: str  # before; also where none of the bytes told it
 
 
 @dataclass(frozen=True)
@@ -123,23 +124,26 @@ def caption_file(picture: Path, extensions: Sequence[str]) -> Path:
     return next((path for path in candidates if path.exists()), candidates[0])
 
 
-def read_text(path: Path) -> str:
-    """The caption file's text; empty where there is no file. Raises EditRefused where it cannot be read."""
+def read_text(path: Path, otherwise: str = "") -> str:
+    """The caption file's text; `otherwise` where there is no file. Raises EditRefused where it cannot be read."""
     if not path.exists() and not path.is_symlink():
-        return ""
+        return otherwise
     caption = read_caption(str(path))
     if caption.problem == "caption_unreadable":
         raise EditRefused(f"{path} cannot be read: {caption.detail}")
     return caption.text
 
 
-def edit(path: Path, change: Change) -> Edit | None:
-    """What a change would do to a caption file; None when nothing. Raises EditRefused."""
-    text = read_text(path)
+def edit(path: Path, change: Change, otherwise: str = "") -> Edit | None:
+    """What a change would do to a caption file; None when nothing. Raises EditRefused.
+
+    `otherwise`: the caption where there is no file, of the folder or a metadata file; the new file counts before it.
+    """
+    text = read_text(path, otherwise)
     after = change(text)
     if after == text:
         return None
-    return Edit(path, _bytes_of(path), after.encode())
+    return Edit(path, _bytes_of(path), after.encode(), text)
 
 
 def _bytes_of(path: Path) -> bytes | None:
