@@ -336,7 +336,7 @@ def test_the_lower_level_of_a_dataset_file_wins(tmp_path: Path) -> None:
         ("dogs", (16, 16)): (3, "", 2, True, 4),
         ("5_cat", (32, 16)): (2, "", 0, False, 1),
     }
-    assert any("train_data_dir does not count" in notice for notice in found.notices)
+    assert any("train_data_dir is ignored" in notice for notice in found.notices)
 
 
 def test_datasets_of_several_resolutions_and_batch_sizes_take_turns(tmp_path: Path) -> None:
