@@ -251,19 +251,21 @@ class Page:
     def save_now(self, data: Mapping[Any, Any]) -> Updates:
         run = run_bar.chosen(self.places, data[self.bar.picker])
         if run is None or not runner.ask(run, "save"):
-            return {self.bar.message: look.note("There is no running run to save.")}
+            return {self.bar.message: look.note("No run is in progress that could be saved.")}
         now = time.strftime("%H:%M:%S")
-        return {self.bar.message: look.note(f"A checkpoint was asked for at {now}; it is written after that step.")}
+        return {
+            self.bar.message: look.note(f"A checkpoint was requested at {now}; it is written after the current step.")
+        }
 
     def sample_now(self, data: Mapping[Any, Any]) -> Updates:
         run = run_bar.chosen(self.places, data[self.bar.picker])
         if run is None or not runner.ask(run, "sample"):
-            return {self.bar.message: look.note("There is no running run to sample from.")}
+            return {self.bar.message: look.note("No run is in progress that could make samples.")}
         if not run_bar.has_prompts(run):
             told = "The run has no sample_prompts, so there is nothing to sample."
             return {self.bar.message: look.note(told, kind="warn")}
         now = time.strftime("%H:%M:%S")
-        return {self.bar.message: look.note(f"Samples were asked for at {now}; they are made after that step.")}
+        return {self.bar.message: look.note(f"Samples were requested at {now}; they are made after the current step.")}
 
     def print_command(self, data: Mapping[Any, Any]) -> Updates:
         return {self.bar.message: train_tab.print_command(self.places, self.form.values(data))}
@@ -271,7 +273,7 @@ class Page:
     def ask_kill(self, data: Mapping[Any, Any]) -> Updates:
         run = run_bar.chosen(self.places, data[self.bar.picker])
         if run is None or not runner.is_active(run):
-            return {self.bar.message: look.note("There is no running run to kill.")}
+            return {self.bar.message: look.note("No run is in progress that could be killed.")}
         return {self.bar.message: ""} | self.question.ask(
             f"End {run.path.name} at once, without saving? What it did since its last checkpoint is lost. "
             "Stop training saves first.",
@@ -287,7 +289,7 @@ class Page:
     def kill(self, data: Mapping[Any, Any], path: str) -> Updates:
         run = run_bar.chosen(self.places, path)
         if run is None or not runner.kill(run):
-            return {self.bar.message: look.note("It had ended by itself already.")}
+            return {self.bar.message: look.note("It had already ended by itself.")}
         return self.show(self.watch.look(run), data) | {
             self.bar.message: look.note(f"{run.path.name} was killed.", kind="warn")
         }

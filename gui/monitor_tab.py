@@ -120,7 +120,7 @@ def facts(view: View | None) -> str:
 
 
 def hint(view: View | None) -> str:
-    """What there is to know beside the numbers: work of known length, reading still going on, overfitting."""
+    """What there is to know besides the numbers: work of known length, reading still going on, overfitting."""
     if view is None:
         return ""
     notes = []

@@ -24,7 +24,7 @@ from trainer.runs import RunFolder
         ({"save_every_n_steps": 30}, 0, 4),
         ({"save_every_n_epochs": 1}, 0, 4),
         ({"save_every_n_epochs": 1, "save_every_n_steps": 50}, 0, 4),  # 25, 50, 75, 100
-        ({"save_every_n_epochs": 1, "save_every_n_steps": 10}, 40, 8),  # 50, 60, 70, 75, 80, 90, 100 ...
+        ({"save_every_n_epochs": 1, "save_every_n_steps": 10}, 40, 7),  # 50, 60, 70, 75, 80, 90, 100
         ({"save_every_n_steps": 10, "save_state": False}, 0, 1),
         ({"save_every_n_minutes": 1.0}, 0, 4),  # 200 s
         ({}, 100, 0),

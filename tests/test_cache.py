@@ -399,7 +399,8 @@ def test_two_processes_share_the_encoding_and_train_as_one_does(
     (tmp_path / "two").mkdir()
     distributed(two, 2, tmp_path)
     (latents,) = cache.collections(two.cache_path)
-    assert latents.entries == 14 and len(packs.numbers_in(latents.path)) == 2  # each wrote its share, and nothing twice
+    assert latents.entries == 14  # nothing twice
+    assert len(packs.numbers_in(latents.path)) <= 2  # a process that is done before the other begins leaves it its pack
     for expected, found in zip(steps_of(one).values(), steps_of(two).values(), strict=True):
         assert found[-1] == expected[-1] and found[1] == pytest.approx(expected[1], rel=1e-5)
 

@@ -37,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    training.add_argument("--config", required=True, help="a preset: TOML; every option can also be given by name")
+    training.add_argument(
+        "--config", required=True, help="a preset (TOML); every option can also be given as an argument"
+    )
     training.add_argument("--dry-run", action="store_true", help="say what the training would be, and change nothing")
     training.add_argument("--json", action="store_true", help="with --dry-run: for programs")
     looking = commands.add_parser(
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     drilling.add_argument("--config", required=True, help="a preset")
     drilling.add_argument("--steps", type=int, default=8, help="steps of the rehearsal (4 or more)")
-    telling = commands.add_parser("environment", help="print what a result depends on beside options and images")
+    telling = commands.add_parser("environment", help="print what a result depends on besides options and images")
     telling.add_argument("--config", required=True, help="a preset")
     drilling.add_argument("--json", action="store_true", help="the verdict and its figures for programs")
     verifying = commands.add_parser("verify", help="check every byte of a checkpoint, or of all those of a run")

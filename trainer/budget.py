@@ -42,7 +42,7 @@ class Budget:
         if self.total <= MUCH_IN_ALL and (self.per_hour or 0) <= MUCH_AN_HOUR:
             return None
         return (
-            f"{self.line()}. That is much for an SSD (a usual one of 1 TB takes about 600 TB in its life): save less "
+            f"{self.line()}. That is a lot for an SSD (a usual 1 TB drive is rated for about 600 TB): save less "
             "often (save_every_n_steps, save_every_n_epochs, save_every_n_minutes), or write output_dir to another disk"
         )
 

@@ -129,7 +129,7 @@ class DiskStore(Packs):
         return shutil.disk_usage(self.folder).free
 
     def __init__(self, cache: Path, kind: Kind, settings: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        """`settings`: everything that shapes the values, beside what the keys say; `about`: for people only."""
+        """`settings`: everything that shapes the values besides what the keys say; `about`: for people only."""
         folder = cache / kind / settings_id(settings)
         self.close = weakref.finalize(self, os.close, _hold(folder))  # lets others prune
         document = {"version": CACHE_VERSION, "kind": kind, "settings": dict(settings), "about": dict(about)}

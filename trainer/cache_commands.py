@@ -25,9 +25,9 @@ HELP = """
 A cache holds one collection for each kind (latents, text encoder outputs), base model, precision and batch size. Runs
 share them, and a value that was pruned but is needed after all is computed again.
 
-prune removes, of every collection that no run uses at the moment: damaged and double values, and with --config all
+prune removes, of every collection that no run uses at the moment: damaged and duplicate values, and with --config all
 whose picture or caption is in none of the datasets of the presets named. Whole collections go with --unused-days, or
-all of them with --all. Files of the earlier cache format go in any case. Nothing else in the folder is touched.
+all of them with --all. Files of the earlier cache format are always removed. Nothing else in the folder is touched.
 """
 
 

@@ -50,7 +50,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class Save:
-    """One save: where to, and what beside the contents. `exports`: model file -> (tensors, metadata) from contents."""
+    """One save: where to, and what besides the contents. `exports`: model file -> (tensors, metadata) from contents."""
 
     folder: Path | None  # the run's checkpoints folder; None writes model files only
     step: int

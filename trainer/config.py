@@ -1005,12 +1005,12 @@ def _value_problem(known: Option, value: Any) -> tuple[Any, str | None]:
         if isinstance(value, str):
             value = [part for part in value.split() if part]
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-            return value, f"{value!r} is not a list of texts"
+            return value, f"{value!r} is not a list of text values"
         if any("\0" in item or _unwritable(item) for item in value):
             return value, f"{value!r} has a character that cannot be written"
         return tuple(value), None
     if not isinstance(value, str):
-        return value, f"{value!r} is not a text"
+        return value, f"{value!r} is not text"
     if "\0" in value or _unwritable(value):
         return value, f"{value!r} has a character that cannot be written (NUL, or one that is not UTF-8)"
     if known.kind == "choice" and value not in known.choices:
@@ -1214,7 +1214,7 @@ def _watching_conflicts(config: Config) -> Iterator[Conflict]:
 def _resume_conflicts(config: Config) -> Iterator[Conflict]:
     for name in config.resume_allow:
         if name in OPTIONS and OPTIONS[name].on_resume == "locked":
-            yield "resume_allow", f"{name} cannot be allowed: a checkpoint fits one value only"
+            yield "resume_allow", f"{name} cannot be allowed: a checkpoint fits only one value"
         elif name not in OPTIONS and name not in ("all", "dataset"):
             yield "resume_allow", f"{name!r} is not an option{nearest(name, OPTIONS)}"
 

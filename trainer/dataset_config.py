@@ -115,7 +115,7 @@ class _Reader:
         plain = {name: table.get(name, default) for name, default in (("image_dir", ""), ("class_tokens", ""))}
         for name, value in plain.items():
             if not isinstance(value, str):
-                self._problem((*place, name), f"{value!r} is not a text")
+                self._problem((*place, name), f"{value!r} is not text")
                 return []
         is_reg = table.get("is_reg", False)
         if not isinstance(is_reg, bool):

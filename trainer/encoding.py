@@ -255,8 +255,8 @@ def _computed(
                 values = groups.compute(prepared.result())
             except torch.OutOfMemoryError as error:
                 raise Refused(
-                    "vae_batch_size, text_encoder_batch_size: the GPU's memory does not take so many at a time; lower "
-                    f"them, or resolution ({str(error).splitlines()[0]})"
+                    "vae_batch_size, text_encoder_batch_size: the GPU has too little memory for so many at a time; "
+                    f"lower them, or resolution ({str(error).splitlines()[0]})"
                 ) from error
             yield number, values
     finally:
@@ -282,8 +282,8 @@ def _require_room(store: Store, values: Sequence[Arrays], count: int) -> None:
         return
     if not store.shared:
         logger.warning(
-            "What is to be cached takes about %s of memory, and %s are free; cache_latents_to_disk = true "
-            "and cache_text_encoder_outputs_to_disk = true take disk instead",
+            "The cache takes about %s of memory, but only %s are free; cache_latents_to_disk = true "
+            "and cache_text_encoder_outputs_to_disk = true use the disk instead",
             *(readable_size(needed), readable_size(room)),
         )
         return
@@ -335,7 +335,7 @@ class Encoder(Generic[Input]):
     """How something is encoded."""
 
     encode: Callable[[Input], Any]
-    settings: Mapping[str, Any]  # everything that decides the result beside what is encoded
+    settings: Mapping[str, Any]  # everything that decides the result besides what is encoded
     about: Mapping[str, Any]  # for people
     lending: Lending  # within, the encoder is where it was while the cache was filled
 

@@ -1,4 +1,4 @@
-"""What a result depends on beside options and data: versions, device, threads, switches."""
+"""What a result depends on besides options and data: versions, device, threads, switches."""
 
 from __future__ import annotations
 

@@ -22,13 +22,15 @@ KINDS: Mapping[str, Kind] = {
     "unreadable": Kind("Cannot be read", True, "Check the file's permissions and links, or replace it."),
     "empty_file": Kind("Empty file", True, "The file has no bytes; copy it again or remove it."),
     "truncated": Kind("Cut off", True, "The end of the file is missing; copy or download it again."),
-    "damaged": Kind("Damaged", True, "The file cannot be decoded; replace it, or open it elsewhere and save it anew."),
-    "bomb": Kind("Too many pixels", True, "Scale the picture down and save it anew."),
+    "damaged": Kind("Damaged", True, "The file cannot be decoded; replace it, or open it elsewhere and save it again."),
+    "bomb": Kind("Too many pixels", True, "Scale the picture down and save it again."),
     "too_narrow": Kind("Too narrow", True, "Almost all of it would be cropped away; cut it into squarer pieces."),
     "not_a_file": Kind("Not a file", True, "A folder, pipe or device is named like a picture; rename or remove it."),
-    "foreign": Kind("Format is not read here", True, "Convert it to PNG, JPEG or WebP."),
-    "too_small": Kind("Small", False, "It is enlarged and teaches blur; use a larger version, or a lower resolution."),
-    "wrong_extension": Kind("Misnamed", False, "It is trained all the same; rename it, since other programs may not."),
+    "foreign": Kind("Unsupported format", True, "Convert it to PNG, JPEG or WebP."),
+    "too_small": Kind(
+        "Small", False, "It is enlarged, which teaches blur; use a larger version or a lower resolution."
+    ),
+    "wrong_extension": Kind("Misnamed", False, "It is trained, but other programs may skip it; rename it."),
     "duplicate": Kind("Exact copy", False, "Each copy is trained; remove the copies, or use repeats on purpose."),
     "near_duplicate": Kind("Near copy", False, "Both are trained; keep the better one unless both are wanted."),
     "no_caption": Kind("No caption file", False, "The folder's class is its caption; write one in the Dataset tab."),
@@ -36,7 +38,7 @@ KINDS: Mapping[str, Kind] = {
     "long_caption": Kind(
         "Long caption", False, "Its end is probably cut off; shorten it, or set max_token_length to 150 or 225."
     ),
-    "caption_encoding": Kind("Caption is not UTF-8", False, "Look whether it reads right, and save it as UTF-8."),
+    "caption_encoding": Kind("Caption is not UTF-8", False, "Check that it reads correctly, and save it as UTF-8."),
     "caption_unreadable": Kind("Caption cannot be read", False, "Check the caption file's permissions, size and type."),
     "lonely_caption": Kind("Caption without picture", False, "Rename it like its picture, or remove it."),
 }

@@ -17,7 +17,7 @@ from trainer.config import Config, ConfigError, Problem
 
 @dataclass(frozen=True)
 class Kind:
-    """An optimizer's class, where it comes from and what it is given beside the user's arguments."""
+    """An optimizer's class, where it comes from and what it is given besides the user's arguments."""
 
     module: str
     attribute: str

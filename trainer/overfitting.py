@@ -49,7 +49,7 @@ def warning(record: Record, train_loss: float | None) -> str | None:
         return None
     return (
         f"The validation loss was {best:.4g} at step {record.best_step} and is {record.loss:.4g} now, while the "
-        f"training loss fell from {best_train:.4g} to {train_loss:.4g}: the run begins to learn its images by heart. "
+        f"training loss fell from {best_train:.4g} to {train_loss:.4g}: the run begins to memorise its images. "
         f"The weights of step {record.best_step} are likely the best; more images, a lower learning rate or rank, or "
         "fewer steps help."
     )

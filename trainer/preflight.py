@@ -48,7 +48,7 @@ class Inputs:
             f"{len(found.entries)} images, {found.samples} samples an epoch in {len(found.bucket_counts())} buckets: "
             f"{self.steps_per_epoch} steps an epoch, {self.total_steps} steps in all",
             *([f"{regular} of these images are regularisation images"] if regular else []),
-            *([f"{len(found.validation)} more images are not trained, but validated with"] if found.validation else []),
+            *([f"{len(found.validation)} more images are held out for validation"] if found.validation else []),
             *found.notices,
         ]
         lines += findings.lines(found.skipped)

@@ -59,7 +59,7 @@ class Processes:
             while not store.check([_arrival(number) for number in range(self.count)]):
                 signals.raise_if_requested()
                 if any(self._heard(number) for number in range(self.count)):
-                    raise self._lost("it never came to the start")
+                    raise self._lost("it never reached the start")
                 time.sleep(POLL_SECONDS)
         agreement = Agreement(self.count, self.number)
         self._all = agreement.share(runs.this_process())

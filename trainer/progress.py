@@ -87,7 +87,7 @@ class Meter:
                     memory=memory,
                 )
                 if not finite:
-                    message = "loss or gradient is not finite; the step was left out"
+                    message = "the loss or the gradient is not finite; the step was skipped"
                     self._events.write("warning", pending.global_step, kind="nonfinite", message=message)
                 if jump:
                     logger.warning("After the resume %s.", jump)

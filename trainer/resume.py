@@ -279,7 +279,7 @@ def examine(
                 f"{new!r} does not match it: name the same model"
             )
     refusals += [
-        f"{item.name}: {item.checkpoint!r} in the checkpoint, {item.now!r} now; a checkpoint fits one value only: "
+        f"{item.name}: {item.checkpoint!r} in the checkpoint, {item.now!r} now; a checkpoint fits only one value: "
         f"set {item.name} = {_toml(item.checkpoint)}, or train a new run under another output_name"
         for item in differences
         if item.on_resume == "locked" and not OPTIONS[item.name].by_content
@@ -297,8 +297,8 @@ def examine(
     drift_allowed = bool({"all", "dataset"} & set(config.resume_allow))
     if drift and not drift_allowed:
         refusals.append(
-            'dataset: the images are not the checkpoint\'s; restore them, or allow it with resume_allow = ["dataset"]:'
-            + "".join(f"\n    {line}" for line in drift.lines())
+            "dataset: the images differ from the checkpoint's; restore them, or allow it with "
+            'resume_allow = ["dataset"]:' + "".join(f"\n    {line}" for line in drift.lines())
         )
 
     curve = schedule.resumed_curve(config, curve_then, int(state["global_step"]), total_steps)

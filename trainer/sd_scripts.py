@@ -96,7 +96,7 @@ NOT_SUPPORTED = {
     ),
 }  # fmt: skip
 
-# Values with which even an unsupported option changes nothing (beside false, 0, "" and an empty list).
+# Values with which even an unsupported option changes nothing (besides false, 0, "" and an empty list).
 HARMLESS = {
     "dynamo_backend": ("no",),
 }

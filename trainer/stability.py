@@ -29,7 +29,7 @@ class AfterResume:
             return None
         return (
             f"the mean loss of the {WATCHED} steps after the resume is {mean:.4g}; before it was {self._average:.4g} "
-            f"(usually within {self._spread:.2g}). The lines at the start of this session name what was changed. If it "
-            "is not meant: stop, and resume the checkpoint again without the change, or with resume_warmup_steps or a "
-            "resume_lr_scale below 1"
+            f"(usually within {self._spread:.2g}). The lines at the start of this session name what was changed. If "
+            "that was not intended, stop and resume the checkpoint again without the change, or with "
+            "resume_warmup_steps or a resume_lr_scale below 1"
         )

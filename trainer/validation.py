@@ -72,7 +72,7 @@ class Validator:
         images = hashlib.sha256(files.json_bytes(named)).hexdigest()[:16]
         if state.validation.images != images:
             if state.validation.best_step is not None:
-                logger.info("The validation images are others than before: the best validation loss is found anew.")
+                logger.info("The validation images have changed, so the best validation loss is determined anew.")
             state.validation = Record(images)
 
     def run(self, events: EventWriter | None, given_up: Callable[[], bool]) -> None:

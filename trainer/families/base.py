@@ -45,11 +45,11 @@ class Model(Protocol):
         ...
 
     def image_identity(self) -> str:
-        """What decides `encode_images` beside the picture, the base model's content apart."""
+        """What decides `encode_images` besides the picture, the base model's content apart."""
         ...
 
     def text_identity(self) -> str:
-        """What decides `encode_captions` beside the caption, the base model's content apart."""
+        """What decides `encode_captions` besides the caption, the base model's content apart."""
         ...
 
     def prepare(self, device: torch.device, *, latents_cached: bool, text_cached: bool) -> None:
