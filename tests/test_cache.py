@@ -435,6 +435,18 @@ def test_pruning_removes_what_is_no_longer_in_the_dataset_and_keeps_every_treatm
     assert cache.prune(config.cache_path, contents=wanted)[0].entries == 0
 
 
+def test_values_that_two_runs_put_at_once_are_counted_and_pruned(config: Config) -> None:
+    stores = [DiskStore(config.cache_path, "latents", {}, {}) for _ in range(2)]
+    for store in stores:
+        store.put(bytes(16), {"mean": np.zeros(4)})
+        store.finish_writing()
+        store.close()
+    (would,) = cache.prune(config.cache_path, dry_run=True)
+    assert (would.entries, would.reason) == (1, "1 there twice")
+    assert cache.prune(config.cache_path)[0].entries == 1
+    assert cache.prune(config.cache_path, dry_run=True)[0].entries == 0
+
+
 def test_pruning_leaves_alone_what_a_run_uses(config: Config) -> None:
     _, source = fill(config)
     (pruned,) = cache.prune(config.cache_path, everything=True)
@@ -507,7 +519,7 @@ def test_the_command_lists_and_prunes_what_a_preset_no_longer_needs(
     next((tmp_path / "images").rglob("picture0.png")).unlink()
     assert command("list", "--config", str(preset)) == 0
     told = capsys.readouterr().out
-    assert "latents         5 values" in told and "1 of them are no longer in the dataset" in told
+    assert "latents         5 values" in told and "1 no longer in the dataset; cache prune removes" in told
     assert command("prune", "--config", str(preset), "--dry-run") == 0
     assert "1 of 5 values would go" in capsys.readouterr().out
     assert command("prune", "--config", str(preset)) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -68,6 +69,22 @@ def test_what_is_left_out_of_kohyas_layout_is_named(tmp_path: Path) -> None:
 def test_folders_without_repeats_are_refused_with_the_name_to_give_them(tmp_path: Path) -> None:
     picture(tmp_path / "images" / "cats" / "a.png")
     with pytest.raises(DatasetError, match='like "10_cats"'):
+        scan(tmp_path)
+
+
+def test_a_date_in_place_of_repeats_is_refused_not_trained_millions_of_times(tmp_path: Path) -> None:
+    for number in range(5):
+        picture(tmp_path / "images" / "20251121_beach" / f"{number}.png", colour=(number, 0, 0))
+    with pytest.raises(DatasetError, match=r"20251121_beach is used 20,251,121 times.*is it a date"):
+        scan(tmp_path)
+
+
+def test_a_disk_that_does_not_answer_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(path: Path) -> bool:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    monkeypatch.setattr(Path, "exists", failing)
+    with pytest.raises(DatasetError, match=r"cannot be read: .*Stale file handle: .*images.*check their disk"):
         scan(tmp_path)
 
 

@@ -594,6 +594,7 @@ def test_masks_come_from_their_folder_and_are_part_of_the_fingerprint(tmp_path: 
         ({"masked_loss": True}, "needs conditioning_data_dir"),
         ({"conditioning_data_dir": "x"}, "has no effect without masked_loss"),
         ({"caption_extension": "txt"}, "begin with a dot"),
+        ({"caption_separator": "", "shuffle_caption": True}, "caption_separator: is empty"),
         (
             {"cache_text_encoder_outputs": True, "enable_wildcard": True, "network_train_unet_only": True},
             "cannot go with enable_wildcard, which varies the caption",

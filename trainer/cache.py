@@ -334,11 +334,19 @@ def _prune(
         def keep(key: bytes) -> bool:
             return wanted is None or key[:CONTENT_BYTES] in wanted
 
-        stale = [
-            int(entry["length"]) for entries in _indexes(folder) for entry in entries if not keep(packs.key_of(entry))
-        ]
+        stale, doubled, seen = [], [], set()
+        for entry in (entry for entries in _indexes(folder) for entry in entries):
+            key = packs.key_of(entry)
+            if not keep(key):
+                stale.append(int(entry["length"]))
+            elif key in seen:
+                doubled.append(int(entry["length"]))
+            seen.add(key)
         if dry_run:
-            return Pruned(collection, len(stale), sum(stale), False, "no longer in the dataset" if stale else "")
+            reasons = [f"{len(stale)} no longer in the dataset"] * bool(stale)
+            reasons += [f"{len(doubled)} there twice"] * bool(doubled)
+            removed = [*stale, *doubled]
+            return Pruned(collection, len(removed), sum(removed), False, ", ".join(reasons))
         packs.compact(folder, keep)
     after = _collection(folder)
     entries, size = (after.entries, after.bytes) if after else (0, 0)

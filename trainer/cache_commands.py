@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import re
@@ -48,9 +49,17 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         )
         action.add_argument("--json", action="store_true", help="for programs")
         if name == "prune":
-            action.add_argument("--unused-days", type=float, help="remove what was not used for so many days")
+            action.add_argument("--unused-days", type=_days, help="remove what was not used for so many days")
             action.add_argument("--all", action="store_true", help="remove everything")
             action.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
+
+
+def _days(text: str) -> float:
+    """Days from 0 on. Raises ArgumentTypeError."""
+    with contextlib.suppress(ValueError):
+        if float(text) >= 0:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of days")
 
 
 def run(known: argparse.Namespace) -> int:
@@ -103,12 +112,13 @@ def _contents(configs: Sequence[Config]) -> frozenset[bytes] | None:
 
 def _list(folder: Path, configs: Sequence[Config], *, as_json: bool) -> int:
     collections, earlier = cache.collections(folder), cache.earlier_format(folder)
-    stale: dict[Path, int] = {}
+    stale: dict[Path, Pruned] = {}
     if configs:
         looked = cache.prune(folder, contents=_contents(configs), dry_run=True)
-        stale = {item.collection.path: item.entries for item in looked}
+        stale = {item.collection.path: item for item in looked}
     if as_json:
-        rows = [{**_as_json(item), "stale": stale.get(item.path)} for item in collections]
+        counts = {path: item.entries for path, item in stale.items()}
+        rows = [{**_as_json(item), "stale": counts.get(item.path)} for item in collections]
         print(
             json.dumps({"version": 1, "path": str(folder), "collections": rows, "earlier": _plain(earlier)}, indent=1)
         )
@@ -117,8 +127,8 @@ def _list(folder: Path, configs: Sequence[Config], *, as_json: bool) -> int:
     print(f"{folder}: {len(collections)} collections, {readable_size(size)}")
     for item in collections:
         print(f"  {_line(item)}")
-        if stale.get(item.path):
-            print(f"      {stale[item.path]:,} of them are no longer in the dataset; cache prune removes them")
+        if item.path in stale and stale[item.path].entries:
+            print(f"      {stale[item.path].reason}; cache prune removes them")
     if earlier.files:
         print(f"  {_earlier_line(earlier)}; cache prune removes them")
     return DONE

@@ -1125,6 +1125,11 @@ def _name_conflicts(config: Config) -> Iterator[Conflict]:
         )
 
 
+def _caption_conflicts(config: Config) -> Iterator[Conflict]:
+    if not config.caption_separator:
+        yield "caption_separator", 'is empty; the parts of a caption are separated by something, "," as a rule'
+
+
 def _range_conflicts(config: Config) -> Iterator[Conflict]:
     if config.enable_bucket and config.min_bucket_reso > config.max_bucket_reso:
         yield "min_bucket_reso", f"{config.min_bucket_reso} is above max_bucket_reso = {config.max_bucket_reso}"
@@ -1221,6 +1226,7 @@ def _resume_conflicts(config: Config) -> Iterator[Conflict]:
 
 CONFLICTS = (
     _name_conflicts,
+    _caption_conflicts,
     _range_conflicts,
     _picture_conflicts,
     _cache_conflicts,

@@ -24,6 +24,7 @@ REPLACED_BY_DATASET_CONFIG = ("train_data_dir", "reg_data_dir", "in_json")
 SMALLEST_SHARE = 1 / 16  # of a picture that its bucket must show: less, and scaling it would take absurd memory
 FIRST_TREATMENT = ("bucket", "repeats", "validation", "is_reg", "mask")  # of an image, in the earliest records
 TREATMENT = (*FIRST_TREATMENT, "subset", "face")
+MOST_SAMPLES = 100_000_000  # an epoch; their order takes a few bytes of memory for each
 LARGEST_ENLARGEMENT = 1.5  # times a picture is scaled up before it is remarked on
 
 
@@ -96,13 +97,16 @@ def scan(
 
     Raises DatasetError when nothing can be trained.
     """
-    chosen, notices = _subsets(config)
-    contents = read_folders(
-        [(subset.folder, subset.options.caption_extensions) for subset in chosen],
-        config.cache_path,
-        progress=progress,
-        workers=workers,
-    )
+    try:
+        chosen, notices = _subsets(config)
+        contents = read_folders(
+            [(subset.folder, subset.options.caption_extensions) for subset in chosen],
+            config.cache_path,
+            progress=progress,
+            workers=workers,
+        )
+    except OSError as error:
+        raise DatasetError(f"the folders of the images cannot be read: {error}; check their disk and rights") from error
     masks = _Masks(config.cache_path, workers)
     entries: list[Entry] = []
     findings: list[Finding] = []
@@ -185,7 +189,20 @@ def scan(
     entries.sort(key=lambda entry: entry.id)
     train, validation, about_split = split(entries)
     train, about_balance = balance(train)
+    _require_sane_repeats(train)
     return Scan(tuple(train), tuple(findings), (*notices, *about_split, *about_balance), tuple(validation))
+
+
+def _require_sane_repeats(entries: Sequence[Entry]) -> None:
+    """Raises DatasetError where an epoch would have more samples than anybody can mean."""
+    samples = sum(entry.repeats for entry in entries)
+    if samples > MOST_SAMPLES:
+        most = max(entries, key=lambda entry: entry.repeats)
+        raise DatasetError(
+            f"an epoch would have {samples:,} samples, and at most {MOST_SAMPLES:,} are possible: each image in "
+            f"{most.path.parent} is used {most.repeats:,} times. The number before the first _ of a folder's name, and "
+            "num_repeats, say how often; is it a date or a number of something else?"
+        )
 
 
 def _subsets(config: Config) -> tuple[list[Subset], list[str]]:
