@@ -345,8 +345,8 @@ def _prune(
         if dry_run:
             reasons = [f"{len(stale)} no longer in the dataset"] * bool(stale)
             reasons += [f"{len(doubled)} there twice"] * bool(doubled)
-            removed = [*stale, *doubled]
-            return Pruned(collection, len(removed), sum(removed), False, ", ".join(reasons))
+            lengths = [*stale, *doubled]
+            return Pruned(collection, len(lengths), sum(lengths), False, ", ".join(reasons))
         packs.compact(folder, keep)
     after = _collection(folder)
     entries, size = (after.entries, after.bytes) if after else (0, 0)
