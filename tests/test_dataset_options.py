@@ -188,6 +188,31 @@ def test_metadata_may_be_a_table(tmp_path: Path, kind: str) -> None:
         scan(tmp_path / "images")
 
 
+def test_what_is_wrong_with_a_metadata_file_is_told_with_its_line(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    for text, problem in (
+        ('{"file_name": "a.png", "text": "a"}\n{broken', "line 2 is not JSON"),
+        ('["a.png", "text"]', 'row 1 has no "file_name"'),
+        ('{"text": "a"}', 'row 1 has no "file_name"'),
+        ('{"file_name": "a.png", "prompt": "a"}', "has no column 'text'; set caption_column to one of prompt"),
+    ):
+        (tmp_path / "metadata.jsonl").write_text(text)
+        with pytest.raises(MetadataError, match=problem):
+            scan(tmp_path)
+
+
+def test_metadata_may_have_several_captions_of_an_image_and_some_of_none(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    rows = [{"file_name": "a.png", "text": ["first", "second"]}, {"file_name": "gone.png", "text": "x"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = scan(tmp_path)
+    assert [entry.caption for entry in found.entries] == ["first"]
+    assert [entry.caption for entry in scan(tmp_path, enable_wildcard=True).entries] == ["first\nsecond"]
+    assert [(item.kind, item.path.name) for item in found.findings if item.kind != "too_small"] == [
+        ("lonely_caption", "gone.png")
+    ]
+
+
 def test_kohyas_metadata_joins_captions_and_tags(tmp_path: Path) -> None:
     pictures(tmp_path / "images", 2)
     path = tmp_path / "meta.json"

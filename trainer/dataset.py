@@ -112,9 +112,10 @@ def scan(
     findings: list[Finding] = []
     copies: dict[str, list[str]] = {}
     uncaptioned = 0
+    told_by = _Captions()
     for subset, content in zip(chosen, contents, strict=True):
         findings += content.findings()
-        captions = _captions(subset)
+        captions = told_by.of(subset)
         bucket_of = _bucketing(subset.options)
         below = "" if subset.folder == subset.root else f"{subset.folder.relative_to(subset.root).as_posix()}/"
         for picture in content.pictures:
@@ -165,6 +166,7 @@ def scan(
                 )
             )
     masks.require_all()
+    findings += told_by.lonely(picture.file for content in contents for picture in content.pictures)
     if all(entry.subset.is_validation or entry.subset.is_reg for entry in entries):
         unread = [finding for finding in findings if KINDS[finding.kind].skipped]
         detail = f"; {len(unread)} files cannot be read, first {unread[0].path}: {unread[0].reason}" if unread else ""
@@ -229,11 +231,32 @@ def _subsets(config: Config) -> tuple[list[Subset], list[str]]:
     return found, notices
 
 
-def _captions(subset: Subset) -> Mapping[str, str]:
-    """The captions that a metadata file has for a folder's images. Raises MetadataError."""
-    options = subset.options
-    path = Path(options.in_json) if options.in_json else metadata_files.in_folder(subset.root)
-    return metadata_files.read(path, options.caption_column) if path else {}
+class _Captions:
+    """The captions that metadata files have for the images of folders; each file is read once."""
+
+    def __init__(self) -> None:
+        self._read: dict[tuple[Path, str], dict[str, str]] = {}
+        self._of_folder: dict[Path, Mapping[str, str]] = {}  # of those that lie in a folder and are of its images alone
+
+    def of(self, subset: Subset) -> Mapping[str, str]:
+        """Raises MetadataError."""
+        options = subset.options
+        path = Path(options.in_json) if options.in_json else metadata_files.in_folder(subset.root)
+        if path is None:
+            return {}
+        key = (path, options.caption_column)
+        if key not in self._read:
+            self._read[key] = metadata_files.read(*key)
+        if not options.in_json:
+            self._of_folder[subset.root] = self._read[key]
+        return self._read[key]
+
+    def lonely(self, images: Iterable[str]) -> Iterator[Finding]:
+        """Captions of images that are not there."""
+        known = {name for file in images for name in (file, os.path.splitext(file)[0])} if self._of_folder else set()
+        for root, captions in self._of_folder.items():
+            for path in metadata_files.without_image(root, captions, known):
+                yield Finding("lonely_caption", path, "named by the metadata, but not there")
 
 
 class _Masks:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ class MetadataError(Refused):
 def in_folder(folder: Path) -> Path | None:
     """The metadata file that a folder holds."""
     return next((path for name in NAMES if (path := folder / name).is_file()), None)
+
+
+def without_image(root: Path, captions: Mapping[str, str], images: Collection[str]) -> list[Path]:
+    """What the captions of a folder name that is not among its images, which are files with or without extension."""
+    return [
+        root / name for name in captions if f"{root}/{name}" not in images and not os.path.lexists(f"{root}/{name}")
+    ]
 
 
 def folders_below(root: Path, metadata: Path, column: str) -> list[Path]:
@@ -59,7 +67,16 @@ def _kohya(path: Path, column: str) -> Iterator[tuple[str, str]]:
 
 def _json_lines(path: Path, column: str) -> Iterator[tuple[str, str]]:
     with path.open(encoding="utf-8-sig") as file:
-        yield from _rows(path, (json.loads(line) for line in file if line.strip()), column)
+        yield from _rows(path, _json_rows(file), column)
+
+
+def _json_rows(lines: Iterable[str]) -> Iterator[Any]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number} is not JSON: {error.msg} at character {error.colno}") from error
 
 
 def _csv(path: Path, column: str) -> Iterator[tuple[str, str]]:
@@ -72,12 +89,19 @@ def _parquet(path: Path, column: str) -> Iterator[tuple[str, str]]:
 
 
 def _rows(path: Path, rows: Iterable[Mapping[str, Any]], column: str) -> Iterator[tuple[str, str]]:
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, Mapping) or not isinstance(row.get("file_name"), str):
+            raise ValueError(f'row {number} has no "file_name", which names its image')
         if column not in row:
             columns = ", ".join(name for name in row if name != "file_name")
             raise MetadataError(f"{path} has no column {column!r}; set caption_column to one of {columns}")
         if row[column] is not None:
-            yield Path(row["file_name"]).as_posix(), str(row[column])
+            yield Path(row["file_name"]).as_posix(), _text(row[column])
+
+
+def _text(caption: Any) -> str:
+    """Of several captions each has a line, as in a caption file: the first counts, or with enable_wildcard any."""
+    return "\n".join(map(str, caption)) if isinstance(caption, list) else str(caption)
 
 
 def arrow(module: str) -> Any:
