@@ -19,7 +19,7 @@ import plotly.graph_objects as go
 from gui import charts, look, monitor, runner, train_tab
 from gui import form as forms
 from gui.places import Places
-from trainer import config, files, manifest, preflight, resume, schedule
+from trainer import config, files, manifest, preflight, resume
 from trainer.config import OPTIONS, Config
 from trainer.preflight import Preflight
 from trainer.resume import Difference, Verdict
@@ -324,6 +324,6 @@ def _meaning(item: Difference) -> str:
 
 
 def _figure(now: Config, verdict: Verdict) -> go.Figure | None:
-    peak = next(iter(schedule.peaks(now).values()), 0.0)
+    peak = next(iter(now.peak_learning_rates.values()), 0.0)
     then = LrCurve(**verdict.state["lr_curve"])
     return charts.rate_figure(then, verdict.curve, peak, verdict.step, verdict.total_steps)

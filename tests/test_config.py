@@ -322,3 +322,12 @@ def test_a_leading_tilde_in_a_path_is_the_home_folder_for_the_training_but_stays
     assert (built.train_data_dir, built.output_dir) == ("/home/anna/cats", "/home/anna")
     assert (built.cache_dir, built.network_weights) == ("a/~", "~no such user/x")
     assert check(source).values["train_data_dir"] == "~/cats"
+
+
+def test_an_option_that_only_shapes_one_that_is_off_is_told() -> None:
+    given = {"adaptive_noise_scale": 0.02, "conv_alpha": 4.0, "ema_decay": 0.9, "use_ema": True}
+    _, notices = resolve({name: Given(value, "") for name, value in given.items()})
+    assert notices == [
+        "adaptive_noise_scale has no effect without noise_offset",
+        "conv_alpha has no effect without conv_dim",
+    ]

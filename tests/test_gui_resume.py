@@ -214,7 +214,7 @@ def test_a_runs_folder_its_checkpoints_or_one_of_them_can_be_pointed_at(
     assert shelf(places, run, typed).value(found.found[2]) == "2"
 
 
-@pytest.mark.parametrize("typed", ["nowhere", "\0", "~nobody/x", "x" * 5000])
+@pytest.mark.parametrize("typed", ["nowhere", "\0", "~no-such-user/x", "x" * 5000])
 def test_a_folder_that_is_not_there_is_no_error(places: Places, run: RunFolder, typed: str) -> None:
     assert checkpoints.shelf(places, run, typed) is None
     assert "There is no folder" in checkpoints.where(None, run, typed)

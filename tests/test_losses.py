@@ -54,6 +54,11 @@ def test_min_snr_bounds_the_weight_of_low_noise() -> None:
     torch.testing.assert_close(velocity, torch.tensor([5 / 10, 1 / 2, (1 / 9) / (10 / 9)]))
 
 
+def test_min_snr_is_finite_where_no_signal_is_left() -> None:
+    weights = losses.loss_weights(torch.tensor([0.0, 5.0, 10.0]), v_prediction=False, min_snr_gamma=5.0)
+    assert weights.tolist() == [1.0, 1.0, 0.5]
+
+
 def test_the_other_weights_are_those_of_sd_scripts() -> None:
     snr = torch.tensor([9.0])
     assert losses.loss_weights(snr, v_prediction=True, scale_v_like_noise=True).item() == pytest.approx(0.9)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import get_scheduler
 
 from trainer.config import Config
-from trainer.schedule import LrCurve, dead_steps, lr_factor, new_curve, peaks, resumed_curve
+from trainer.schedule import LrCurve, dead_steps, lr_factor, new_curve, resumed_curve
 
 NAMES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 FALLING = ("linear", "cosine", "cosine_with_restarts", "polynomial")
@@ -76,9 +76,10 @@ def test_a_warm_up_below_1_is_a_share_of_all_steps(given_warmup: float, steps: i
 
 
 def test_each_trained_part_has_its_own_peak_and_0_is_one() -> None:
-    assert peaks(Config(learning_rate=1e-3)) == {"unet": 1e-3, "text_encoder": 1e-3}
-    assert peaks(Config(learning_rate=1e-3, unet_lr=0.0, text_encoder_lr=5e-5)) == {"unet": 0.0, "text_encoder": 5e-5}
-    assert peaks(Config(network_train_unet_only=True)) == {"unet": 1e-4}
+    assert Config(learning_rate=1e-3).peak_learning_rates == {"unet": 1e-3, "text_encoder": 1e-3}
+    own = Config(learning_rate=1e-3, unet_lr=0.0, text_encoder_lr=5e-5)
+    assert own.peak_learning_rates == {"unet": 0.0, "text_encoder": 5e-5}
+    assert Config(network_train_unet_only=True).peak_learning_rates == {"unet": 1e-4}
 
 
 # --- after a resume ------------------------------------------------------------------------------------------------

@@ -1241,6 +1241,27 @@ def combination_problems(config: Config) -> list[Conflict]:
     return [conflict for conflicts in CONFLICTS for conflict in conflicts(config)]
 
 
+# Options that only shape what another one turns on.
+SHAPES = {
+    "adaptive_noise_scale": "noise_offset",
+    "noise_offset_random_strength": "noise_offset",
+    "ip_noise_gamma_random_strength": "ip_noise_gamma",
+    "multires_noise_discount": "multires_noise_iterations",
+    "conv_alpha": "conv_dim",
+    "ema_decay": "use_ema",
+    "token_warmup_min": "token_warmup_step",
+}
+
+
+def _without_effect(config: Config) -> Iterator[str]:
+    """Notices of options that were set, but do nothing as the others are."""
+    if config.lr_scheduler == "constant" and config.lr_warmup_steps:
+        yield "lr_warmup_steps has no effect with lr_scheduler = constant; constant_with_warmup warms up"
+    for name, needed in SHAPES.items():
+        if getattr(config, name) != OPTIONS[name].default and not getattr(config, needed):
+            yield f"{name} has no effect without {needed}"
+
+
 def check(*sources: Source) -> Checked:
     """Check sources together, later ones winning over earlier ones; wrong values are left at their defaults."""
     values: dict[str, Any] = {}
@@ -1276,9 +1297,7 @@ def check(*sources: Source) -> Checked:
             values[key] = value
     config = Config(**values)
     problems += [Problem(key, text, where.get(key, "")) for key, text in combination_problems(config)]
-    if config.lr_scheduler == "constant" and config.lr_warmup_steps:
-        notices.append("lr_warmup_steps has no effect with lr_scheduler = constant; constant_with_warmup warms up")
-    return Checked(values, problems, notices)
+    return Checked(values, problems, [*notices, *_without_effect(config)])
 
 
 def resolve(*sources: Source) -> tuple[Config, list[str]]:

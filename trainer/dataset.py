@@ -16,7 +16,7 @@ from trainer import buckets, dataset_config, files, metadata_files, randomness
 from trainer.augmentation import face_in
 from trainer.config import OPTIONS, Config
 from trainer.findings import KINDS, Finding
-from trainer.scan import EXTENSIONS, no_collections, read_folders
+from trainer.scan import EXTENSIONS, Progress, no_collections, nobody, read_folders
 from trainer.subsets import DatasetError, Subset, in_folder
 
 DATASET_VERSION = 1
@@ -90,7 +90,7 @@ class Scan:
 def scan(
     config: Config,
     *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = nobody,
     workers: int = 4,
 ) -> Scan:
     """Look at every image of the training: read the new ones whole, skip and name those that cannot be read.

@@ -97,8 +97,10 @@ def loss_weights(
     """
     weights = torch.ones_like(snr)
     if min_snr_gamma:
-        clipped = snr.clamp(max=min_snr_gamma)
-        weights = weights * (clipped / (snr + 1) if v_prediction else clipped / snr)
+        if v_prediction:
+            weights = weights * (snr.clamp(max=min_snr_gamma) / (snr + 1))
+        else:
+            weights = weights * (min_snr_gamma / snr).clamp(max=1)  # min(snr, gamma) / snr; 1 where no signal is left
     bounded = snr.clamp(max=1000)
     v_scale = bounded / (bounded + 1)
     if scale_v_like_noise and v_prediction:

@@ -8,18 +8,19 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer import base_model, budget, dataset, files, findings, manifest, prompts, resume, schedule
+from trainer import base_model, budget, dataset, files, findings, manifest, prompts, resume
 from trainer.budget import Budget
 from trainer.config import OPTIONS, Config, ConfigError, Problem
 from trainer.dataset import REPLACED_BY_DATASET_CONFIG, Scan
 from trainer.refusal import Refused, both
 from trainer.resume import ResumeRefused, Verdict
 from trainer.runs import RunFolder
+from trainer.scan import Progress, nobody
 
 logger = logging.getLogger(__name__)
 SCAN_WORKERS = 4
@@ -94,13 +95,7 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
     return [problem for problem in problems if problem.key not in told]
 
 
-def nothing_to_tell(done: int, total: int) -> None:
-    """The progress of a scan that nobody watches."""
-
-
-def look_at_inputs(
-    config: Config, processes: int = 1, progress: Callable[[int, int], None] = nothing_to_tell
-) -> Inputs:
+def look_at_inputs(config: Config, processes: int = 1, progress: Progress = nobody) -> Inputs:
     """Find images and base model. Raises Refused with everything that is missing or cannot be used."""
     if problems := missing(config):
         raise ConfigError(problems)
@@ -182,7 +177,7 @@ class Preflight:
         lines = self.inputs.lines() if self.inputs else []
         lines += self.verdict.lines() if self.verdict else []
         if not self.refusals and self.verdict is None:
-            rates = ", ".join(f"{part} {peak:.3g}" for part, peak in schedule.peaks(self.config).items())
+            rates = ", ".join(f"{part} {peak:.3g}" for part, peak in self.config.peak_learning_rates.items())
             lines.append(f"Starts afresh; learning rate {rates}, {self.config.lr_scheduler}")
         lines.append(f"{self.disk_free / 1e9:.1f} GB free for {self.config.output_dir}")
         if writes := self.writes:

@@ -303,7 +303,7 @@ def examine(
 
     curve = schedule.resumed_curve(config, curve_then, int(state["global_step"]), total_steps)
     step = int(state["global_step"])
-    peaks = schedule.peaks(config)
+    peaks = config.peak_learning_rates
     rates = {part: peak * curve.factor(step) for part, peak in peaks.items()}
     refusals += _dead_curve(curve, step, total_steps)
 

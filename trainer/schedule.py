@@ -111,8 +111,3 @@ def dead_steps(curve: LrCurve, step: int, total_steps: int) -> tuple[int, int] |
     if first >= total_steps or curve.factor(first) > 1e-6 or curve.factor(total_steps - 1) > 1e-6:
         return None
     return first + 1, total_steps
-
-
-def peaks(config: Config) -> dict[str, float]:
-    """The peak learning rate of each trained part."""
-    return config.peak_learning_rates

@@ -11,7 +11,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from trainer import checkpoint, network, optimizers, schedule
+from trainer import checkpoint, network, optimizers
 from trainer.checkpoint import Contents
 from trainer.config import Config
 from trainer.families.base import Model
@@ -34,7 +34,7 @@ class State:
         for target in model.targets:
             parameters = network.parameters(target)
             self.weights |= parameters
-            groups.append((target.name, list(parameters.values()), schedule.peaks(config)[target.name]))
+            groups.append((target.name, list(parameters.values()), config.peak_learning_rates[target.name]))
         self.peaks = [peak for _, _, peak in groups]
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.weights.items()}
         self.parameters = list(self.weights.values())
