@@ -422,10 +422,12 @@ class Page:
 
 def make_application(places: Places, *, root_path: str = "") -> security.App:
     """The page as an ASGI application. It lets everybody in: put a Guard around it."""
-    for folder in (places.state, places.thumbnails):
+    for folder in (places.state, places.thumbnails, places.uploads):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     thumbnails.prune(places.thumbnails)
     gr.set_static_paths([places.thumbnails])
+    # Gradio serves whatever lies in its folder of uploads, which is by itself one for all its pages on the machine.
+    os.environ["GRADIO_TEMP_DIR"] = str(places.uploads)
     server = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     page = Page(places)
     page.blocks._queue.sleep_when_free = QUEUE_SECONDS

@@ -32,7 +32,8 @@ CSS = """
   outline: 2px solid var(--color-accent); outline-offset: -2px; }
 .option-search li small { display: block; color: var(--body-text-color-subdued); }
 .option-search li code { font-size: .85em; color: var(--body-text-color-subdued); margin-left: .4rem; }
-a[data-option] { text-decoration: underline; color: inherit; }
+a[data-option] { text-decoration: underline; color: inherit; padding: 0 !important; }
+.wrap-inner { min-height: 38px; }
 .found { animation: found 3s ease-out; }
 @keyframes found { from, 40% { outline: 3px solid #d97706; outline-offset: -2px; }
   to { outline: 3px solid transparent; } }

@@ -39,6 +39,10 @@ class Places:
         return self.state / "thumbnails"
 
     @property
+    def uploads(self) -> Path:
+        return self.state / "uploads"
+
+    @property
     def token_file(self) -> Path:
         return self.state / "token"
 

@@ -40,8 +40,7 @@ def read(places: Places, name: str) -> config.Checked:
 def parse(content: bytes, name: str) -> config.Checked:
     """The options of an uploaded preset, checked. Raises ConfigError."""
     if len(content) > LARGEST:
-        size = f"{len(content):,} bytes, and a preset has {LARGEST:,} at most"
-        raise config.ConfigError([config.Problem("", f"{name} is no preset: it has {size}")])
+        raise config.ConfigError([config.Problem("", f"{name} is no preset: it has more than {LARGEST:,} bytes")])
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:

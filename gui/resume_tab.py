@@ -98,6 +98,10 @@ class ResumeTab:
 
     def _lay_out_verdict(self) -> None:
         self.verdict = gr.HTML(elem_id="resume-verdict")
+        self.differences = gr.HTML(elem_id="resume-differences", js_on_load=TELL_CLICKS)
+        with gr.Row():
+            self.restore = gr.Button("Use the checkpoint's values", elem_id="resume-restore", visible=False)
+            self.allow = gr.Button("Allow these differences", elem_id="resume-allow", visible=False)
         with gr.Row(visible=False, equal_height=False, elem_classes="beside") as self.controls:
             known = OPTIONS["max_train_steps"]
             self.mirrors: dict[str, gr.components.Component] = {
@@ -119,10 +123,6 @@ class ResumeTab:
                 ),
             }  # fmt: skip
         self.curve = gr.Plot(label="Learning rate", elem_id="resume-curve", show_label=False, visible=False)
-        self.differences = gr.HTML(elem_id="resume-differences", js_on_load=TELL_CLICKS)
-        with gr.Row():
-            self.restore = gr.Button("Use the checkpoint's values", elem_id="resume-restore", visible=False)
-            self.allow = gr.Button("Allow these differences", elem_id="resume-allow", visible=False)
 
     def _lay_out_new_run_and_drill(self) -> None:
         with (

@@ -320,7 +320,7 @@ def test_an_uploaded_preset_is_checked_like_any_other_and_never_saved(places: Pl
     [
         (b"\xff\xfe", "not text in UTF-8"),
         (b"network_dim = = 4", "is not valid TOML"),
-        (b"#" * (presets.LARGEST + 1), "262,144 at most"),
+        (b"#" * (presets.LARGEST + 1), "more than 262,144 bytes"),
         (b"PK\x03\x04\x00", "is not valid TOML"),
     ],
 )

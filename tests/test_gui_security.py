@@ -240,6 +240,12 @@ def test_an_upload_that_does_not_say_its_length_is_cut_off(application: security
     assert answer.status_code == 413
 
 
+def test_uploads_lie_in_a_folder_of_this_page_alone(client: Client, places: Places) -> None:
+    answer = client(OPEN).post("/gradio_api/upload", files={"files": ("x.toml", b"seed = 1")})
+    assert Path(answer.json()[0]).is_relative_to(places.uploads)
+    assert places.uploads.stat().st_mode & 0o077 == 0
+
+
 @pytest.mark.parametrize(
     "path", ["/etc/passwd", "{home}/output/fox/config.toml", "{home}/output/fox/samples/00000050-0.png"]
 )
