@@ -97,7 +97,7 @@ def chosen(places: Places, value: Any) -> RunFolder | None:
     if path.parent not in places.output_folders():
         return None
     run = RunFolder(path)
-    return run if path.name not in ("", ".", "..") and (run.run_file.is_file() or runner.read_started(run)) else None
+    return run if path.name not in ("", ".", "..") and runner.is_there(run) else None
 
 
 def has_prompts(run: RunFolder) -> bool:

@@ -181,11 +181,15 @@ def begun_runs(folders: Iterable[Path]) -> list[tuple[float, RunFolder]]:
         for record in (folder / REQUESTS).glob("*.json"):
             run = RunFolder(folder / record.stem)
             begun = read_started(run)
-            if begun is None or run.run_file.exists():
-                continue
-            if begun.alive or run.path.exists():  # else the run was deleted
+            if begun is not None and is_there(run) and not run.run_file.exists():
                 found.append((begun.time, run))
     return found
+
+
+def is_there(run: RunFolder) -> bool:
+    """Whether there is such a run: a record of its own, or a start whose process or folder was not removed since."""
+    begun = read_started(run)
+    return run.run_file.is_file() or (begun is not None and (begun.alive or run.path.exists()))
 
 
 # --- requests ------------------------------------------------------------------------------------------------------

@@ -506,6 +506,7 @@ def test_a_run_whose_folder_was_deleted_is_no_choice_any_more(places: Places) ->
     started(run, alive=False)
     shutil.rmtree(run.path)
     assert run_bar.choices(places) == []
+    assert run_bar.chosen(places, str(run.path)) is None
 
 
 @pytest.mark.parametrize("value", ["/etc", "../secret", "", None, 7, "output/fox/../../secret", "\0"])
