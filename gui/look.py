@@ -74,7 +74,8 @@ a[data-option] { text-decoration: underline; color: inherit; padding: 0 !importa
 .note.bad { border-color: #b91c1c; } .note.warn { border-color: #b45309; } .note.good { border-color: #15803d; }
 .note ul { margin: .3rem 0 0 1.1rem; list-style: disc; } .note p { margin: 0 0 .3rem 0; }
 .note pre { white-space: pre-wrap; font-size: .85rem; max-height: 16rem; overflow: auto; margin: .4rem 0 0 0; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(125px, 1fr)); gap: .6rem; }
+.facts { display: grid; gap: .6rem;
+  grid-template-columns: repeat(auto-fill, minmax(max(140px, 15%), 1fr)); }
 .facts div { background: var(--block-background-fill); border: 1px solid var(--border-color-primary);
   border-radius: 8px; padding: .5rem .75rem; }
 .facts span { display: block; font-size: .8rem; color: var(--body-text-color-subdued); }

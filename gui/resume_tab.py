@@ -17,7 +17,7 @@ from gui.places import Places
 from gui.resume_check import Environments, Outcome
 from gui.train_tab import TrainTab
 from gui.wiring import QUIET, TELL_CLICKS, Updates
-from trainer import export, manifest
+from trainer import export, manifest, runs
 from trainer.config import OPTIONS, ConfigError, read_config
 from trainer.manifest import CheckpointDamaged, Found
 from trainer.refusal import Refused
@@ -499,7 +499,7 @@ def adopted(places: Places, run: RunFolder | None) -> tuple[dict[str, Any] | Non
     values |= {"resume_from_checkpoint": "latest", "overwrite_run": False, "output_name": run.path.name}
     if (places.home / then.output_dir).resolve() != run.path.parent:  # trained from another folder
         values["output_dir"] = str(run.path.parent)
-    return values, look.note(
-        f"The form has the options of {run.path.name}, to continue from its latest checkpoint. Press Start training.",
-        kind="good",
-    )
+    adopted = f"The form has the options of {run.path.name}, to continue from its latest checkpoint."
+    if runs.status(run) == "finished":
+        return values, look.note(f"{adopted} It is finished: raise Train until step below, then press Start training.")
+    return values, look.note(f"{adopted} Press Start training.", kind="good")

@@ -110,10 +110,10 @@ def start(settings: Config, places: Places) -> RunFolder:
         arguments = command(_write_config(run, settings))
         run.path.mkdir(parents=True, exist_ok=True)
         with run.console_file.open("ab") as console:
-            offset = console.seek(0, os.SEEK_END)
-            when = time.strftime("%Y-%m-%d %H:%M:%S")
-            console.write(f"{'' if offset == 0 else chr(10)}--- {when}: {shlex.join(arguments)}\n".encode())
+            when, line = time.strftime("%Y-%m-%d %H:%M:%S"), "\n" if console.seek(0, os.SEEK_END) else ""
+            console.write(f"{line}--- {when}: {shlex.join(arguments)}\n".encode())
             console.flush()
+            offset = console.tell()
             process = subprocess.Popen(
                 arguments,
                 cwd=places.home,

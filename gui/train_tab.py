@@ -14,7 +14,7 @@ from gui.draft import Draft
 from gui.form import Form
 from gui.places import Places
 from gui.presets import NameRefused
-from trainer import config, manifest, preflight, runs
+from trainer import base_model, config, manifest, preflight, runs
 from trainer.config import OPTIONS, Checked, Config, ConfigError, Problem
 from trainer.runs import RunFolder
 
@@ -208,6 +208,10 @@ def checked_settings(places: Places, values: Mapping[str, Any]) -> tuple[Config 
     settings = config.build(checked.values)
     # The trainer looks closer, at every image and every byte.
     problems = [*checked.problems, *preflight.missing(settings, places.home, known=checked.problems)]
+    model = "pretrained_model_name_or_path"
+    if model not in {problem.key for problem in problems}:
+        wrong = base_model.unusable(places.home / settings.pretrained_model_name_or_path)
+        problems += [Problem(model, wrong)] if wrong else []
     if not {"output_dir", "output_name"} & {problem.key for problem in checked.problems}:
         problems += _in_the_way(RunFolder(places.home / settings.run_dir), settings)
     return None if problems else settings, forms.linked(problems), checked.notices

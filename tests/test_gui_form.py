@@ -371,6 +371,15 @@ def test_what_is_missing_is_listed_before_anything_is_started(places: Places) ->
     assert not (places.home / "output").exists()
 
 
+def test_a_folder_or_file_that_is_no_model_is_told_before_anything_is_started(places: Places) -> None:
+    (places.home / "images").mkdir(parents=True)
+    (places.home / "model.ckpt").touch()
+    for model, words in (("images", "has no model_index.json"), ("model.ckpt", "is not a .safetensors file")):
+        values = forms.complete({"pretrained_model_name_or_path": model, "train_data_dir": "images"})
+        _, problems, _ = train_tab.checked_settings(places, values)
+        assert ['data-option="pretrained_model_name_or_path"' in line and words in line for line in problems] == [True]
+
+
 @pytest.mark.parametrize("name", ["x" * 300, "/x" * 3000])
 def test_a_name_that_no_disk_can_hold_is_a_name_of_nothing(places: Places, name: str) -> None:
     places.home.mkdir(exist_ok=True)

@@ -28,22 +28,22 @@ def locate(name: str, components: Sequence[str]) -> Path:
     `components`: the subfolders that are needed of a diffusers model. Raises BaseModelMissing.
     """
     path = Path(name)
-    if path.is_dir():
-        if not (path / "model_index.json").is_file():
-            raise BaseModelMissing(
-                f"pretrained_model_name_or_path: {path} is not a diffusers model: it has no model_index.json"
-            )
-        return path
-    if path.is_file():
-        if path.suffix != ".safetensors":
-            raise BaseModelMissing(
-                f"pretrained_model_name_or_path: {path} is not a .safetensors file; "
-                "other formats can run code when they are loaded, convert it first"
-            )
+    if wrong := unusable(path):
+        raise BaseModelMissing(f"pretrained_model_name_or_path: {wrong}")
+    if path.exists():
         return path
     if path.is_absolute() or not HUB_ID.fullmatch(name):
         raise BaseModelMissing(f"pretrained_model_name_or_path: there is no folder or file {path}")
     return _download(name, components)
+
+
+def unusable(path: Path) -> str:
+    """Why what is there cannot be a base model, as its names tell; empty where it may be one or nothing is there."""
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        return f"{path} is not a diffusers model: it has no model_index.json"
+    if path.is_file() and path.suffix != ".safetensors":
+        return f"{path} is not a .safetensors file; other formats can run code when they are loaded, convert it first"
+    return ""
 
 
 def _download(name: str, components: Sequence[str]) -> Path:
