@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from trainer import preflight
 from trainer.config import (
     OPTIONS,
     Config,
@@ -176,6 +177,25 @@ def test_a_wrong_value_is_refused_with_the_reason(line: str, message: str) -> No
 def test_an_option_given_twice_is_refused() -> None:
     with pytest.raises(ConfigError, match="seed: given twice, as 1 and as 2"):
         read_toml_text("seed = 1\n[training]\nseed = 2\n", "a.toml")
+
+
+def test_what_cannot_be_read_hides_nothing_else_that_is_wrong(tmp_path: Path) -> None:
+    preset = tmp_path / "mine.toml"
+    preset.write_text("seed = 1\n[training]\nseed = 2\nnetwork_dim = 0\n")
+    with pytest.raises(ConfigError) as refused:
+        preflight.read_options(preset, ["stray", "--max_train_steps", "0", "--learning_rate"])
+    assert [problem.key for problem in refused.value.problems] == [
+        "seed", "", "learning_rate", "network_dim", "max_train_steps",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "meant"), [("true", "--flip_aug"), ("False", "--no-flip_aug")])
+def test_a_switch_with_a_value_is_refused_with_what_to_write(text: str, meant: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_arguments(["--flip_aug", text, "--seed", "2"])
+    [problem] = refused.value.problems
+    assert problem.message == f"a switch takes no {text!r}; write {meant}"
+    assert refused.value.read["seed"].value == 2
 
 
 def test_a_missing_file_is_named_with_the_one_that_was_meant(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_an_entry_that_declares_nonsense_or_a_huge_size_is_refused(entry: Any, f
 def test_any_field_with_any_value_is_accepted_or_refused(
     field: str, value: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    folder = make_checkpoint(tmp_path_factory.mktemp("hostile"))
+    folder = make_checkpoint(tmp_path_factory.mktemp("hostile") / "checkpoints")
     rewrite_manifest(folder, **{field: value})
     try:
         manifest.verify(folder)

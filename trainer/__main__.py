@@ -1,4 +1,4 @@
-"""The command line: python -m trainer train | dataset | cache | verify | list | export | drill | environment."""
+"""The command line: python -m trainer train | dataset | cache | verify | list | pin | export | drill | environment."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from trainer import cache_commands, drill, export, manifest, preflight, report, runs
-from trainer.config import Config, ConfigError, Problem, build, check, read_arguments, read_toml, reference
+from trainer import cache_commands, checkpoint_commands, drill, preflight, report
+from trainer.config import ConfigError, reference
 from trainer.console import logging_to_console
-from trainer.manifest import CheckpointDamaged
 from trainer.pictures import PictureError
 from trainer.refusal import Refused
-from trainer.runs import RunFolder
 from trainer.session import TrainingFailed, advise
 from trainer.signals import StopRequested, StopSignals
 
@@ -62,15 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     drilling.add_argument("--json", action="store_true", help="the verdict and its figures for programs")
     telling = commands.add_parser("environment", help="print what a result depends on besides options and images")
     telling.add_argument("--config", required=True, help="a preset")
-    verifying = commands.add_parser("verify", help="check every byte of a checkpoint, or of all those of a run")
-    verifying.add_argument("path", type=Path)
-    verifying.add_argument("--sums", action="store_true", help="print lines for sha256sum -c instead")
-    exporting = commands.add_parser("export", help="write the model file of a checkpoint, in kohya's format")
-    exporting.add_argument("checkpoint", type=Path)
-    exporting.add_argument("--to", type=Path, help="the file to write (kohya's name of that step, beside the run)")
-    listing = commands.add_parser("list", help="list the checkpoints of a run")
-    listing.add_argument("run", type=Path)
-    listing.add_argument("--json", action="store_true", help="for programs")
+    checkpoint_commands.add_to(commands)
     cache_commands.add_to(commands)
     known, rest = parser.parse_known_args(arguments)
     if known.command == "train":
@@ -87,11 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown: {' '.join(rest)}")
     if known.command == "cache":
         return cache_commands.run(known)
-    if known.command == "export":
-        return export_model_file(known.checkpoint, known.to)
-    if known.command == "verify":
-        return verify(known.path, sums=known.sums)
-    return list_checkpoints(known.run, as_json=known.json)
+    return checkpoint_commands.run(known)
 
 
 # --- train ---------------------------------------------------------------------------------------------------------
@@ -101,7 +86,7 @@ def train(preset: str, rest: Sequence[str]) -> int:
     """Train what a preset and the command line describe."""
     with logging_to_console() as console, StopSignals() as signals:
         try:
-            config, notices = read_options(preset, rest)
+            config, notices = preflight.read_options(preset, rest)
             for notice in notices:
                 logger.warning("%s", notice)
             from trainer import loop  # torch and diffusers take seconds; a wrong option is told at once
@@ -129,7 +114,7 @@ def train(preset: str, rest: Sequence[str]) -> int:
 def dry_run(preset: str, rest: Sequence[str], *, as_json: bool) -> int:
     """Print what a training would be and every reason why it may not begin."""
     try:
-        config, notices = read_options(preset, rest)
+        config, notices = preflight.read_options(preset, rest)
     except ConfigError as error:
         if as_json:
             print(json.dumps({"version": 1, "refusals": [str(problem) for problem in error.problems]}, indent=1))
@@ -163,7 +148,7 @@ def tell_progress(done: int, total: int) -> None:
 def look_at_dataset(preset: str, rest: Sequence[str], *, deep: bool, every: bool, as_json: bool) -> int:
     """Print what the images are and what is wrong with their files."""
     try:
-        config, _ = read_options(preset, rest, to_train=False)
+        config, _ = preflight.read_options(preset, rest, to_train=False)
         made = report.make(config, deep=deep, progress=tell_progress)
     except Refused as refusal:
         if as_json:
@@ -181,7 +166,7 @@ def look_at_dataset(preset: str, rest: Sequence[str], *, deep: bool, every: bool
 def tell_environment(preset: str, rest: Sequence[str]) -> int:
     """Print what environment.json of a checkpoint saved here would say, as JSON."""
     try:
-        config, _ = read_options(preset, rest, to_train=False)
+        config, _ = preflight.read_options(preset, rest, to_train=False)
         from trainer import environment, loop  # torch, which takes seconds
 
         accelerator = loop.make_accelerator(config)
@@ -190,29 +175,6 @@ def tell_environment(preset: str, rest: Sequence[str]) -> int:
         return REFUSED
     print(json.dumps(environment.describe(config, accelerator.device, accelerator.num_processes), indent=1))
     return FINISHED
-
-
-def read_options(preset: str, rest: Sequence[str], *, to_train: bool = True) -> tuple[Config, list[str]]:
-    """The config of a preset file and arguments, and notices; what has to be there `to_train` is looked for.
-
-    Raises ConfigError with every problem of both.
-    """
-    problems: list[Problem] = []
-    sources = []
-    for read in (lambda: read_toml(preset), lambda: read_arguments(rest)):
-        try:
-            sources.append(read())
-        except ConfigError as error:
-            problems += error.problems
-    complete = not problems
-    checked = check(*sources)
-    problems += checked.problems
-    config = build(checked.values)
-    if to_train and complete:
-        problems += preflight.missing(config, known=problems)
-    if problems:
-        raise ConfigError(problems)
-    return config, checked.notices
 
 
 def tell_failure(error: Exception) -> int:
@@ -224,89 +186,6 @@ def tell_failure(error: Exception) -> int:
         logger.error("Failed: %s", error, exc_info=error)
         logger.error("%s", getattr(error, "advice", "") or advise(error))
     return FAILED
-
-
-# --- verify and list -----------------------------------------------------------------------------------------------
-
-
-def checkpoint_folders(path: Path) -> list[Path]:
-    """The checkpoints that a path means: itself, or all those of a run, oldest first."""
-    for folder in (path / "checkpoints", path):
-        steps = [found.path for found in manifest.listing(folder)]
-        if steps:
-            return steps[::-1]
-    return [path]
-
-
-def verify(path: Path, *, sums: bool) -> int:
-    """Check every byte. Exit code 1 when anything is damaged."""
-    if not path.is_dir():
-        print(f"there is no folder {path}", file=sys.stderr)
-        return REFUSED
-    damaged = 0
-    for folder in checkpoint_folders(path):
-        try:
-            if sums:
-                print("\n".join(manifest.sums([folder])))
-            else:
-                found = manifest.verify(folder)
-                print(f"{folder}: sound, step {found.step}, {len(found.files)} files, {found.bytes / 1e6:.1f} MB")
-        except CheckpointDamaged as error:
-            if not folder.is_dir():  # deleted meanwhile, by a trainer that goes on
-                continue
-            damaged += 1
-            print(f"{folder}: DAMAGED: {error}", file=sys.stderr if sums else sys.stdout)
-    return FAILED if damaged else FINISHED
-
-
-def export_model_file(checkpoint: Path, target: Path | None) -> int:
-    """Write the model file of a checkpoint and print where it is."""
-    try:
-        print(export.model_file(checkpoint, target))
-    except (Refused, CheckpointDamaged, OSError) as error:
-        print(f"Refused: {error}", file=sys.stderr)
-        return REFUSED
-    return FINISHED
-
-
-def list_checkpoints(path: Path, *, as_json: bool) -> int:
-    """List a run's checkpoints, newest first, by their manifests (verify reads every byte)."""
-    run = RunFolder(path)
-    if not path.is_dir():
-        print(f"there is no folder {path}", file=sys.stderr)
-        return REFUSED
-    found = manifest.listing(run.checkpoints)
-    best = manifest.best(found)
-    if as_json:
-        rows = [
-            {
-                "step": item.step,
-                "path": str(item.path),
-                "problem": item.problem,
-                "pinned": item.pinned,
-                "best": item.step == best,
-                "validation_loss": item.manifest.validation[0] if item.manifest and item.manifest.validation else None,
-                "epoch": item.manifest.epoch if item.manifest else None,
-                "loss": item.manifest.loss if item.manifest else None,
-                "bytes": item.manifest.bytes if item.manifest else None,
-                "created": item.manifest.created if item.manifest else None,
-            }
-            for item in found
-        ]
-        print(json.dumps({"run": str(path), "status": runs.status(run), "checkpoints": rows}, indent=1))
-        return FINISHED
-    print(f"{path}: {runs.status(run)}, {len(found)} checkpoints")
-    for item in found:
-        if item.manifest is None:
-            print(f"  step {item.step:>8}  DAMAGED: {item.problem}")
-        else:
-            loss = "-" if item.manifest.loss is None else f"{item.manifest.loss:.4f}"
-            size = f"{item.manifest.bytes / 1e6:.1f} MB"
-            marks = f"{'  pinned' if item.pinned else ''}{'  best' if item.step == best else ''}"
-            if item.manifest.validation:
-                loss += f"  validation {item.manifest.validation[0]:.4f}"
-            print(f"  step {item.step:>8}  epoch {item.manifest.epoch:>5}  loss {loss}  {size:>10}{marks}")
-    return FINISHED
 
 
 if __name__ == "__main__":

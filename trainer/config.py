@@ -809,14 +809,6 @@ class Problem:
         return f"{self.key}: {self.message}{place}" if self.key else f"{self.message}{place}"
 
 
-class ConfigError(Refused):
-    """All problems of the options at once."""
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in problems))
-
-
 @dataclass(frozen=True)
 class Given:
     """A value as it was given, and where."""
@@ -826,6 +818,15 @@ class Given:
 
 
 Source = Mapping[str, Given]
+
+
+class ConfigError(Refused):
+    """All problems of the options at once. `read`: what could be read beside them, to be checked as well."""
+
+    def __init__(self, problems: Sequence[Problem], read: Source | None = None) -> None:
+        self.problems = tuple(problems)
+        self.read = read or {}
+        super().__init__("\n".join(str(problem) for problem in problems))
 
 
 @dataclass(frozen=True)
@@ -839,6 +840,7 @@ class Checked:
 
 # --- reading -------------------------------------------------------------------------------------------------------
 
+SWITCHES = {"true": True, "false": False}
 _KEY_LINE = re.compile(r"""^\s*(?:"([^"]+)"|'([^']+)'|([A-Za-z0-9_-]+))\s*=""")
 
 
@@ -883,7 +885,7 @@ def read_toml_text(text: str, name: str) -> dict[str, Given]:
     except ValueError as error:  # tomllib's own, and that of a number with too many digits
         raise ConfigError([Problem("", f"{name} is not valid TOML: {error}")]) from error
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(problems, source)
     return source
 
 
@@ -932,6 +934,10 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, Given]:
         following = arguments[position] if position < len(arguments) else None
         if known and known.kind == "bool" and not has_value:
             source[name] = Given(True, where)
+            if following is not None and following.lower() in SWITCHES:
+                position += 1
+                switch = f"--{name}" if SWITCHES[following.lower()] else f"--no-{name}"
+                problems.append(Problem(name, f"a switch takes no {following!r}; write {switch}", where))
         elif has_value:
             source[name] = Given(_from_text(known, text), where)
         elif following is not None and not following.startswith("--"):
@@ -942,7 +948,7 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, Given]:
         else:
             source[name] = Given(True, where)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(problems, source)
     return source
 
 
@@ -951,7 +957,7 @@ def _from_text(known: Option | None, text: str) -> Any:
     if known is None:
         return text
     if known.kind == "bool":
-        return {"true": True, "false": False}.get(text.lower(), text)
+        return SWITCHES.get(text.lower(), text)
     if known.kind == "list":
         return [part.strip() for part in text.split(",") if part.strip()]
     if known.kind in ("int", "float"):

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from trainer import manifest
-from trainer.config import Config, ConfigError, read_arguments, read_toml, resolve, to_toml
+from trainer import manifest, preflight
+from trainer.config import Config, ConfigError, to_toml
 from trainer.events import read_events
 from trainer.refusal import Refused
 from trainer.runs import RunFolder
@@ -85,7 +85,7 @@ def run(preset: str, rest: Sequence[str], *, steps: int, as_json: bool = False) 
         return code
 
     try:
-        config = resolve(read_toml(preset), read_arguments(rest))[0]
+        config = preflight.read_options(preset, rest)[0]
         if steps < 4:
             raise ConfigError([])
     except ConfigError as error:

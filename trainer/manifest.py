@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -257,11 +258,14 @@ def _pin(checkpoint: Path) -> Path:
 
 
 def pin(checkpoint: Path, pinned: bool = True) -> None:
-    """Keep a checkpoint whatever the retention rules say, or no longer."""
-    if pinned:
-        _pin(checkpoint).touch()
-    else:
+    """Keep a checkpoint whatever the retention rules say, or no longer. Raises OSError."""
+    if not pinned:
         _pin(checkpoint).unlink(missing_ok=True)
+        return
+    _pin(checkpoint).touch()
+    if not checkpoint.is_dir():  # deleted meanwhile, by a trainer that goes on
+        _pin(checkpoint).unlink(missing_ok=True)
+        raise FileNotFoundError(errno.ENOENT, "the checkpoint was deleted, because there are newer ones", checkpoint)
 
 
 def to_prune(

@@ -15,7 +15,7 @@ from typing import Any
 
 from trainer import base_model, budget, dataset, files, findings, manifest, prompts, resume
 from trainer.budget import Budget
-from trainer.config import OPTIONS, Config, ConfigError, Problem
+from trainer.config import OPTIONS, Config, ConfigError, Problem, Source, build, check, read_arguments, read_toml
 from trainer.dataset import REPLACED_BY_DATASET_CONFIG, Scan
 from trainer.refusal import Refused, both
 from trainer.resume import ResumeRefused, Verdict
@@ -46,8 +46,9 @@ class Inputs:
         found = self.found
         regular = sum(entry.subset.is_reg for entry in found.entries)
         lines = [
-            f"{len(found.entries)} images, {found.samples} samples an epoch in {len(found.bucket_counts())} buckets: "
-            f"{self.steps_per_epoch} steps an epoch, {self.total_steps} steps in all",
+            f"{_count(len(found.entries), 'image')}, {_count(found.samples, 'sample')} an epoch in "
+            f"{_count(len(found.bucket_counts()), 'bucket')}: {_count(self.steps_per_epoch, 'step')} an epoch, "
+            f"{_count(self.total_steps, 'step')} in all",
             *([f"{regular} of these images are regularisation images"] if regular else []),
             *([f"{len(found.validation)} more images are held out for validation"] if found.validation else []),
             *found.notices,
@@ -60,6 +61,30 @@ class Inputs:
             )
             lines.append(f"Also: {counts}; python -m trainer dataset lists them")
         return lines
+
+
+def read_options(preset: Path | str, arguments: Sequence[str], *, to_train: bool = True) -> tuple[Config, list[str]]:
+    """The config of a preset file and arguments, and notices; what has to be there `to_train` is looked for.
+
+    Raises ConfigError with every problem of both.
+    """
+    problems: list[Problem] = []
+    sources: list[Source] = []
+    for read in (lambda: read_toml(preset), lambda: read_arguments(arguments)):
+        try:
+            sources.append(read())
+        except ConfigError as error:
+            problems += error.problems
+            sources.append(error.read)
+    complete = not problems
+    checked = check(*sources)
+    problems += checked.problems
+    config = build(checked.values)
+    if to_train and complete:
+        problems += missing(config, known=problems)
+    if problems:
+        raise ConfigError(problems)
+    return config, checked.notices
 
 
 def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) -> list[Problem]:

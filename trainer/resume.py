@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,13 +281,13 @@ def examine(
             )
     refusals += [
         f"{item.name}: {item.checkpoint!r} in the checkpoint, {item.now!r} now; a checkpoint fits only one value: "
-        f"set {item.name} = {_toml(item.checkpoint)}, or train a new run under another output_name"
+        f"{_way_back(item)}, or train a new run under another output_name"
         for item in differences
         if item.on_resume == "locked" and not OPTIONS[item.name].by_content
     ]
     refusals += [
         f"{item.name}: {item.checkpoint!r} in the checkpoint, {item.now!r} now; the run would differ: "
-        f'set {item.name} = {_toml(item.checkpoint)}, or allow it with resume_allow = ["{item.name}"]'
+        f'{_way_back(item)}, or allow it with resume_allow = ["{item.name}"]'
         for item in differences
         if item.on_resume == "trajectory" and not item.allowed
     ]
@@ -386,9 +387,9 @@ def _dead_curve(curve: LrCurve, step: int, total_steps: int) -> list[str]:
     ]
 
 
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return f'"{value}"'
-    return "(nothing)" if value is None else str(list(value) if isinstance(value, tuple) else value)
+def _way_back(item: Difference) -> str:
+    """What to write for the checkpoint's value."""
+    if item.checkpoint is None:
+        return f"leave {item.name} out"
+    value = list(item.checkpoint) if isinstance(item.checkpoint, tuple) else item.checkpoint
+    return f"set {item.name} = {json.dumps(value, ensure_ascii=False)}"
