@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gui import look, monitor
+from gui import look
 from gui.places import Places
-from trainer import manifest, resume
+from trainer import manifest, quantities, resume
 from trainer.config import OPTIONS, Config, ConfigError, read_config
 from trainer.manifest import CheckpointDamaged, Found
 from trainer.memory import stamp_of
@@ -83,7 +83,7 @@ def label(item: Found) -> str:
     parts = [f"Step {item.step:,}", f"epoch {item.manifest.epoch}"]
     if item.manifest.loss is not None:
         parts.append(f"loss {item.manifest.loss:.4f}")
-    parts += [monitor.size(item.manifest.bytes), _date(item.manifest.created)]
+    parts += [quantities.size(item.manifest.bytes), _date(item.manifest.created)]
     return " · ".join([*parts, "complete", *(["pinned"] if item.pinned else [])])
 
 
@@ -194,7 +194,7 @@ def _row(found: Shelf, item: Found, chosen: bool, now: Config | None, verified: 
         return [choose, f"{item.step:,}", "–", "–", "–", "–", shown, "–"]
     told = item.manifest
     loss = "–" if told.loss is None else f"{told.loss:.4f}"
-    size, date = monitor.size(told.bytes), _date(told.created)
+    size, date = quantities.size(told.bytes), _date(told.created)
     return [choose, f"{item.step:,}", str(told.epoch), loss, size, date, shown, fit(item, now)]
 
 

@@ -193,15 +193,6 @@ def rates(value: Any) -> str:
     return "–" if number is None else f"{number:.3g}"
 
 
-def size(count: float) -> str:
-    """Bytes for people: 12.3 MB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
 def phase_line(view: View) -> str:
     """What is being done before or between steps, with the time left; empty while nothing of the kind is."""
     phase = view.history.phase

@@ -12,6 +12,7 @@ from gui import charts, console_log, look, monitor, run_bar, runner
 from gui.history import SMOOTHING
 from gui.monitor import View
 from gui.places import Places
+from trainer import quantities
 
 # The log stays at its end while it is there; whoever scrolls up stays where they are.
 FOLLOW_THE_LOG = """
@@ -161,10 +162,10 @@ def _memory(view: View) -> str:
     """What the events tell of the device at its peak, and what the process holds of the machine's own."""
     told, process = view.history.memory, view.process_memory()
     if view.history.device.startswith(("cuda", "xpu", "mps")) and told:
-        peak = f"{monitor.size(told)} of the GPU at its peak"
-        return f"{peak}; {monitor.size(process)} of the machine" if process else peak
+        peak = f"{quantities.size(told)} of the GPU at its peak"
+        return f"{peak}; {quantities.size(process)} of the machine" if process else peak
     held = process or told
-    return monitor.size(held) if held else "–"
+    return quantities.size(held) if held else "–"
 
 
 def _session(view: View) -> str:

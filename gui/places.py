@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer import files, runs
-from trainer.config import OPTIONS
+from trainer.config import OPTIONS, Config
 from trainer.runs import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -94,3 +94,15 @@ def usual_places(environment: Mapping[str, str] = os.environ) -> Places:
     home = Path(environment.get("REKINDLE_HOME") or checkout).expanduser().resolve()
     state = Path(environment.get("XDG_STATE_HOME") or "~/.local/state").expanduser().resolve() / "rekindle"
     return Places(home, state)
+
+
+def placed(places: Places, settings: Config) -> Config:
+    """The config with its paths as the trainer will find them: it runs in the home of the page."""
+    changes: dict[str, str] = {"output_dir": str(places.home / settings.output_dir)}
+    for name, known in OPTIONS.items():
+        value = getattr(settings, name)
+        if known.path and isinstance(value, str) and value and files.exists(places.home / value):
+            changes.setdefault(name, str(places.home / value))
+    if settings.resume_from_checkpoint.strip() == "latest" or settings.resume_from_checkpoint.strip().isdecimal():
+        changes.pop("resume_from_checkpoint", None)
+    return settings.replace(**changes)

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gui import form as forms
 from gui import monitor
-from gui.places import Places
-from trainer import arrow_dataset, buckets, budget, config, files, manifest, resume, scan, subsets
+from gui.places import Places, placed
+from trainer import arrow_dataset, buckets, budget, checkpoint_size, config, files, quantities, resume, scan, subsets
+from trainer.base_model import BaseModelMissing
+from trainer.checkpoint_size import SizeUnknown
 from trainer.config import Config, ConfigError
 from trainer.runs import RunFolder
 from trainer.subsets import DatasetError
 
 MOST_RUNS = 20  # the latest ones, among which one with the same settings is looked for
-SIZE = (
-    "pretrained_model_name_or_path", "network_dim", "conv_dim", "network_train_unet_only",
-    "network_train_text_encoder_only", "optimizer_type", "use_ema",
-)  # fmt: skip
 SPEED = (
-    *SIZE, "resolution", "train_batch_size", "gradient_accumulation_steps", "mixed_precision",
-    "gradient_checkpointing", "cache_latents", "cache_text_encoder_outputs",
+    "pretrained_model_name_or_path", "network_dim", "conv_dim", "network_train_unet_only",
+    "network_train_text_encoder_only", "optimizer_type", "use_ema", "resolution", "train_batch_size",
+    "gradient_accumulation_steps", "mixed_precision", "gradient_checkpointing", "cache_latents",
+    "cache_text_encoder_outputs",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Planned:
+    """How long the training would be."""
+
+    images: int
+    steps: int
+    steps_per_epoch: int
 
 
 def told(places: Places, values: Mapping[str, Any]) -> list[str]:
@@ -34,14 +43,14 @@ def told(places: Places, values: Mapping[str, Any]) -> list[str]:
         return []
     settings = config.build(checked.values)
     try:
-        arithmetic, total, each = _steps(places, settings)
+        arithmetic, planned = _steps(places, settings)
     except (DatasetError, OSError) as error:
         return [str(error)]
-    return [arithmetic, *_time(places, settings, total), _disk(places, settings, total, each)]
+    return [arithmetic, *_time(places, settings, planned), _disk(places, settings, planned)]
 
 
-def _steps(places: Places, settings: Config) -> tuple[str, int, int]:
-    """20 images × 10 repeats / batch 4 = 50 steps an epoch; the steps in all and of an epoch."""
+def _steps(places: Places, settings: Config) -> tuple[str, Planned]:
+    """20 images × 10 repeats / batch 4 = 50 steps an epoch; and these numbers."""
     folder = str(places.home / settings.train_data_dir)
     if arrow_dataset.shards(Path(folder)):
         raise DatasetError("The images are inside Arrow or Parquet files; the start unpacks and counts them.")
@@ -55,22 +64,17 @@ def _steps(places: Places, settings: Config) -> tuple[str, int, int]:
     each = buckets.steps_per_epoch(samples * (2 if regularised else 1), batch)
     total = settings.max_train_steps if settings.max_train_epochs is None else settings.max_train_epochs * each
     if len(counts) == 1:
-        images = f"{counts[0][0]:,} images × {_count(counts[0][1], 'repeat')}"
+        images = f"{counts[0][0]:,} images × {quantities.counted(counts[0][1], 'repeat')}"
     else:
         images = f"{sum(count for count, _ in counts):,} images in {len(counts)} folders, repeated {samples:,} times"
     held_out = ", fewer without the images held out for validation" if settings.validation_split else ""
     accumulated = settings.gradient_accumulation_steps
     whole = f" ({settings.train_batch_size} × {accumulated} accumulated)" if accumulated > 1 else ""
     return (
-        f"{images}{regularised} / batch {batch}{whole} = {_count(each, 'step')} an epoch{held_out}; "
-        f"{_count(total, 'step')} = {_epochs(total / each)}",
-        total,
-        each,
+        f"{images}{regularised} / batch {batch}{whole} = {quantities.counted(each, 'step')} an epoch{held_out}; "
+        f"{quantities.counted(total, 'step')} = {_epochs(total / each)}",
+        Planned(sum(count for count, _ in counts), total, each),
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"1 {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _epochs(number: float) -> str:
@@ -90,15 +94,15 @@ def _listed(folder: Path, changed: int) -> int:
 # --- what earlier runs tell ----------------------------------------------------------------------------------------
 
 
-def _alike(places: Places, settings: Config, options: tuple[str, ...]) -> list[RunFolder]:
-    """Earlier runs with the same values of some options, the latest first."""
+def _alike(places: Places, settings: Config) -> list[RunFolder]:
+    """Earlier runs with the same values of what decides the speed, the latest first."""
     found = []
     for run in places.known_runs()[:MOST_RUNS]:
         try:
             then = _config(run.config_file, run.config_file.stat().st_mtime_ns)
         except (ConfigError, OSError):
             continue
-        if all(getattr(then, name) == getattr(settings, name) for name in options):
+        if all(getattr(then, name) == getattr(settings, name) for name in SPEED):
             found.append(run)
     return found
 
@@ -108,28 +112,22 @@ def _config(path: Path, changed: int) -> Config:
     return config.read_config(path)
 
 
-def _time(places: Places, settings: Config, total: int) -> list[str]:
-    for run in _alike(places, settings, SPEED):
+def _time(places: Places, settings: Config, planned: Planned) -> list[str]:
+    for run in _alike(places, settings):
         seconds = budget.seconds_per_step(run)
         if seconds is not None:
-            return [f"about {monitor.duration(seconds * total)} at the speed of {run.path.name}"]
+            return [f"about {monitor.duration(seconds * planned.steps)} at the speed of {run.path.name}"]
     return []
 
 
-def _disk(places: Places, settings: Config, total: int, each: int) -> str:
+def _disk(places: Places, settings: Config, planned: Planned) -> str:
     folder = places.home / settings.output_dir
-    while not files.exists(folder):
-        folder = folder.parent
-    free = f"{monitor.size(shutil.disk_usage(folder).free)} free"
-    sizes = [
-        item.manifest.bytes
-        for run in _alike(places, settings, SIZE)
-        for item in manifest.listing(run.checkpoints)[:1]
-        if item.manifest
-    ]
-    if not sizes:
-        return free
-    saves = budget.of(settings, 0, total, each, sizes[0], None).saves
-    kept = budget.kept(settings, saves, total, each)
-    room = monitor.size(kept * sizes[0])
-    return f"{_count(kept, 'checkpoint')} of {monitor.size(sizes[0])} kept: {room}, {free}"
+    free = f"{quantities.size(files.free_bytes(folder))} free"
+    try:
+        size = checkpoint_size.of_fresh_start(placed(places, settings), planned.images)
+    except (SizeUnknown, BaseModelMissing):
+        return f"{free}; what a checkpoint takes is known when the base model is here"
+    saves = budget.of(settings, 0, planned.steps, planned.steps_per_epoch, size, None).saves
+    kept = budget.kept(settings, saves, planned.steps, planned.steps_per_epoch)
+    room = quantities.size(kept * size)
+    return f"{quantities.counted(kept, 'checkpoint')} of about {quantities.size(size)} kept: {room}, {free}"

@@ -18,8 +18,8 @@ import plotly.graph_objects as go
 
 from gui import charts, look, monitor, runner, train_tab
 from gui import form as forms
-from gui.places import Places
-from trainer import config, files, manifest, preflight, resume
+from gui.places import Places, placed
+from trainer import config, manifest, preflight, quantities, resume
 from trainer.config import OPTIONS, Config
 from trainer.preflight import Preflight
 from trainer.resume import Difference, Verdict
@@ -112,18 +112,6 @@ def _ask_environment(settings: Config, places: Places) -> tuple[dict[str, Any] |
 
 
 # --- examining -----------------------------------------------------------------------------------------------------
-
-
-def placed(places: Places, settings: Config) -> Config:
-    """The config with its paths as the trainer will find them: it runs in the home of the page."""
-    changes: dict[str, str] = {"output_dir": str(places.home / settings.output_dir)}
-    for name, known in OPTIONS.items():
-        value = getattr(settings, name)
-        if known.path and isinstance(value, str) and value and files.exists(places.home / value):
-            changes.setdefault(name, str(places.home / value))
-    if settings.resume_from_checkpoint.strip() == "latest" or settings.resume_from_checkpoint.strip().isdecimal():
-        changes.pop("resume_from_checkpoint", None)
-    return settings.replace(**changes)
 
 
 def settings_of(values: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
@@ -274,7 +262,7 @@ def _later(now: Config, looked: Preflight, verdict: Verdict) -> list[str]:
 
 def _disk(looked: Preflight, verdict: Verdict) -> str:
     needed, free = verdict.manifest.bytes, looked.disk_free
-    return f"A checkpoint takes {monitor.size(needed)}; {monitor.size(free)} are free."
+    return f"A checkpoint takes {quantities.size(needed)}; {quantities.size(free)} are free."
 
 
 def _table(verdict: Verdict, images_in_the_way: bool) -> str:

@@ -39,8 +39,13 @@ def test_the_saves_of_100_steps_of_2_seconds_in_epochs_of_25(options: dict[str, 
 def test_the_rate_follows_from_the_time_between_two_saves() -> None:
     found = budget.of(Config(save_every_n_steps=10), 0, 100, 25, 10_000_000_000, 2.0)
     assert found.per_hour == 1.8e12
-    assert found.line() == "10 checkpoints of 10,000.0 MB to be written: 100.0 GB in all, 1800.0 GB an hour"
+    assert found.line() == "10 checkpoints of 10 GB to be written: 100 GB in all, 1.8 TB an hour"
     assert "SSD" in (found.warning() or "")
+
+
+def test_a_computed_size_is_told_as_such() -> None:
+    found = budget.of(Config(save_every_n_steps=50), 0, 100, 25, 12_345_678, None, about=True)
+    assert found.line() == "2 checkpoints of about 12.3 MB to be written: about 24.7 MB in all"
 
 
 @pytest.mark.parametrize(
@@ -51,6 +56,7 @@ def test_the_rate_follows_from_the_time_between_two_saves() -> None:
         (Budget(1000, 10**10, None), True),  # 10 TB
         (Budget(100, 10**10, 60.0), True),  # 600 GB an hour
         (Budget(100, 10**10, 3600.0), False),
+        (Budget(20, 2 * 10**5, 0.001), False),  # 4 MB, however fast
     ],
 )
 def test_only_much_is_worth_a_word(found: Budget, warns: bool) -> None:
@@ -82,6 +88,15 @@ def test_the_speed_is_that_of_the_last_session(tmp_path: Path) -> None:
     assert budget.seconds_per_step(run) is None
     write(run, [*events, ("run_started", 3, 50.0), ("step", 4, 51.0), ("step", 6, 55.0), ("step", 8, 59.0)])
     assert budget.seconds_per_step(run) == 2.0
+
+
+def test_steps_written_at_once_took_their_time(tmp_path: Path) -> None:
+    lines = [
+        {"event": "step", "global_step": step, "time": 10 + step / 1e4, "step_seconds": 0.5} for step in range(1, 6)
+    ]
+    run = RunFolder(tmp_path)
+    run.events_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert budget.seconds_per_step(run) == 0.5
 
 
 def write(run: RunFolder, events: list[tuple[str, int, float]]) -> None:

@@ -23,7 +23,7 @@ from tests.runs_at_tiny_size import (
     temporary_in,
     tensors_of,
 )
-from trainer import checkpoint, manifest, runs
+from trainer import files, manifest, runs
 from trainer.checkpoint import Save, Writer
 from trainer.resume import ResumeRefused
 from trainer.runs import RunFolder
@@ -66,7 +66,7 @@ def test_a_save_that_would_not_fit_is_not_begun_and_says_how_much_is_missing(
     write = Writer._write
 
     def small_at_step_2(writer: Writer, save: Save, blocking: float) -> None:
-        monkeypatch.setattr(checkpoint, "SPARE_BYTES", 1 << 60 if save.step == 2 else 0)
+        monkeypatch.setattr(files, "SPARE_BYTES", 1 << 60 if save.step == 2 else 0)
         write(writer, save, blocking)
 
     monkeypatch.setattr(Writer, "_write", small_at_step_2)
@@ -74,7 +74,7 @@ def test_a_save_that_would_not_fit_is_not_begun_and_says_how_much_is_missing(
     [failed] = events_of(config, "checkpoint_failed")
     assert failed["global_step"] == 2
     assert "the disk is full" in failed["error"]
-    assert "MB are needed" in failed["error"]
+    assert " are needed" in failed["error"]
     assert [found.step for found in manifest.listing(RunFolder(config.run_dir).checkpoints)] == [3, 1]
 
 
@@ -82,8 +82,8 @@ def test_a_disk_too_small_for_a_run_is_told_before_its_first_step(
     tiny_model: Path, tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_for(tiny_model, tiny_images, tmp_path)
-    monkeypatch.setattr(checkpoint, "SPARE_BYTES", 1 << 60)
-    with pytest.raises(ResumeRefused, match=r"the disk is too small: .* MB are needed"):
+    monkeypatch.setattr(files, "SPARE_BYTES", 1 << 60)
+    with pytest.raises(ResumeRefused, match=r"the disk is too small: .* are needed"):
         run(config)
     assert events_of(config, "step") == []
 
@@ -166,7 +166,7 @@ def test_a_disk_that_is_really_full_at_every_second_save_costs_those_saves_only(
             ballast.write_bytes(bytes(max(0, free - left[save.step // 2 - 1] * 1024)))
         write(writer, save, blocking)
 
-    monkeypatch.setattr(checkpoint, "SPARE_BYTES", 0 if checked else -(1 << 40))
+    monkeypatch.setattr(files, "SPARE_BYTES", 0 if checked else -(1 << 40))
     monkeypatch.setattr(Writer, "_write", with_little_left)
     assert run(config) == "finished"
     assert_bit_equal(tensors_of(config, steps), tensors_of(straight, steps))

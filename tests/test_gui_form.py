@@ -413,15 +413,22 @@ def test_steps_and_epochs_are_computed_from_the_folders(places: Places) -> None:
     )
 
 
-def test_time_and_disk_are_told_where_an_earlier_run_had_the_same_settings(places: Places) -> None:
+def test_time_is_told_where_an_earlier_run_had_the_same_settings(places: Places) -> None:
     pictures(places.home / "images", 8)
     run = make_run(places.home / "output", "fox", status="finished")
     like_it = asdict(config.read_config(run.config_file)) | {"train_data_dir": "images", "output_name": "next"}
     told = plan.told(places, like_it | {"max_train_steps": 9000, "save_every_n_steps": 50})
     assert "about 1 h at the speed of fox" in told
-    assert any(text.startswith("3 checkpoints of ") for text in told)
-    told = plan.told(places, like_it | {"network_dim": 99})
-    assert len(told) == 2 and told[1].endswith(" free")
+    assert len(plan.told(places, like_it | {"network_dim": 99})) == 2
+
+
+def test_the_size_of_what_is_kept_is_told_from_the_base_models_headers(places: Places, tiny_model: Path) -> None:
+    pictures(places.home / "images", 8)
+    options = {"train_data_dir": "images", "pretrained_model_name_or_path": str(tiny_model), "save_every_n_steps": 50}
+    told = plan.told(places, forms.complete(options))
+    assert told[1].startswith("3 checkpoints of about ") and told[1].endswith(" free")
+    told = plan.told(places, forms.complete(options | {"pretrained_model_name_or_path": "nobody/nothing"}))
+    assert told[1].endswith("free; what a checkpoint takes is known when the base model is here")
 
 
 def test_a_folder_without_images_is_said_to_be_so(places: Places) -> None:

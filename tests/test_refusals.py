@@ -12,7 +12,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from tests import tiny
-from trainer import __main__, checkpoint, manifest, preflight, runs
+from trainer import __main__, files, manifest, preflight, runs
 from trainer.config import Config, to_toml
 from trainer.runs import RunFolder
 
@@ -232,7 +232,7 @@ def test_a_run_in_use_is_named(refused: Callable[..., str], folder: Path) -> Non
 
 def test_a_disk_that_is_too_small(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     full = shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: full)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: full)
     message = refused(*RESUME)
     assert "the disk is too small" in message and "free some space" in message
     assert "the disk is too small" in refused("--output_name", "fresh")

@@ -22,10 +22,11 @@ class BaseModelMissing(Refused):
     """There is no such model; the message says where it was looked for and what to do."""
 
 
-def locate(name: str, components: Sequence[str]) -> Path:
+def locate(name: str, components: Sequence[str], *, download: bool = True) -> Path:
     """The local folder or file of a model: a path as it is, or a Hugging Face id, downloaded if necessary.
 
-    `components`: the subfolders that are needed of a diffusers model. Raises BaseModelMissing.
+    `components`: the subfolders that are needed of a diffusers model. `download=False`: only what was downloaded
+    before. Raises BaseModelMissing.
     """
     path = Path(name)
     if wrong := unusable(path):
@@ -34,7 +35,7 @@ def locate(name: str, components: Sequence[str]) -> Path:
         return path
     if path.is_absolute() or not HUB_ID.fullmatch(name):
         raise BaseModelMissing(f"pretrained_model_name_or_path: there is no folder or file {path}")
-    return _download(name, components)
+    return _from_hub(name, components, download)
 
 
 def unusable(path: Path) -> str:
@@ -46,7 +47,7 @@ def unusable(path: Path) -> str:
     return ""
 
 
-def _download(name: str, components: Sequence[str]) -> Path:
+def _from_hub(name: str, components: Sequence[str], download: bool) -> Path:
     from huggingface_hub import snapshot_download  # imports slowly, and only a hub model needs it
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -54,8 +55,12 @@ def _download(name: str, components: Sequence[str]) -> Path:
     for component in components:
         wanted += [f"{component}/*{suffix}" for suffix in (*WEIGHTS, *DESCRIPTIONS)]
     try:
-        folder = snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*.fp16.*", "*.non_ema.*"])
+        folder = snapshot_download(
+            name, allow_patterns=wanted, ignore_patterns=["*.fp16.*", "*.non_ema.*"], local_files_only=not download
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        if not download:
+            raise BaseModelMissing(f"pretrained_model_name_or_path: {name} is not downloaded yet") from error
         raise BaseModelMissing(
             f"pretrained_model_name_or_path: there is no folder or file {name} here, and it could not be had from "
             f"Hugging Face: {str(error).splitlines()[0]}"

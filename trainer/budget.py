@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trainer import quantities
 from trainer.config import Config
 from trainer.events import read_events
 from trainer.runs import RunFolder
@@ -17,11 +18,15 @@ TAIL = 1 << 16  # bytes of events that tell the speed of late
 
 @dataclass(frozen=True)
 class Budget:
-    """What is still to be written: so many checkpoints of so many bytes; seconds between two, where they are known."""
+    """What is still to be written: so many checkpoints of so many bytes; seconds between two, where they are known.
+
+    `about`: the size was computed, not measured.
+    """
 
     saves: int
     bytes_of_save: int
     seconds_between: float | None
+    about: bool = False
 
     @property
     def total(self) -> int:
@@ -33,13 +38,15 @@ class Budget:
         return self.bytes_of_save / self.seconds_between * 3600 if self.seconds_between and self.saves > 1 else None
 
     def line(self) -> str:
-        rate = f", {self.per_hour / 1e9:.1f} GB an hour" if self.per_hour else ""
-        count = "1 checkpoint" if self.saves == 1 else f"{self.saves} checkpoints"
-        return f"{count} of {self.bytes_of_save / 1e6:,.1f} MB to be written: {self.total / 1e9:,.1f} GB in all{rate}"
+        rate = f", {quantities.size(self.per_hour)} an hour" if self.per_hour else ""
+        count, about = quantities.counted(self.saves, "checkpoint"), "about " if self.about else ""
+        each, whole = quantities.size(self.bytes_of_save), quantities.size(self.total)
+        return f"{count} of {about}{each} to be written: {about}{whole} in all{rate}"
 
     def warning(self) -> str | None:
         """What to say when it is so much that it slows the machine down or wears an SSD out."""
-        if self.total <= MUCH_IN_ALL and (self.per_hour or 0) <= MUCH_AN_HOUR:
+        lasts = self.total > MUCH_AN_HOUR  # a fast rate means little for a short while
+        if self.total <= MUCH_IN_ALL and not (lasts and (self.per_hour or 0) > MUCH_AN_HOUR):
             return None
         return (
             f"{self.line()}. That is a lot for an SSD (a usual 1 TB drive is rated for about 600 TB): save less "
@@ -48,7 +55,14 @@ class Budget:
 
 
 def of(
-    config: Config, step: int, total_steps: int, steps_per_epoch: int, bytes_of_save: int, step_seconds: float | None
+    config: Config,
+    step: int,
+    total_steps: int,
+    steps_per_epoch: int,
+    bytes_of_save: int,
+    step_seconds: float | None,
+    *,
+    about: bool = False,
 ) -> Budget:
     """What a run writes from a step on to its end."""
     left = max(0, total_steps - step)
@@ -60,7 +74,7 @@ def of(
     minutes = config.save_every_n_minutes * 60
     by_time = int(seconds / minutes) if seconds and minutes else 0
     saves = by_steps + by_time + (left > 0)
-    return Budget(saves, bytes_of_save, seconds / saves if seconds and saves else None)
+    return Budget(saves, bytes_of_save, seconds / saves if seconds and saves else None, about)
 
 
 def _due(step: int, every: Sequence[int]) -> int:
@@ -88,12 +102,18 @@ def seconds_per_step(run: RunFolder) -> float | None:
         return None
     events, _ = read_events(run.events_file, max(0, size - TAIL))
     session: list[tuple[int, float]] = []
+    training = 0.0
     for event in events:
         if event["event"] == "run_started":
             session.clear()
+            training = 0.0
         elif event["event"] == "step":
             session.append((event["global_step"], event["time"]))
+            training += event.get("step_seconds", 0.0)
     if len(session) < 3:
         return None
     (first, begun), (last, ended) = session[0], session[-1]
-    return (ended - begun) / (last - first) if last > first and ended > begun else None
+    if last <= first or ended <= begun:
+        return None
+    # Steps are written several at a time, so that few of them have times that lie close together.
+    return max((ended - begun) / (last - first), training / len(session))

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer import cache, dataset
+from trainer import cache, dataset, quantities
 from trainer.cache import Collection, Pruned
 from trainer.config import Config, read_toml, resolve
-from trainer.files import readable_size
 from trainer.refusal import Refused
 
 DONE, REFUSED = 0, 3
@@ -124,7 +123,7 @@ def _list(folder: Path, configs: Sequence[Config], *, as_json: bool) -> int:
         )
         return DONE
     size = sum(item.bytes for item in collections)
-    print(f"{folder}: {len(collections)} collections, {readable_size(size)}")
+    print(f"{folder}: {len(collections)} collections, {quantities.size(size)}")
     for item in collections:
         print(f"  {_line(item)}")
         if item.path in stale and stale[item.path].entries:
@@ -142,15 +141,15 @@ def _line(item: Collection) -> str:
     )
     used = "in use" if item.in_use else f"used {_ago(time.time() - item.last_used)}"
     return (
-        f"{item.kind:7} {item.entries:>9,} values {readable_size(item.bytes):>9}  {used}\n"
+        f"{item.kind:7} {item.entries:>9,} values {quantities.size(item.bytes):>9}  {used}\n"
         f"      {item.about.get('model', '?')} ({item.settings.get('family', '?')}: {settings})\n"
         f"      {item.path}"
     )
 
 
 def _earlier_line(earlier: cache.Earlier) -> str:
-    size = readable_size(earlier.bytes)
-    return f"{earlier.files:,} files ({size}) of an earlier cache format, which is not read any more"
+    held = quantities.size(earlier.bytes)
+    return f"{earlier.files:,} files ({held}) of an earlier cache format, which is not read any more"
 
 
 def _ago(seconds: float) -> str:
@@ -194,7 +193,7 @@ def _prune(folder: Path, configs: Sequence[Config], known: argparse.Namespace) -
         print(f"  {_earlier_line(earlier)}: {verb}")
     entries = sum(item.entries for item in pruned)
     size = sum(item.bytes for item in pruned) + earlier.bytes
-    print(f"{folder}: {entries:,} values and {earlier.files:,} files {verb}, {readable_size(size)}")
+    print(f"{folder}: {entries:,} values and {earlier.files:,} files {verb}, {quantities.size(size)}")
     return DONE
 
 

@@ -27,7 +27,6 @@ from trainer import files, manifest
 from trainer.manifest import CheckpointDamaged, Manifest
 
 logger = logging.getLogger(__name__)
-SPARE_BYTES = 64 << 20  # left free on the disk beside what a save needs
 WRITER_NICE = 10  # measured on two busy cores: a step beside a save takes 1.3 of its usual time, 3.1 without
 
 
@@ -165,19 +164,6 @@ def _refuse_nonfinite(contents: Contents) -> None:
                 raise ValueError(f"{name} is not finite, so the state is not worth keeping")
 
 
-def require_space(folder: Path, needed: int) -> None:
-    """Raise OSError (disk full) when the file system of `folder` has less than `needed` bytes and some to spare."""
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
-    if free < needed + SPARE_BYTES:
-        message = (
-            f"{needed / 1e6:,.0f} MB are needed and {SPARE_BYTES / 1e6:.0f} MB to spare, {free / 1e6:,.0f} MB are free"
-        )
-        raise OSError(errno.ENOSPC, message, str(existing))
-
-
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     safetensors.torch.save_file(dict(tensors), path, metadata)
     files.restore_mode(path)
@@ -187,7 +173,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str
 def write_model_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a model file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    require_space(path.parent, sum(tensor.nbytes for tensor in tensors.values()))
+    files.require_space(path.parent, sum(tensor.nbytes for tensor in tensors.values()))
     # A folder, because safetensors in its turn writes to a temporary file beside its target.
     temporary = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
     temporary.mkdir()
@@ -208,7 +194,7 @@ def write(folder: Path, save: Save) -> Path:
     if target.exists():  # a rewind has moved later checkpoints aside, so this one is of this very step and branch
         return target
     files.remove_temporary(folder)  # what could not be removed when an earlier save failed
-    require_space(folder, save.contents.tensor_bytes)
+    files.require_space(folder, save.contents.tensor_bytes)
     temporary = folder / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
     temporary.mkdir(parents=True)
     contents = save.contents

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import difflib
@@ -757,6 +758,18 @@ class Config(Samples, Resume, Saving, Loss, Training, Network, Validation, Datas
         if self.trains_text_encoder:
             parts["text_encoder"] = self.learning_rate if self.text_encoder_lr is None else self.text_encoder_lr
         return parts
+
+    @property
+    def optimizer_arguments(self) -> dict[str, Any]:
+        """What optimizer_args says, as Python's values where it is one and as text where it is not."""
+        arguments = {}
+        for item in self.optimizer_args:
+            name, _, text = item.partition("=")
+            try:
+                arguments[name.strip()] = ast.literal_eval(text.strip())
+            except (ValueError, SyntaxError):
+                arguments[name.strip()] = text.strip()
+        return arguments
 
     def replace(self, **changes: Any) -> Config:
         return dataclasses.replace(self, **changes)

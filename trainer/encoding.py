@@ -24,13 +24,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer import cache, packs
+from trainer import cache, packs, quantities
 from trainer.agreement import Agreement
 from trainer.buckets import Size
 from trainer.cache import DiskStore, MemoryStore, Store, latent_key
 from trainer.config import Config
 from trainer.dataset import Entry
-from trainer.files import readable_size
 from trainer.loader import pixels_of
 from trainer.packs import Arrays
 from trainer.refusal import Refused
@@ -284,12 +283,12 @@ def _require_room(store: Store, values: Sequence[Arrays], count: int) -> None:
         logger.warning(
             "The cache takes about %s of memory, but only %s are free; cache_latents_to_disk = true "
             "and cache_text_encoder_outputs_to_disk = true use the disk instead",
-            *(readable_size(needed), readable_size(room)),
+            *(quantities.size(needed), quantities.size(room)),
         )
         return
     raise CacheFull(
-        f"cache_dir: the disk is too small: the cache needs about {readable_size(needed)} more, and "
-        f"{readable_size(room)} are free. Free some space, choose another cache_dir, or lower resolution"
+        f"cache_dir: the disk is too small: the cache needs about {quantities.size(needed)} more, and "
+        f"{quantities.size(room)} are free. Free some space, choose another cache_dir, or lower resolution"
     )
 
 

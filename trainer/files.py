@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,10 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from trainer.quantities import size
+
+SPARE_BYTES = 64 << 20  # left free on the disk beside what a save needs
 
 
 def usual_mode() -> int:
@@ -89,6 +94,22 @@ def remove_temporary(folder: Path, name: str = ".*") -> None:
                     entry.unlink(missing_ok=True)
 
 
+def require_space(folder: Path, needed: int) -> None:
+    """Raise OSError (disk full) when the file system of `folder` has less than `needed` bytes and some to spare."""
+    free = free_bytes(folder)
+    if free < needed + SPARE_BYTES:
+        message = f"{size(needed)} are needed and {size(SPARE_BYTES)} to spare, {size(free)} are free"
+        raise OSError(errno.ENOSPC, message, str(folder))
+
+
+def free_bytes(folder: Path) -> int:
+    """What is free on the file system of a folder, which need not exist yet."""
+    existing = folder.absolute()
+    while not exists(existing):
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
+
+
 def write_text(path: Path, text: str) -> None:
     """Like `write_bytes`, in UTF-8."""
     write_bytes(path, text.encode())
@@ -115,11 +136,3 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def readable_size(count: float) -> str:
-    """A number of bytes for people: 1.5 GB, 20.0 MB, 3.1 kB."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB")):
-        if count >= unit:
-            return f"{count / unit:.1f} {name}"
-    return f"{count / 1e3:.1f} kB"

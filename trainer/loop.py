@@ -38,6 +38,7 @@ from trainer import (
     validation,
 )
 from trainer.agreement import Agreement, Wish
+from trainer.checkpoint_size import SizeUnknown
 from trainer.config import Config, ConfigError, Problem
 from trainer.console import ConsoleLog
 from trainer.families.base import Model
@@ -91,7 +92,8 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
                 if accelerator.is_main_process:
                     session.record_finished(config, run, verdict.step)
                 return "finished"
-            require_disk_space(config, verdict.manifest.bytes)
+        size = checkpoint_bytes(config, inputs, verdict)
+        preflight.require_disk_space(config, size or 0)
         this_session = Session(config, run, verdict)
         origin = epoch_origin(verdict)
         planned_steps = verdict.state.get("planned_steps", total_steps) if verdict else total_steps
@@ -103,6 +105,8 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
         with recorded(this_session, accelerator, inputs), processes.watched():
             if console and accelerator.is_main_process:
                 console.attach(run.console_file)
+            if size and accelerator.is_main_process:
+                warn_of_writes(config, inputs, verdict, size, this_session)
             # The model, its layers and what is computed once.
             logger.info("Loading %s", config.pretrained_model_name_or_path)
             model = families.get(config.family).load(config, inputs.model_path, DTYPES[config.mixed_precision], device)
@@ -122,10 +126,11 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
                 return "cached"
             prepared = accelerator.prepare(model.module())
             state = State(config, model, device)
-            require_disk_space(config, 2 * state.checkpoint_bytes)
-            much = preflight.write_budget(config, inputs, verdict, state.checkpoint_bytes).warning()
-            if much and accelerator.is_main_process:
-                this_session.warn("write_budget", much)
+            if size is None:
+                size = state.checkpoint_bytes(len(inputs.found.entries))
+                preflight.require_disk_space(config, size)
+                if accelerator.is_main_process:
+                    warn_of_writes(config, inputs, verdict, size, this_session)
             if verdict:
                 probe_loss = restore(state, verdict)
                 if accelerator.is_main_process:
@@ -279,14 +284,22 @@ def recorded(this_session: Session, accelerator: Accelerator, inputs: Inputs) ->
         yield
 
 
-def require_disk_space(config: Config, needed: int) -> None:
-    """Refuse to begin what could not be saved. Raises ResumeRefused."""
+def checkpoint_bytes(config: Config, inputs: Inputs, verdict: Verdict | None) -> int | None:
+    """What a checkpoint takes, as far as it is known before the model is loaded."""
     try:
-        checkpoint.require_space(config.run_dir, needed)
-    except OSError as error:
-        raise ResumeRefused(
-            [f"output_dir: the disk is too small: {error.strerror}; free some space or choose another output_dir"]
-        ) from error
+        return preflight.bytes_of_save(config, inputs, verdict)
+    except SizeUnknown as unknown:
+        logger.info("How much a checkpoint takes is known when the model is loaded: %s", unknown)
+        return None
+
+
+def warn_of_writes(
+    config: Config, inputs: Inputs, verdict: Verdict | None, bytes_of_save: int, this_session: Session
+) -> None:
+    """Say when so much will be written that it wears a disk out."""
+    much = preflight.write_budget(config, inputs, verdict, bytes_of_save).warning()
+    if much:
+        this_session.warn("write_budget", much)
 
 
 def epoch_origin(verdict: Verdict | None) -> Origin:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import inspect
 from collections.abc import Mapping, Sequence
@@ -42,17 +41,6 @@ KINDS: dict[str, Kind] = {
 _OF_THE_SESSION = frozenset({"params", "lr", "initial_lr", "fused", "foreach", "capturable", "differentiable", "name"})
 
 
-def _arguments(config: Config) -> dict[str, Any]:
-    arguments = {}
-    for item in config.optimizer_args:
-        name, _, text = item.partition("=")
-        try:
-            arguments[name.strip()] = ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError):
-            arguments[name.strip()] = text.strip()
-    return arguments
-
-
 def _class(name: str) -> Any:
     kind = KINDS[name]
     try:
@@ -66,7 +54,7 @@ def _class(name: str) -> Any:
 def check(config: Config) -> None:
     """Raise ConfigError when the optimizer is not installed or does not take the given arguments."""
     accepted = inspect.signature(_class(config.optimizer_type)).parameters
-    arguments = _arguments(config)
+    arguments = config.optimizer_arguments
     problems = [
         Problem("optimizer_args", f"{config.optimizer_type} has no argument {name!r}; it has {', '.join(accepted)}")
         for name in arguments
@@ -86,7 +74,7 @@ def build(config: Config, groups: Sequence[tuple[str, list[nn.Parameter], float]
     Raises ConfigError when the optimizer refuses its arguments.
     """
     kind = KINDS[config.optimizer_type]
-    arguments = {**kind.defaults, **_arguments(config)}
+    arguments = {**kind.defaults, **config.optimizer_arguments}
     parameters = [{"params": params, "lr": peak, "name": name} for name, params, peak in groups]
     try:
         return _class(config.optimizer_type)(parameters, lr=groups[0][2] or 1e-8, **arguments)
@@ -98,7 +86,7 @@ def build(config: Config, groups: Sequence[tuple[str, list[nn.Parameter], float]
 def describe(optimizer: torch.optim.Optimizer, config: Config) -> str:
     """kohya's text for the model file: module.Class(k=v,...)."""
     kind = type(optimizer)
-    arguments = ",".join(f"{name}={value}" for name, value in _arguments(config).items())
+    arguments = ",".join(f"{name}={value}" for name, value in config.optimizer_arguments.items())
     return f"{kind.__module__}.{kind.__name__}({arguments})"
 
 

@@ -6,23 +6,22 @@ No torch here.
 from __future__ import annotations
 
 import dataclasses
-import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer import base_model, budget, dataset, files, findings, manifest, prompts, resume
+from trainer import base_model, budget, checkpoint_size, dataset, files, findings, manifest, prompts, resume
 from trainer.budget import Budget
+from trainer.checkpoint_size import SizeUnknown
 from trainer.config import OPTIONS, Config, ConfigError, Problem, Source, build, check, read_arguments, read_toml
 from trainer.dataset import REPLACED_BY_DATASET_CONFIG, Scan
+from trainer.quantities import counted, size
 from trainer.refusal import Refused, both
 from trainer.resume import ResumeRefused, Verdict
 from trainer.runs import RunFolder
 from trainer.scan import Progress, nobody
 
-logger = logging.getLogger(__name__)
 SCAN_WORKERS = 4
 NAMED_PATHS = (
     "train_data_dir", "dataset_config", "reg_data_dir", "validation_data_dir", "conditioning_data_dir", "in_json",
@@ -46,9 +45,9 @@ class Inputs:
         found = self.found
         regular = sum(entry.subset.is_reg for entry in found.entries)
         lines = [
-            f"{_count(len(found.entries), 'image')}, {_count(found.samples, 'sample')} an epoch in "
-            f"{_count(len(found.bucket_counts()), 'bucket')}: {_count(self.steps_per_epoch, 'step')} an epoch, "
-            f"{_count(self.total_steps, 'step')} in all",
+            f"{counted(len(found.entries), 'image')}, {counted(found.samples, 'sample')} an epoch in "
+            f"{counted(len(found.bucket_counts()), 'bucket')}: {counted(self.steps_per_epoch, 'step')} an epoch, "
+            f"{counted(self.total_steps, 'step')} in all",
             *([f"{regular} of these images are regularisation images"] if regular else []),
             *([f"{len(found.validation)} more images are held out for validation"] if found.validation else []),
             *found.notices,
@@ -102,6 +101,7 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
         Problem(name, f"there is no folder or file {home / getattr(config, name)}")
         for name in NAMED_PATHS
         if not (config.dataset_config and name in REPLACED_BY_DATASET_CONFIG)
+        if name != "network_weights" or not config.resume_from_checkpoint  # a resume has weights of its own
         if getattr(config, name) and not files.exists(home / getattr(config, name))
     ]
     model = config.pretrained_model_name_or_path
@@ -174,28 +174,65 @@ def look_at_checkpoint(config: Config, inputs: Inputs, environment: Mapping[str,
     )
 
 
+def bytes_of_save(config: Config, inputs: Inputs, verdict: Verdict | None) -> int:
+    """How much a checkpoint takes: as the one resumed from, or else about. Raises SizeUnknown."""
+    if verdict:
+        return verdict.manifest.bytes
+    shapes = checkpoint_size.trained(config, inputs.model_path)
+    return checkpoint_size.estimate(config, shapes, len(inputs.found.entries))
+
+
 def write_budget(config: Config, inputs: Inputs, verdict: Verdict | None, bytes_of_save: int) -> Budget:
     """What the training is going to write in checkpoints of this size."""
     step, seconds = (verdict.step, budget.seconds_per_step(RunFolder(config.run_dir))) if verdict else (0, None)
-    return budget.of(config, step, inputs.total_steps, inputs.steps_per_epoch, bytes_of_save, seconds)
+    return budget.of(
+        config, step, inputs.total_steps, inputs.steps_per_epoch, bytes_of_save, seconds, about=verdict is None
+    )
+
+
+def require_disk_space(config: Config, bytes_of_save: int) -> None:
+    """Refuse to begin what could not be saved: a checkpoint goes only when the one after it is written.
+
+    Raises ResumeRefused.
+    """
+    try:
+        files.require_space(config.run_dir, 2 * bytes_of_save)
+    except OSError as error:
+        raise ResumeRefused(
+            [f"output_dir: the disk is too small: {error.strerror}; free some space or choose another output_dir"]
+        ) from error
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What a training would be. `refusals`: every reason why it may not begin; empty when it may."""
+    """What a training would be. `refusals`: every reason why it may not begin; empty when it may.
+
+    `bytes_of_save`: what a checkpoint takes; None where nothing would be written, or for a reason: `size_unknown`.
+    """
 
     config: Config
     inputs: Inputs | None
     verdict: Verdict | None
     refusals: tuple[str, ...]
     disk_free: int  # bytes
+    bytes_of_save: int | None = None
+    size_unknown: str = ""
 
     @property
     def writes(self) -> Budget | None:
-        """What is going to be written; None where the size of a checkpoint is not known yet."""
-        if self.inputs is None or self.verdict is None or self.verdict.finished:
+        """What is going to be written; None where the size of a checkpoint is not known."""
+        if self.inputs is None or self.bytes_of_save is None:
             return None
-        return write_budget(self.config, self.inputs, self.verdict, self.verdict.manifest.bytes)
+        return write_budget(self.config, self.inputs, self.verdict, self.bytes_of_save)
+
+    @property
+    def disk_needed(self) -> int | None:
+        """About how many bytes the run's checkpoints take in the end; None where their size is not known."""
+        if self.inputs is None or self.bytes_of_save is None:
+            return None
+        steps, epoch = self.inputs.total_steps, self.inputs.steps_per_epoch
+        saves = budget.of(self.config, 0, steps, epoch, self.bytes_of_save, None).saves
+        return budget.kept(self.config, saves, steps, epoch) * self.bytes_of_save
 
     def lines(self) -> list[str]:
         """For people."""
@@ -204,10 +241,21 @@ class Preflight:
         if not self.refusals and self.verdict is None:
             rates = ", ".join(f"{part} {peak:.3g}" for part, peak in self.config.peak_learning_rates.items())
             lines.append(f"Starts afresh; learning rate {rates}, {self.config.lr_scheduler}")
-        lines.append(f"{self.disk_free / 1e9:.1f} GB free for {self.config.output_dir}")
         if writes := self.writes:
             lines += [writes.line(), *filter(None, [writes.warning()])]
+        lines.append(self._disk())
         return lines + [f"Refused: {line}" for refusal in self.refusals for line in refusal.splitlines()]
+
+    def _disk(self) -> str:
+        free = f"{size(self.disk_free)} are free for {self.config.output_dir}"
+        if self.size_unknown:
+            return f"{free}; how much a checkpoint takes is known when the model is loaded: {self.size_unknown}"
+        needed = self.disk_needed
+        if needed is None:
+            return free
+        told = f"The checkpoints that are kept take about {size(needed)} in the end; {free}"
+        too_much = " - too little for them all: lower keep_last_n_checkpoints" if needed > self.disk_free else ""
+        return told + too_much
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
@@ -222,6 +270,9 @@ class Preflight:
             "steps_per_epoch": inputs.steps_per_epoch if inputs else None,
             "total_steps": inputs.total_steps if inputs else None,
             "disk_free": self.disk_free,
+            "disk_needed": self.disk_needed,
+            "checkpoint_bytes": self.bytes_of_save,
+            "checkpoint_bytes_unknown": self.size_unknown or None,
             "writes": self._writes_json(),
             "resume": self._resume_json(verdict) if verdict else None,
         }
@@ -265,14 +316,16 @@ def _plain(value: Any) -> Any:
 def look(config: Config, *, processes: int = 1, environment: Mapping[str, Any] | None = None) -> Preflight:
     """Look at everything, change nothing, and report every reason against beginning at once."""
     refusals: list[str] = []
-    inputs, verdict = None, None
+    inputs, verdict, needed, unknown = None, None, None, ""
     try:
         inputs = look_at_inputs(config, processes)
         verdict = look_at_checkpoint(config, inputs, environment)
         refusals += verdict.refusals if verdict else ()
+        if not (verdict and verdict.finished):
+            needed = bytes_of_save(config, inputs, verdict)
+            require_disk_space(config, needed)
+    except SizeUnknown as error:
+        unknown = str(error)
     except Refused as error:
         refusals.append(str(error))
-    existing = config.run_dir.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    return Preflight(config, inputs, verdict, tuple(refusals), shutil.disk_usage(existing).free)
+    return Preflight(config, inputs, verdict, tuple(refusals), files.free_bytes(config.run_dir), needed, unknown)

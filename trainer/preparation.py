@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.files import readable_size
+from trainer import quantities
 from trainer.refusal import Refused
 from trainer.scan import Progress, list_pictures, nobody
 
@@ -82,7 +82,9 @@ def plan(target: Path, images: Part, regularisation: Part | None, caption_extens
     if not existing.is_dir():
         problems.append(f"{existing} is a file, not a folder")
     elif size > (free := shutil.disk_usage(existing).free):
-        problems.append(f"{readable_size(size)} are to be copied, and only {readable_size(free)} are free for {target}")
+        problems.append(
+            f"{quantities.size(size)} are to be copied, and only {quantities.size(free)} are free for {target}"
+        )
     if problems:
         raise PreparationRefused("\n".join(problems))
     return Plan(target, tuple(folders), tuple(copies), there, size)

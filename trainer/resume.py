@@ -106,7 +106,7 @@ class Verdict:
     def lines(self) -> list[str]:
         """For people: the sentence, then whatever differs."""
         result = [self.sentence()]
-        result += [f"Set aside as damaged: {path.name}: {reason}" for path, reason in self.rejected]
+        result += [f"Damaged, so passed over: {path.name}: {reason}" for path, reason in self.rejected]
         for item in self.differences:
             if item.on_resume != "free":
                 note = "allowed" if item.allowed else item.on_resume

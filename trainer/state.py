@@ -11,7 +11,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from trainer import checkpoint, network, optimizers
+from trainer import checkpoint_size, network, optimizers
 from trainer.checkpoint import Contents
 from trainer.config import Config
 from trainer.families.base import Model
@@ -161,8 +161,7 @@ class State:
         self.nonfinite_in_a_row = values["nonfinite_in_a_row"]
         self.validation = Record(**values.get("validation", {}))  # version 1 began without it
 
-    @property
-    def checkpoint_bytes(self) -> int:
-        """About what a checkpoint takes on the disk: the weights, two moments of each, the moving average."""
-        weights = sum(parameter.nbytes for parameter in self.parameters)
-        return weights * (4 if self.ema else 3) + checkpoint.SPARE_BYTES // 64
+    def checkpoint_bytes(self, images: int) -> int:
+        """About what a checkpoint takes on the disk; `images`: how many the dataset has."""
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.weights.items()}
+        return checkpoint_size.estimate(self.config, shapes, images)

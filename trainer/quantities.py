@@ -1,0 +1,17 @@
+"""Sizes and counts as people read them. No torch here."""
+
+from __future__ import annotations
+
+
+def size(count: float) -> str:
+    """Bytes: 12.3 MB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB" if count < 999.5 else f"{count:,.0f} TB"
+
+
+def counted(number: int, noun: str) -> str:
+    """1 image, 1,234 images."""
+    return f"1 {noun}" if number == 1 else f"{number:,} {noun}s"
