@@ -46,6 +46,26 @@ def model_files(config: Config) -> list[str]:
 # --- samples -------------------------------------------------------------------------------------------------------
 
 
+def test_a_device_without_room_for_sample_images_does_not_end_the_training(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(config)
+
+    def no_room(model: StableDiffusion, pipeline: object, prompt: object) -> None:
+        assert not model.training
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(StableDiffusion, "_one_sample", no_room)
+    sampled = config.replace(
+        output_dir=str(tmp_path / "sampled"), sample_prompts="a thing --s 2", sample_every_n_steps=4
+    )
+    assert run(sampled) == "finished"
+    assert_bit_equal(tensors_of(sampled, STEPS), tensors_of(config, STEPS))
+    warnings = events_of(sampled, "warning")
+    assert {event["kind"] for event in warnings} == {"sample_failed"}
+    assert "out of memory" in warnings[0]["message"] and "--w and --h" in warnings[0]["message"]
+
+
 def test_sample_images_do_not_disturb_the_training(config: Config, tmp_path: Path) -> None:
     run(config)
     sampled = config.replace(

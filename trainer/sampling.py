@@ -28,10 +28,20 @@ def make(
 ) -> None:
     """Make the prompts' images at a step, write them to the run's samples folder and say so.
 
-    A disk that refuses them is an event and a warning. The random state of the training is addressed, and so is not
-    touched.
+    A device that has no room for them or a disk that refuses them is an event and a warning; the training goes on. Its
+    random state is addressed, and so is not touched.
     """
-    for index, (prompt, image) in enumerate(zip(prompts, model.sample(prompts, sampler, device), strict=True)):
+    try:
+        images = model.sample(prompts, sampler, device)
+    except RuntimeError as error:  # most often the device's memory, which is too small for larger pictures
+        advice = " Give smaller ones with --w and --h." if isinstance(error, torch.OutOfMemoryError) else ""
+        message = f"the sample images cannot be made: {error}.{advice}"
+        logger.warning("Step %d: %s The training goes on without them.", step, message)
+        events.write("warning", step, kind="sample_failed", message=message)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        return
+    for index, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
         name = f"step{step:08d}-{index:02d}-{prompt.seed}.png"
         data = io.BytesIO()
         image.save(data, "PNG")

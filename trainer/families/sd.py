@@ -356,8 +356,6 @@ class StableDiffusion(nn.Module):
     @torch.no_grad()
     def sample(self, prompts: Sequence[Prompt], sampler: str, device: torch.device) -> list[Image.Image]:
         text_home, vae_home = self._text.device, self._vae.device
-        self._text.to(device)
-        self._vae.to(device)
         kind, changes = SAMPLERS[sampler]
         # A schedule that ends in pure noise has to be sampled from its very end.
         spacing = "trailing" if self.config.zero_terminal_snr else "leading"
@@ -378,6 +376,8 @@ class StableDiffusion(nn.Module):
         training = self.training
         self.eval()
         try:
+            self._text.to(device)
+            self._vae.to(device)
             return [self._one_sample(pipeline, prompt) for prompt in prompts]
         finally:
             self.train(training)
