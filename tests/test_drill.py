@@ -36,6 +36,13 @@ def test_a_drill_kills_resumes_compares_and_leaves_nothing(config: Config, tmp_p
     assert [path.name for path in Path(config.output_dir).iterdir() if "drill" in path.name] == []
 
 
+def test_what_a_preset_says_of_resumes_and_early_ends_does_not_change_its_drill(config: Config, tmp_path: Path) -> None:
+    options = {"resume_lr_policy": "restart", "resume_lr_scale": 0.5, "resume_warmup_steps": 3}
+    adapted = config.replace(**options, resume_allow=("seed",), validation_split=0.5, early_stopping_patience=1)
+    rehearsal = drill.rehearsal_of(adapted, tmp_path, 8)
+    assert rehearsal.replace(validation_split=0.0) == drill.rehearsal_of(config, tmp_path, 8)
+
+
 def test_a_drill_tells_programs_its_verdict_and_figures(config: Config, tmp_path: Path) -> None:
     done = trainer("drill", config, tmp_path, "--steps", "4", "--json")
     told = json.loads(done.stdout)

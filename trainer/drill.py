@@ -103,16 +103,20 @@ def run(preset: str, rest: Sequence[str], *, steps: int, as_json: bool = False) 
     return end(EQUAL if outcome.equal else DIFFERENT, outcome.lines(), outcome=dataclasses.asdict(outcome))
 
 
-def compare(config: Config, folder: Path, steps: int, told_to: TextIO) -> Outcome:
-    """Train straight, then with a kill and a resume, in `folder`, telling what is done. Raises DrillFailed."""
-    middle = steps // 2
-    rehearsal = config.replace(
+def rehearsal_of(config: Config, folder: Path, steps: int) -> Config:
+    """The preset's training, only shorter and in `folder`, without what else saves, samples, ends or resumes it."""
+    return config.replace(
         output_dir=str(folder),
         output_name="straight",
         cache_dir=str(config.cache_path),
         max_train_steps=steps,
         max_train_epochs=None,
+        early_stopping_patience=0,
         resume_from_checkpoint="",
+        resume_allow=(),
+        resume_lr_policy="keep",
+        resume_lr_scale=1.0,
+        resume_warmup_steps=0,
         overwrite_run=False,
         cache_only=False,
         save_state=True,
@@ -123,6 +127,12 @@ def compare(config: Config, folder: Path, steps: int, told_to: TextIO) -> Outcom
         sample_every_n_epochs=0,
         sample_at_first=False,
     )
+
+
+def compare(config: Config, folder: Path, steps: int, told_to: TextIO) -> Outcome:
+    """Train straight, then with a kill and a resume, in `folder`, telling what is done. Raises DrillFailed."""
+    middle = steps // 2
+    rehearsal = rehearsal_of(config, folder, steps)
     print(f"Training {steps} steps straight ...", file=told_to, flush=True)
     train(rehearsal, folder)
     killed = rehearsal.replace(output_name="interrupted", save_every_n_steps=middle)

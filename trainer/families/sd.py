@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -36,6 +37,7 @@ from trainer.config import Config
 from trainer.network import Target
 from trainer.prompts import Prompt
 
+logger = logging.getLogger(__name__)
 SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {"clip_sample": False}),
     "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
@@ -432,6 +434,8 @@ class _Family:
                 f"pretrained_model_name_or_path: {path} predicts {noise_scheduler.config.prediction_type}, "
                 "which Stable Diffusion 1.x and 2.x do not"
             )
+        if config.scale_v_pred_loss_like_noise_pred and noise_scheduler.config.prediction_type == "epsilon":
+            logger.warning("scale_v_pred_loss_like_noise_pred has no effect: this model predicts noise, not v")
         return StableDiffusion(config, noise_scheduler=noise_scheduler, dtype=dtype, **parts)
 
 
