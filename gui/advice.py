@@ -40,7 +40,7 @@ CAUSES = (
         "The loss stopped being a number.",
         (
             "Lower the learning rate, or give it a warm-up (lr_warmup_steps).",
-            "With mixed_precision fp16, use bf16; with SDXL's VAE, turn no_half_vae on.",
+            "With mixed_precision fp16, choose bf16, or turn no_half_vae on.",
             "Look for broken images in the Dataset tab. The checkpoints are sound: resume from the latest.",
         ),
     ),

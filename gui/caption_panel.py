@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from gui import dataset_view as view
 from gui import look
 from gui.dataset_view import Item, Looked
 from gui.places import Places
+from gui.wiring import Data, Updates
 from trainer import caption_edits
 from trainer.caption_edits import Change, Edit, EditRefused, Journal, Outcome
 from trainer.config import Config
@@ -29,8 +30,6 @@ ACTIONS = {
 CLICK = "Click an image above to see and edit its caption."
 NO_CHANGE = "There is no change to undo."
 MOST_PREVIEWED = 20
-Updates = dict[Any, Any]
-Data = Mapping[Any, Any]
 
 
 class CaptionPanel:

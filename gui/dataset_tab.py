@@ -16,6 +16,7 @@ from gui.dataset_view import Filter, Item, Job, Looked, Looker
 from gui.form import Form
 from gui.places import Places
 from gui.preparation_panel import PreparationPanel
+from gui.wiring import Data, Updates
 from trainer import config
 from trainer.config import OPTIONS, Config
 
@@ -24,8 +25,6 @@ LOOK_SECONDS = 0.5  # between two messages of how far a look is
 # The options that decide what the dataset is; others do not make a new look necessary.
 SECTIONS = ("Folders", "Dataset", "Validation")
 BATCH = ("train_batch_size", "gradient_accumulation_steps", "seed")
-Updates = dict[Any, Any]
-Data = Mapping[Any, Any]
 
 
 class DatasetTab:

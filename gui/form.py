@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import re
@@ -69,11 +68,7 @@ def from_browser(known: Option, raw: Any) -> Any:
         text = raw.strip() if isinstance(raw, str) else raw
         if text in ("", None):
             return None
-        if isinstance(text, str):
-            for number in (int, float):
-                with contextlib.suppress(ValueError):
-                    return number(text)
-        return text
+        return config.from_text(known, text) if isinstance(text, str) else text
     if known.kind == "choice":
         return raw
     return "" if known.kind == "str" and raw is None else raw

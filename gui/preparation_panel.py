@@ -12,13 +12,12 @@ from gui import dataset_view as view
 from gui import form as forms
 from gui import look
 from gui.places import Places
+from gui.wiring import Data, Updates
 from trainer import preparation
 from trainer.config import OPTIONS
 from trainer.preparation import Part, Plan, PreparationRefused
 
 CAPTION_EXTENSIONS = (".txt", ".caption")
-Updates = dict[Any, Any]
-Data = Mapping[Any, Any]
 
 
 class PreparationPanel:

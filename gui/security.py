@@ -199,11 +199,11 @@ class Guard:
         """Run the application on a request whose body is bounded, whether it says its length or not."""
         largest = self._policy.largest_body
         told = _headers(scope).get("content-length", ["0"])[0]
+        too_large = f"A request may have {largest >> 20} MiB at most."
         if not told.isdigit() or int(told) > largest:
-            await _answer(send, 413, f"A request may have {largest >> 20} MiB at most.")
+            await _answer(send, 413, too_large)
             return
         received, begun, refused = 0, False, False
-        message_text = f"A request may have {largest >> 20} MiB at most."
 
         async def counted() -> Message:
             nonlocal received, refused
@@ -213,7 +213,7 @@ class Guard:
                 if received > largest:
                     refused = True
                     if not begun:
-                        await _answer(send, 413, message_text)
+                        await _answer(send, 413, too_large)
                     raise _TooLarge
             return message
 

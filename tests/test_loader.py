@@ -240,11 +240,10 @@ def test_leaving_the_stream_ends_its_threads(config: Config) -> None:
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("loader")] == []
 
 
-def test_worker_threads_prepare_for_the_gpu_of_their_process(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_threads_prepare_for_the_gpu_of_their_process(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[Any] = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    mine = loader_of(config)
     for device in ("cpu", "cuda", "cuda:1"):
-        mine._device = torch.device(device)
-        mine._enter_thread()
+        with loader.thread_pool(1, "loader", torch.device(device)) as pool:
+            pool.submit(int).result()
     assert chosen == [torch.device("cuda:1")]

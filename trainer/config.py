@@ -952,10 +952,10 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, Given]:
                 switch = f"--{name}" if SWITCHES[following.lower()] else f"--no-{name}"
                 problems.append(Problem(name, f"a switch takes no {following!r}; write {switch}", where))
         elif has_value:
-            source[name] = Given(_from_text(known, text), where)
+            source[name] = Given(from_text(known, text), where)
         elif following is not None and not following.startswith("--"):
             position += 1
-            source[name] = Given(_from_text(known, following), where)
+            source[name] = Given(from_text(known, following), where)
         elif known:
             problems.append(Problem(name, "needs a value", where))
         else:
@@ -965,8 +965,8 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, Given]:
     return source
 
 
-def _from_text(known: Option | None, text: str) -> Any:
-    """The value a text means for an option's kind; the text itself where it means none (`check` then refuses it)."""
+def from_text(known: Option | None, text: str) -> Any:
+    """The value that a text means for an option's kind; the text itself where it means none, for `check` to refuse."""
     if known is None:
         return text
     if known.kind == "bool":
@@ -1095,7 +1095,7 @@ def _foreign(key: str, given: Given, values: dict[str, Any]) -> tuple[Problem | 
             if name not in sd_scripts.NETWORK_ARGS:
                 return Problem(key, f"{argument!r} is not supported; remove it", given.where), None
             ours = sd_scripts.NETWORK_ARGS[name]
-            values[ours], wrong = _value_problem(OPTIONS[ours], _from_text(OPTIONS[ours], text))
+            values[ours], wrong = _value_problem(OPTIONS[ours], from_text(OPTIONS[ours], text))
             if wrong:
                 return Problem(key, f"{name}: {wrong}", given.where), None
         return None, None

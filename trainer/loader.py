@@ -284,6 +284,17 @@ class Samples:
         return arrays
 
 
+def thread_pool(workers: int, name: str, device: torch.device) -> ThreadPoolExecutor:
+    """Threads that prepare batches for a device."""
+
+    def enter() -> None:
+        """Pinned memory belongs to the thread's GPU, which is the first one unless it is told."""
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
+
+    return ThreadPoolExecutor(workers, thread_name_prefix=name, initializer=enter)
+
+
 class Loader:
     """Iterates over the steps from a place on, without an end; seeking costs nothing.
 
@@ -306,7 +317,7 @@ class Loader:
             while True:
                 yield self.build(step)
                 step += 1
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="loader", initializer=self._enter_thread)
+        pool = thread_pool(workers, "loader", self._device)
         ahead: deque[tuple[int, Future[Step]]] = deque()
         try:
             step = start
@@ -317,11 +328,6 @@ class Loader:
                 yield self._patiently(*ahead.popleft())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-    def _enter_thread(self) -> None:
-        """Pinned memory belongs to the thread's GPU, which is the first one unless it is told."""
-        if self._device.index is not None and self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
 
     def _patiently(self, step: int, built: Future[Step]) -> Step:
         """What a worker builds; a wait that is too long for a healthy disk is told, with the images."""

@@ -9,7 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from trainer import files, overfitting, randomness
 from trainer.config import Config
 from trainer.dataset import Entry
 from trainer.events import EventWriter
-from trainer.loader import MicroBatch, Plan, Samples, Sources, Use
+from trainer.loader import MicroBatch, Plan, Samples, Sources, Use, thread_pool
 from trainer.overfitting import Record
 from trainer.state import State
 
@@ -134,7 +134,7 @@ class Validator:
         if not self._workers:
             yield from (samples.micro_batch(uses, 1.0) for samples, uses in tasks)
             return
-        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="validation", initializer=self._enter_thread)
+        pool = thread_pool(self._workers, "validation", self._device)
         ahead: deque[Future[MicroBatch]] = deque()
         try:
             for samples, uses in tasks:
@@ -145,11 +145,6 @@ class Validator:
                 yield ahead.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-    def _enter_thread(self) -> None:
-        """Pinned memory belongs to the thread's GPU, which is the first one unless it is told."""
-        if self._device.type == "cuda" and self._device.index is not None:
-            torch.cuda.set_device(self._device)
 
 
 def _batches(entries: Sequence[Entry], size: int) -> list[list[Entry]]:
