@@ -25,6 +25,7 @@ from tests.runs_at_tiny_size import (
 )
 from trainer import files, manifest, runs
 from trainer.checkpoint import Save, Writer
+from trainer.refusal import Refused
 from trainer.resume import ResumeRefused
 from trainer.runs import RunFolder
 from trainer.session import TrainingFailed
@@ -86,6 +87,24 @@ def test_a_disk_too_small_for_a_run_is_told_before_its_first_step(
     with pytest.raises(ResumeRefused, match=r"the disk is too small: .* are needed"):
         run(config)
     assert events_of(config, "step") == []
+
+
+def hold(folder: Path) -> None:
+    with runs.locked(RunFolder(folder)):
+        pytest.fail("the run was held")
+
+
+def test_a_run_folder_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "output").touch()
+    with pytest.raises(Refused, match=r"output_dir: .*run cannot be written: Not a directory; .* another output_dir"):
+        hold(tmp_path / "output" / "run")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_disk_that_is_full_when_the_run_is_to_be_held_is_refused(tmp_path: Path) -> None:
+    RunFolder(tmp_path).lock_file.symlink_to("/dev/full")
+    with pytest.raises(Refused, match="cannot be written"):
+        hold(tmp_path)
 
 
 def test_a_run_whose_last_save_fails_has_failed_and_can_be_resumed(

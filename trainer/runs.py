@@ -125,9 +125,16 @@ def is_alive(process: dict[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def locked(run: RunFolder) -> Iterator[None]:
-    """Hold the run for this process. Raises RunInUse when a live process holds it; a stale lock is taken over."""
-    run.path.mkdir(parents=True, exist_ok=True)
-    with run.lock_file.open("a+") as file:
+    """Hold the run for this process; a stale lock is taken over.
+
+    Raises RunInUse when a live process holds it, Refused when its folder cannot be written.
+    """
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        file = run.lock_file.open("a+b", buffering=0)
+    except OSError as error:
+        raise _not_writable(run, error) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held = False
@@ -141,16 +148,23 @@ def locked(run: RunFolder) -> Iterator[None]:
                 f"the run {run.path} is in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}; "
                 "stop that process first, or choose another output_name"
             )
-        file.seek(0)
-        file.truncate()
-        json.dump(this_process(), file)
-        file.flush()
+        try:
+            file.seek(0)
+            file.truncate()
+            file.write(json.dumps(this_process()).encode())
+        except OSError as error:
+            raise _not_writable(run, error) from error
         try:
             yield
         finally:
             file.seek(0)
             file.truncate()
-            file.flush()
+
+
+def _not_writable(run: RunFolder, error: OSError) -> Refused:
+    return Refused(
+        f"output_dir: {run.path} cannot be written: {error.strerror}; free some space, or choose another output_dir"
+    )
 
 
 def _read_holder(run: RunFolder) -> dict[str, Any]:
