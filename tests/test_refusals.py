@@ -12,6 +12,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from tests import tiny
+from tests.damages import rewrite_manifest
 from trainer import __main__, files, manifest, preflight, runs
 from trainer.config import Config, to_toml
 from trainer.runs import RunFolder
@@ -143,6 +144,11 @@ def test_a_step_without_a_checkpoint_names_those_there_are(refused: Callable[...
     assert "this run has 4, 2" in refused("--resume_from_checkpoint", "3")
 
 
+def test_a_folder_that_is_no_checkpoint_is_not_called_a_damaged_one(refused: Callable[..., str], folder: Path) -> None:
+    message = refused("--resume_from_checkpoint", str(folder / "images"))
+    assert f"there is no checkpoint {folder / 'images'}; this run has 4, 2" in message
+
+
 @pytest.mark.parametrize("with_weights", [True, False])
 def test_a_state_of_sd_scripts_names_the_weights_that_can_be_taken(
     with_weights: bool, refused: Callable[..., str], folder: Path
@@ -193,6 +199,29 @@ def test_another_base_model(refused: Callable[..., str], model: Path, folder: Pa
     path.write_bytes(bytes(data))
     message = refused(*RESUME, "--pretrained_model_name_or_path", str(folder / "other"))
     assert "trained on another base model" in message
+
+
+def test_a_base_model_whose_files_changed_in_place(refused: Callable[..., str], model: Path, folder: Path) -> None:
+    shutil.copytree(model, folder / "copy")
+    preset(folder, folder / "copy", output_name="mine")
+    assert run(folder) == 0
+    weights = folder / "copy" / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-9] ^= 1
+    weights.write_bytes(content)
+    message = refused(*RESUME, "--resume_allow", "all")
+    assert "the files of" in message and "have changed since the checkpoint was saved: restore them" in message
+
+
+def test_a_checkpoint_of_a_newer_program_is_neither_passed_over_nor_set_aside(
+    refused: Callable[..., str], folder: Path
+) -> None:
+    newest = RunFolder(folder / "output" / "run").checkpoints / "step-00000004"
+    rewrite_manifest(newest, version=2)
+    message = refused(*RESUME)
+    assert f"{newest}: it is of version 2; this program reads up to 1: update it" in message
+    assert "resume_from_checkpoint = 2" in message
+    assert run(folder, "--resume_from_checkpoint", "2", "--max_train_steps", "2") == 0
 
 
 def test_the_same_base_model_elsewhere_is_fine(model: Path, folder: Path) -> None:

@@ -54,19 +54,23 @@ def model_files(config: Config) -> list[tuple[Path, int | None, int | None]]:
     return found
 
 
-def abandon(config: Config, run: RunFolder, step: int, epochs: int, session: int) -> list[Path]:
+def abandon(
+    config: Config, run: RunFolder, step: int, epochs: int, session: int, *, differs: bool, passed_over: bool
+) -> list[Path]:
     """Move what came after a step aside, into the run's `abandoned` folder, so that nothing of it is overwritten.
 
-    `epochs`: epochs completed at the step. Returns where the checkpoints are now; nothing moves when there are none.
+    `epochs`: epochs completed at the step. `differs`: what comes now is not what came then, so that model files are
+    moved also where no checkpoint came after the step. `passed_over`: one did, and was damaged. Returns where the
+    checkpoints are now.
     """
     later = [found for found in manifest.listing(run.checkpoints) if found.step > step]
-    if not later:
+    if not later and not differs:
         return []
     folder = run.abandoned / f"before-session-{session:03d}"
     # Model files first: if this is cut short, the checkpoints left are why the next resume at this step does the rest.
     for path, file_step, file_epoch in model_files(config):
-        of_later = (file_step or 0) > step or (file_epoch or 0) > epochs or (file_step is None and file_epoch is None)
-        if of_later:
+        is_result = file_step is None and file_epoch is None and (later or passed_over)
+        if (file_step or 0) > step or (file_epoch or 0) > epochs or is_result:
             manifest.move_aside(path, folder)
     return [manifest.move_aside(found.path, folder / "checkpoints") for found in later]  # newest first
 

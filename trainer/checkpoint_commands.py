@@ -63,7 +63,7 @@ def _checkpoints(path: Path) -> list[Path]:
 def _checkpoint(path: Path) -> Path:
     """The path, if what is there is or was a checkpoint. Raises Refused."""
     _require_folder(path)
-    if (path / manifest.MANIFEST).exists() or manifest.STEP_FOLDER.fullmatch(path.resolve().name):
+    if manifest.is_checkpoint(path):
         return path
     raise Refused(f"{path} is no checkpoint{_what_is_there(path)}")
 

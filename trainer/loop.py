@@ -194,6 +194,8 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
                     stopping = bool(wish & Wish.STOP) and not ending
                     if wish & Wish.SAMPLE or sample_is_due(config, plan, state.global_step):
                         sample()
+                    if wish & Wish.SAMPLE and not sample_prompts and accelerator.is_main_process:
+                        this_session.warn("no_prompts", "Sample images were asked for, but sample_prompts is empty.")
                     due = saver.due_files()
                     if accelerator.is_main_process and not ending and (due or wish & (Wish.SAVE | Wish.STOP)):
                         meter.flush()

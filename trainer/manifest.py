@@ -36,6 +36,10 @@ class CheckpointDamaged(Exception):
     """The folder is not a checkpoint that can be trusted; the message says why."""
 
 
+class CheckpointNewer(CheckpointDamaged):
+    """The folder is a checkpoint of a newer program, and so nothing that could be set aside."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What manifest.json says. `files`: name -> (bytes, SHA-256). `loss`, `epoch`: for the list of checkpoints.
@@ -59,6 +63,11 @@ class Manifest:
 
 def folder_name(step: int) -> str:
     return f"step-{step:08d}"
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether the folder is, or by its name was to be, a checkpoint; it may be damaged."""
+    return folder.is_dir() and bool((folder / MANIFEST).exists() or STEP_FOLDER.fullmatch(folder.resolve().name))
 
 
 def compose(
@@ -121,7 +130,7 @@ def read(folder: Path) -> Manifest:
         body = json.loads(data)
         version = body["version"]
         if of(int, version) > CHECKPOINT_VERSION:
-            raise CheckpointDamaged(
+            raise CheckpointNewer(
                 f"it is of version {version}; this program reads up to {CHECKPOINT_VERSION}: update it"
             )
         # One byte form is the right one, so that a changed byte anywhere is found, white space included.

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from trainer import dataset, manifest, overfitting, schedule
 from trainer.config import OPTIONS, Config, ConfigError, OnResume, read_config
-from trainer.manifest import CheckpointDamaged, Manifest
+from trainer.manifest import CheckpointDamaged, CheckpointNewer, Manifest
 from trainer.overfitting import Record
 from trainer.refusal import Refused
 from trainer.runs import RunFolder, RunUnreadable, read_run
@@ -110,7 +110,9 @@ class Verdict:
         for item in self.differences:
             if item.on_resume != "free":
                 note = "allowed" if item.allowed else item.on_resume
-                result.append(f"{item.name}: {item.checkpoint!r} in the checkpoint, {item.now!r} now ({note})")
+                same = item.checkpoint == item.now
+                now = "other content now" if same else f"{item.now!r} now"
+                result.append(f"{item.name}: {item.checkpoint!r} in the checkpoint, {now} ({note})")
         result += [f"Dataset: {line}" for line in self.dataset]
         result += [f"Environment: {line}" for line in self.environment]
         return result
@@ -135,7 +137,7 @@ def choose(config: Config) -> Chosen:
         return _latest(path / "checkpoints")
     if foreign:
         raise ResumeRefused([f"resume_from_checkpoint: {path} {foreign}"])
-    if not path.is_dir():
+    if not manifest.is_checkpoint(path):
         steps = [str(found.step) for found in manifest.listing(run.checkpoints)]
         have = f"this run has {', '.join(steps)}" if steps else "this run has no checkpoints"
         raise ResumeRefused([f"resume_from_checkpoint: there is no checkpoint {path}; {have}"])
@@ -182,6 +184,10 @@ def _latest(checkpoints: Path) -> Chosen:
     for found in manifest.listing(checkpoints):
         try:
             return Chosen(found.path, manifest.verify(found.path), tuple(rejected))
+        except CheckpointNewer as error:
+            older = next((other.step for other in manifest.listing(checkpoints) if other.manifest), None)
+            way_out = "" if older is None else f", or go on from an older one with resume_from_checkpoint = {older}"
+            raise ResumeRefused([f"resume_from_checkpoint: {found.path}: {error}{way_out}"]) from error
         except CheckpointDamaged as error:
             if not found.path.is_dir():  # deleted by a trainer that goes on, because there is a newer one
                 return _latest(checkpoints)
@@ -276,7 +282,9 @@ def examine(
             old, new = getattr(config_then, name), getattr(config, name)
             differences.append(Difference(name, "locked", old, new, False))
             refusals.append(
-                f"{name}: the checkpoint was trained on another base model (content of {old!r}); "
+                f"{name}: the files of {new!r} have changed since the checkpoint was saved: restore them"
+                if old == new
+                else f"{name}: the checkpoint was trained on another base model (content of {old!r}); "
                 f"{new!r} does not match it: name the same model"
             )
     refusals += [

@@ -56,7 +56,7 @@ class Session:
                 "run_id": verdict.manifest.run_id,
                 "step": verdict.step,
                 "manifest": verdict.manifest.digest,
-                "path": str(verdict.path),
+                "path": str(verdict.path.absolute()),
             }
         self.record = record
         self.number = len(record["sessions"]) + 1
@@ -84,7 +84,7 @@ class Session:
             "started": time.time(),
             "from_step": self.global_step,
             "grade": verdict.grade if verdict else None,
-            "resumed_from": str(verdict.path) if verdict else None,
+            "resumed_from": str(verdict.path.absolute()) if verdict else None,
             "allowed": _allowed(verdict) if verdict else [],
             **runs.this_process(),
         }
@@ -110,7 +110,15 @@ class Session:
         """Record what was restored, and move what came after it aside. `epochs`: completed at the resumed step."""
         verdict = self._verdict
         assert verdict is not None
-        moved = branches.abandon(self._config, self._run, verdict.step, epochs, self.number)
+        moved = branches.abandon(
+            self._config,
+            self._run,
+            verdict.step,
+            epochs,
+            self.number,
+            differs=verdict.grade != "bit-exact",
+            passed_over=bool(verdict.rejected),
+        )
         for path in moved:
             logger.info("The later checkpoint %s is kept at %s", path.name, path)
         self.events.write(
