@@ -74,3 +74,9 @@ def test_a_checkpoint_without_its_manifest_is_damaged(run: RunFolder, capsys: py
     (folder / "manifest.json").unlink()
     assert main(["verify", str(folder)]) == 1
     assert "DAMAGED" in capsys.readouterr().out
+
+
+def test_json_without_a_dry_run_is_no_silent_wish(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--config", "any.toml", "--json"])
+    assert "--json goes with --dry-run" in capsys.readouterr().err

@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cache_commands.add_to(commands)
     known, rest = parser.parse_known_args(arguments)
     if known.command == "train":
+        if known.json and not known.dry_run:
+            training.error("--json goes with --dry-run; a training writes its events to the run folder")
         if known.dry_run:
             return dry_run(known.config, rest, as_json=known.json)
         return train(known.config, rest)

@@ -49,7 +49,7 @@ class Inputs:
             f"{counted(len(found.bucket_counts()), 'bucket')}: {counted(self.steps_per_epoch, 'step')} an epoch, "
             f"{counted(self.total_steps, 'step')} in all",
             *([f"{regular} of these images are regularisation images"] if regular else []),
-            *([f"{len(found.validation)} more images are held out for validation"] if found.validation else []),
+            *([f"{counted(len(found.validation), 'more image')} held out for validation"] if found.validation else []),
             *found.notices,
         ]
         lines += findings.lines(found.skipped)
