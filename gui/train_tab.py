@@ -12,7 +12,7 @@ from gui import form as forms
 from gui import look, plan, presets, runner
 from gui.draft import Draft
 from gui.form import Form
-from gui.places import Places
+from gui.places import Places, placed
 from gui.presets import NameRefused
 from trainer import base_model, config, manifest, preflight, runs
 from trainer.config import OPTIONS, Checked, Config, ConfigError, Problem
@@ -214,6 +214,8 @@ def checked_settings(places: Places, values: Mapping[str, Any]) -> tuple[Config 
         problems += [Problem(model, wrong)] if wrong else []
     if not {"output_dir", "output_name"} & {problem.key for problem in checked.problems}:
         problems += _in_the_way(RunFolder(places.home / settings.run_dir), settings)
+    if not problems and (problem := preflight.too_small_disk(placed(places, settings))):
+        problems = [problem]
     return None if problems else settings, forms.linked(problems), checked.notices
 
 

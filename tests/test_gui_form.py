@@ -20,7 +20,7 @@ from gui.draft import Draft
 from gui.form import Form
 from gui.places import CODE, Places
 from tests.test_gui_fake_run import make_run
-from trainer import config, prompts
+from trainer import config, files, prompts
 from trainer.config import OPTIONS, Option
 
 
@@ -389,6 +389,17 @@ def test_a_name_that_no_disk_can_hold_is_a_name_of_nothing(places: Places, name:
     pictures(places.home / "images", 1)
     told = plan.told(places, forms.complete({"train_data_dir": "images", "output_dir": name}))
     assert "1 image" in told[0]
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_told_before_the_start(
+    places: Places, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(places.home / "images", 2)
+    options = {"train_data_dir": "images", "pretrained_model_name_or_path": str(tiny_model)}
+    assert train_tab.checked_settings(places, forms.complete(options))[1] == []
+    monkeypatch.setattr(files, "SPARE_BYTES", 1 << 60)
+    [problem] = train_tab.checked_settings(places, forms.complete(options))[1]
+    assert 'data-option="output_dir"' in problem and "the disk is too small" in problem
 
 
 # --- what it will amount to ---

@@ -326,3 +326,10 @@ def test_folders_that_a_dataset_file_replaces_need_not_be_there(tmp_path: Path) 
         "train_data_dir",
         "reg_data_dir",
     ]
+
+
+def test_the_lora_that_a_run_began_with_is_not_needed_to_resume_it() -> None:
+    begun = Config(network_weights="/nowhere/begun.safetensors")
+    assert "network_weights" in {problem.key for problem in preflight.missing(begun)}
+    resumed = begun.replace(resume_from_checkpoint="latest")
+    assert "network_weights" not in {problem.key for problem in preflight.missing(resumed)}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import base_model, budget, checkpoint_size, dataset, files, findings, manifest, prompts, resume
+from trainer.base_model import BaseModelMissing
 from trainer.budget import Budget
 from trainer.checkpoint_size import SizeUnknown
 from trainer.config import OPTIONS, Config, ConfigError, Problem, Source, build, check, read_arguments, read_toml
@@ -191,16 +192,27 @@ def write_budget(config: Config, inputs: Inputs, verdict: Verdict | None, bytes_
 
 
 def require_disk_space(config: Config, bytes_of_save: int) -> None:
-    """Refuse to begin what could not be saved: a checkpoint goes only when the one after it is written.
+    """Refuse to begin what could not be saved. Raises ResumeRefused."""
+    if problem := _too_small_disk(config, bytes_of_save):
+        raise ResumeRefused([str(problem)])
 
-    Raises ResumeRefused.
-    """
+
+def too_small_disk(config: Config) -> Problem | None:
+    """What speaks against a start, as far as the base model's files tell and before images are looked at."""
+    try:
+        return _too_small_disk(config, checkpoint_size.of_fresh_start(config, images=0))
+    except (SizeUnknown, BaseModelMissing):
+        return None
+
+
+def _too_small_disk(config: Config, bytes_of_save: int) -> Problem | None:
+    """There has to be room for two: a checkpoint goes only when the one after it is written."""
     try:
         files.require_space(config.run_dir, 2 * bytes_of_save)
     except OSError as error:
-        raise ResumeRefused(
-            [f"output_dir: the disk is too small: {error.strerror}; free some space or choose another output_dir"]
-        ) from error
+        text = f"the disk is too small: {error.strerror}; free some space or choose another output_dir"
+        return Problem("output_dir", text)
+    return None
 
 
 @dataclass(frozen=True)
