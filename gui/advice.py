@@ -114,7 +114,7 @@ def of_failure(error: str, advice: str = "") -> list[str]:
 
 
 def of_disappearance(exit_code: int | None) -> str:
-    """Why a process may have ended without a word. `exit_code`: minus the signal where that is known."""
+    """Why a process may have ended without a message. `exit_code`: minus the signal where that is known."""
     if exit_code in (-9, 137):
         return (
             "It was killed (SIGKILL). Unless that was you, the machine's own memory ran out and the system chose this "

@@ -213,7 +213,7 @@ def where(found: Shelf | None, run: RunFolder | None, typed: str) -> str:
     count = len(found.found)
     have = "no checkpoints" if count == 0 else "1 checkpoint" if count == 1 else f"{count} checkpoints"
     if found.run is None:
-        return look.note(f"{found.folder} has {have}. To list the form's own run, empty the field above.")
+        return look.note(f"{found.folder} has {have}. To list the form's own run, clear the field above.")
     note = look.note(f"The form's run is {found.run.path}; it has {have}.")
     aside = "".join(
         look.button(f"{name}: {len(manifest.listing(folder))} kept", "folder", str(folder))

@@ -50,7 +50,7 @@ class DatasetTab:
             with gr.Row(equal_height=False, elem_classes="beside"):
                 self.folder = gr.Dropdown([("All folders", "")], value="", label="Folder", elem_id="dataset-folder",
                                           interactive=True)  # fmt: skip
-                self.kind = gr.Dropdown([("All, right or wrong", "")], value="", label="Problem",
+                self.kind = gr.Dropdown([("All images", "")], value="", label="Problem",
                                         elem_id="dataset-kind", interactive=True)  # fmt: skip
                 self.tag = gr.Textbox(label="With the tag", elem_id="dataset-tag", max_lines=1)
                 self.text = gr.Textbox(label="With the text", elem_id="dataset-text", max_lines=1)
@@ -169,9 +169,7 @@ class DatasetTab:
         page = min(max(page, 0), pages - 1)
         shown = items[page * PAGE_ITEMS : (page + 1) * PAGE_ITEMS]
         first = page * PAGE_ITEMS + 1
-        where = (
-            f"{first:,} to {first + len(shown) - 1:,} of {len(items):,} images" if shown else "No image is like that"
-        )
+        where = f"{first:,} to {first + len(shown) - 1:,} of {len(items):,} images" if shown else "No image matches"
         return {
             self.gallery: gr.update(value=view.small_pictures(shown, self._places.thumbnails), selected_index=None),
             self.where: f"<p>{where}</p>",

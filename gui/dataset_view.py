@@ -199,7 +199,7 @@ def kind_choices(looked: Looked) -> list[tuple[str, str]]:
         for kind in item.kinds:
             counts[kind] = counts.get(kind, 0) + 1
     listed = [(f"{about.title} ({counts[kind]:,})", kind) for kind, about in KINDS.items() if kind in counts]
-    return [("All, right or wrong", ""), *listed]
+    return [("All images", ""), *listed]
 
 
 # --- small pictures -------------------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ def summary(looked: Looked) -> str:
         ("Captions", _captions(made)),
     ]
     body = "".join(f"<section><h3>{escape(title)}</h3>{content}</section>" for title, content in parts)
-    notices = look.note("Mind:", made.found.notices, kind="warn") if made.found.notices else ""
+    notices = look.note("Note:", made.found.notices, kind="warn") if made.found.notices else ""
     return f'{facts}<div class="dataset-parts">{body}</div>{notices}'
 
 

@@ -41,7 +41,7 @@ class PreparationPanel:
                                          elem_id="prepare-reg-repeats", scale=1, min_width=120)  # fmt: skip
         self.target = gr.Textbox(label="Destination training directory", elem_id="prepare-target")
         with gr.Row(equal_height=False):
-            self.check = gr.Button("Say what would be copied", elem_id="prepare-check")
+            self.check = gr.Button("Show what would be copied", elem_id="prepare-check")
             self.start = gr.Button("Prepare training data", elem_id="prepare-start", variant="primary")
             self.adopt = gr.Button("Copy info to respective fields", elem_id="prepare-adopt")
         self.message = gr.HTML(elem_id="prepare-message")
@@ -98,7 +98,11 @@ class PreparationPanel:
             yield {self.message: _refused(error)}
             return
         folders = [view.printable(str(folder)) for folder in planned.folders]
-        yield {self.message: look.note(f"{len(planned.copies):,} files copied. There is now:", folders, kind="good")}
+        yield {
+            self.message: look.note(
+                f"{len(planned.copies):,} files copied. These folders now exist:", folders, kind="good"
+            )
+        }
 
     def prepared(self, data: Data) -> tuple[dict[str, Any], str]:
         """The options that name the prepared folders, as far as they are there, and a message."""
@@ -124,4 +128,4 @@ def _whole(value: Any) -> int:
 
 def _refused(error: Exception) -> str:
     lines = view.printable(str(error)).splitlines()
-    return look.note("Not prepared. To change first:", lines, kind="bad")
+    return look.note("Not prepared. Change this first:", lines, kind="bad")

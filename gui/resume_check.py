@@ -131,7 +131,7 @@ def examine(places: Places, values: Mapping[str, Any], environment: Mapping[str,
         return Outcome(_afresh(places, values))
     now, problems = settings_of(values)
     if now is None:
-        return Outcome(look.note("The form has to be right before it can be compared:", problems, kind="bad"))
+        return Outcome(look.note("Change this first; then the form can be compared:", problems, kind="bad"))
     try:
         looked = preflight.look(placed(places, now), environment=environment)
     except OSError as error:

@@ -428,7 +428,7 @@ class ResumeTab:
         found = self._shelf(values, data)
         item = next((one for one in found.found if str(one.path) == data[self.doomed]), None) if found else None
         if found is None or item is None or item.pinned:
-            yield {self._message: look.note("It is not there any more, or it is pinned.", kind="bad")}
+            yield {self._message: look.note("It no longer exists, or it is pinned.", kind="bad")}
             return
         try:
             manifest.delete(item.path)
@@ -444,7 +444,7 @@ class ResumeTab:
     def start_drill(self, data: Mapping[Any, Any]) -> Updates:
         settings, problems = resume_check.settings_of(self._form.values(data))
         if settings is None:
-            return {self._message: look.note("No drill: the form has to be right first:", problems, kind="bad")}
+            return {self._message: look.note("The drill was not started. Change this first:", problems, kind="bad")}
         try:
             run = drills.start(settings, self._places)
         except runner.StartRefused as error:

@@ -187,7 +187,7 @@ def notice(view: View | None) -> str:
     if view.condition == "interrupted":
         last = f"; its last checkpoint is at step {history.checkpoints[-1]}" if history.checkpoints else ""
         return look.note(
-            f"The process ended without a word after step {history.step}{last}. "
+            f"The process ended without a message after step {history.step}{last}. "
             "To go on: Resume tab, Continue this run, then Start training.",
             [advice.of_disappearance(view.started.exit_code if view.started else None)],
             kind="warn",
@@ -206,7 +206,7 @@ def notice(view: View | None) -> str:
             kind="good",
         )
     if view.active and history.warnings:
-        return look.note("The trainer warns:", list(history.warnings)[-3:], kind="warn")
+        return look.note("Warnings from the trainer:", list(history.warnings)[-3:], kind="warn")
     return ""
 
 
@@ -219,6 +219,6 @@ def _why_not_started(view: View) -> str:
     if code in STOPPED:
         return "The trainer was stopped before it began. It said:"
     if code is not None and code < 0:
-        return f"The trainer was ended by signal {-code} before it began. Its last words:"
+        return f"The trainer was ended by signal {-code} before it began. Its last output:"
     ended = f" (exit {code})" if code is not None else ""
-    return f"The trainer could not start{ended}. Its last words:"
+    return f"The trainer could not start{ended}. Its last output:"

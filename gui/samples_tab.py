@@ -45,7 +45,7 @@ class SamplesTab:
     def __init__(self, places: Places) -> None:
         self._places = places
         self._folder = places.thumbnails
-        gr.HTML("<b>Samples of the run shown above,</b> the newest step first. Press one to see it whole.")
+        gr.HTML("<b>Samples of the run shown above,</b> the newest step first. Click one to see it in full size.")
         self.picture = gr.HTML(elem_id="sample-picture")
         self.gallery = gr.HTML(elem_id="sample-gallery", js_on_load=TELL_CLICKS)
         with gr.Accordion("Compare two steps", open=True):
@@ -151,7 +151,7 @@ class SamplesTab:
             return nothing | {self.compared: look.note("This prompt was not sampled at one of these steps.")}
         files = [_whole(view.run, sample, self._folder) for sample in found if sample is not None]
         if None in files:
-            return nothing | {self.compared: look.note("One of these pictures is not there any more.", kind="warn")}
+            return nothing | {self.compared: look.note("One of these pictures no longer exists.", kind="warn")}
         labels = [row_label(_row(sample)) for sample in found if sample is not None]
         caption = f"Left: {labels[0]}. Right: {labels[1]}. {known[prompt].label}"
         return {
@@ -284,7 +284,7 @@ def picture(view: View | None, path: str, folder: Path) -> str:
     sample = view.history.samples.get(path) if view is not None else None
     file = _whole(view.run, sample, folder) if view is not None and sample is not None else None
     if sample is None or file is None:
-        return look.note("This picture is not there any more.", kind="warn")
+        return look.note("This picture no longer exists.", kind="warn")
     caption = f"{row_label(_row(sample))} · {_column(sample).label} · {Path(sample.path).name}"
     return (
         f'<figure class="whole"><img src="{_address(file)}" alt="{escape(sample.prompt)}">'

@@ -144,7 +144,7 @@ def load_preset(places: Places, name: Any) -> tuple[dict[str, Any] | None, str]:
     try:
         checked = presets.read(places, str(name))
     except NameRefused as error:
-        return None, look.note(f"{error} It may have been deleted; the list is fresh now.", kind="bad")
+        return None, look.note(f"{error} It may have been deleted; the list was refreshed.", kind="bad")
     except ConfigError as error:
         return None, look.note(f"The preset {name} was not loaded.", forms.linked(error.problems), kind="bad")
     return loaded(checked, f"The preset {name}")
@@ -254,14 +254,14 @@ def start_training(places: Places, values: Mapping[str, Any]) -> tuple[RunFolder
         return None, look.note(f"Not started. {error}", kind="bad")
     others = [other.path.name for other in places.known_runs() if other != run and runs.status(other) == "running"]
     remarks = [f"{name} is training too; the two share this machine's memory and speed." for name in others]
-    return run, look.note("Started. Mind:", notices + remarks, kind="warn") if notices or others else ""
+    return run, look.note("Started. Note:", notices + remarks, kind="warn") if notices or others else ""
 
 
 def print_command(places: Places, values: Mapping[str, Any]) -> str:
     """The line for a shell that does what Start training does, in HTML."""
     settings, problems, _ = checked_settings(places, values)
     if settings is None:
-        return look.note("Before there is a command that works, change this:", problems, kind="bad")
+        return look.note("Change this first; the command would not work yet:", problems, kind="bad")
     try:
         line = runner.shell_line(settings, places)
     except OSError as error:

@@ -154,10 +154,10 @@ def test_pictures_are_paged_and_filtered(page: Page) -> None:
     fill(page, "dataset-tag", "odd")
     expect(page.locator("#dataset-where")).to_have_text("1 to 15 of 15 images")
     choose(page, "dataset-kind", "No caption file")
-    expect(page.locator("#dataset-where")).to_have_text("No image is like that")
+    expect(page.locator("#dataset-where")).to_have_text("No image matches")
     fill(page, "dataset-tag", "")
     expect(page.locator("#dataset-where")).to_have_text("1 to 1 of 1 images")
-    choose(page, "dataset-kind", "All, right or wrong")
+    choose(page, "dataset-kind", "All images")
     expect(page.locator("#dataset-where")).to_have_text("1 to 24 of 30 images")
 
 

@@ -37,11 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     training.add_argument(
         "--config", required=True, help="a preset (TOML); every option can also be given as an argument"
     )
-    training.add_argument("--dry-run", action="store_true", help="say what the training would be, and change nothing")
-    training.add_argument("--json", action="store_true", help="with --dry-run: for programs")
+    training.add_argument(
+        "--dry-run", action="store_true", help="describe the training that would begin, and change nothing"
+    )
+    training.add_argument("--json", action="store_true", help="with --dry-run: print JSON, for programs")
     looking = commands.add_parser(
         "dataset",
-        help="say what the images of a preset are and what is wrong with them",
+        help="report what the images of a preset are and what is wrong with them",
         usage="python -m trainer dataset --config FILE [--deep] [--all] [--json] [--option value ...]",
         allow_abbrev=False,
     )
@@ -50,13 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--deep", action="store_true", help="decode every picture: finds hidden damage and near copies"
     )
     looking.add_argument("--all", action="store_true", help="name every file, not the first ten of each kind")
-    looking.add_argument("--json", action="store_true", help="for programs")
+    looking.add_argument("--json", action="store_true", help="print JSON, for programs")
     drilling = commands.add_parser(
-        "drill", help="interrupt a few steps of a preset on this machine and see that they resume bit-equal"
+        "drill", help="interrupt a few training steps on this machine and check that they resume bit-equal"
     )
     drilling.add_argument("--config", required=True, help="a preset")
     drilling.add_argument("--steps", type=int, default=8, help="steps of the rehearsal (4 or more)")
-    drilling.add_argument("--json", action="store_true", help="the verdict and its figures for programs")
+    drilling.add_argument("--json", action="store_true", help="print the verdict and its figures as JSON, for programs")
     telling = commands.add_parser("environment", help="print what a result depends on besides options and images")
     telling.add_argument("--config", required=True, help="a preset")
     checkpoint_commands.add_to(commands)

@@ -46,7 +46,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         action.add_argument(
             "--config", action="append", default=[], help="a preset, whose cache and dataset are meant (repeatable)"
         )
-        action.add_argument("--json", action="store_true", help="for programs")
+        action.add_argument("--json", action="store_true", help="print JSON, for programs")
         if name == "prune":
             action.add_argument("--unused-days", type=_days, help="remove what was not used for so many days")
             action.add_argument("--all", action="store_true", help="remove everything")

@@ -23,7 +23,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     verifying.add_argument("--sums", action="store_true", help="print lines for sha256sum -c instead")
     listing = commands.add_parser("list", help="list the checkpoints of a run")
     listing.add_argument("run", type=Path)
-    listing.add_argument("--json", action="store_true", help="for programs")
+    listing.add_argument("--json", action="store_true", help="print JSON, for programs")
     pinning = commands.add_parser("pin", help="keep a checkpoint, however many newer ones there are")
     pinning.add_argument("checkpoint", type=Path)
     pinning.add_argument("--unpin", action="store_true", help="let it go again when newer ones replace it")
