@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from tests import single_file
 from tests.runs_at_tiny_size import config_for, run
 from trainer import checkpoint_size, manifest, optimizers, preflight
+from trainer.base_model import BaseModelMissing
 from trainer.checkpoint_size import SizeUnknown
 from trainer.config import Config
 from trainer.preflight import Preflight
@@ -92,6 +94,22 @@ def test_a_header_that_cannot_be_read_is_said_and_not_guessed(content: bytes, tm
 def test_a_folder_without_weights_is_said(tmp_path: Path) -> None:
     with pytest.raises(SizeUnknown, match=r"no \.safetensors file"):
         checkpoint_size.trained(Config(), tmp_path)
+
+
+def test_a_model_of_the_hub_is_read_where_it_was_downloaded_and_never_fetched_for_this(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    config = Config(pretrained_model_name_or_path="someone/tiny", network_dim=4)
+    with pytest.raises(BaseModelMissing, match="is not downloaded yet"):
+        checkpoint_size.of_fresh_start(config, images=3)
+    downloaded = tmp_path / "models--someone--tiny"
+    (downloaded / "snapshots").mkdir(parents=True)
+    (downloaded / "snapshots" / "0123").symlink_to(tiny_model)
+    (downloaded / "refs").mkdir()
+    (downloaded / "refs" / "main").write_text("0123")
+    local = config.replace(pretrained_model_name_or_path=str(tiny_model))
+    assert checkpoint_size.of_fresh_start(config, 3) == checkpoint_size.of_fresh_start(local, 3)
 
 
 # --- where it is told ----------------------------------------------------------------------------------------------
