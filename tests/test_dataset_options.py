@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -297,6 +298,11 @@ def test_regularisation_images_are_never_validated_with(tmp_path: Path) -> None:
     pictures(tmp_path / "reg", 4, start=100)
     found = scan(tmp_path / "images", reg_data_dir=str(tmp_path / "reg"), validation_split=0.5)
     assert found.validation and not any(entry.subset.is_reg for entry in found.validation)
+    held_out = found.validation[0]
+    shutil.copyfile(held_out.path, tmp_path / "reg" / "copy.png")  # neither trained nor measured twice
+    again = scan(tmp_path / "images", reg_data_dir=str(tmp_path / "reg"), validation_split=0.5)
+    assert [entry.path for entry in again.validation] == [entry.path for entry in found.validation]
+    assert held_out.digest not in {entry.digest for entry in again.entries}
 
 
 # --- the dataset file ----------------------------------------------------------------------------------------------

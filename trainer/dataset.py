@@ -330,7 +330,7 @@ def split(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry], list[str]
     unvaried: dict[int, Subset] = {}  # one for each subset, since a config is large
     validation = []
     for entry in entries:
-        if entry.digest in chosen or entry.subset.is_validation:
+        if (entry.digest in chosen and not entry.subset.is_reg) or entry.subset.is_validation:
             if id(entry.subset) not in unvaried:
                 unvaried[id(entry.subset)] = entry.subset.unvaried()
             validation.append(dataclasses.replace(entry, repeats=1, subset=unvaried[id(entry.subset)]))
