@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.damages import rewrite_manifest
 from tests.test_manifest import make_checkpoint
 from trainer import manifest, runs
 from trainer.__main__ import main
@@ -80,3 +81,12 @@ def test_json_without_a_dry_run_is_no_silent_wish(capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit):
         main(["train", "--config", "any.toml", "--json"])
     assert "--json goes with --dry-run" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_a_newer_program_is_not_called_damaged(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewrite_manifest(run.checkpoints / "step-00000002", version=2)
+    assert main(["verify", str(run.path)]) == 1
+    told = capsys.readouterr().out
+    assert "TOO NEW: it is of version 2" in told and "update it" in told and "DAMAGED" not in told

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import export, manifest, runs
-from trainer.manifest import CheckpointDamaged, Found
+from trainer.manifest import CheckpointDamaged, CheckpointNewer, Found
 from trainer.refusal import Refused
 from trainer.runs import RunFolder
 
@@ -86,7 +86,7 @@ def _what_is_there(path: Path) -> str:
 
 
 def _verify(path: Path, *, sums: bool) -> int:
-    """Check every byte. Exit code 1 when anything is damaged."""
+    """Check every byte. Exit code 1 when anything is damaged, or is of a newer program."""
     damaged = 0
     for folder in _checkpoints(path):
         try:
@@ -99,7 +99,8 @@ def _verify(path: Path, *, sums: bool) -> int:
             if not folder.is_dir():  # deleted meanwhile, by a trainer that goes on
                 continue
             damaged += 1
-            print(f"{folder}: DAMAGED: {error}", file=sys.stderr if sums else sys.stdout)
+            word = "TOO NEW" if isinstance(error, CheckpointNewer) else "DAMAGED"
+            print(f"{folder}: {word}: {error}", file=sys.stderr if sums else sys.stdout)
     return DAMAGED if damaged else DONE
 
 
