@@ -413,5 +413,5 @@ def test_a_new_run_branches_off_an_older_step_and_knows_where_it_came_from(page:
 def test_the_forms_own_values_are_never_lost_to_a_check(trained: Config, places: Places) -> None:
     values = values_of(trained, places, resume_from_checkpoint="2", network_dim=0)
     outcome = resume_check.examine(places, values, None, "")
-    assert "The form has to be right before it can be compared" in outcome.html
+    assert "Change this first; then the form can be compared" in outcome.html
     assert forms.check_values(values).problems != []
