@@ -77,7 +77,7 @@ a[data-option] { text-decoration: underline; color: inherit; padding: 0 !importa
 .facts { display: grid; gap: .6rem;
   grid-template-columns: repeat(auto-fill, minmax(max(140px, 15%), 1fr)); }
 .facts div { background: var(--block-background-fill); border: 1px solid var(--border-color-primary);
-  border-radius: 8px; padding: .5rem .75rem; }
+  border-radius: 8px; padding: .5rem .75rem; overflow-wrap: anywhere; }
 .facts span { display: block; font-size: .8rem; color: var(--body-text-color-subdued); }
 table.plain { width: 100%; border-collapse: collapse; margin-top: .6rem; }
 table.plain, table.plain thead, table.plain tr, table.plain th, table.plain td { border: 0 !important; }

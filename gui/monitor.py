@@ -19,6 +19,7 @@ from trainer import events, runs
 from trainer.runs import RunFolder, RunUnreadable
 
 CHUNK_BYTES = 1 << 20  # read at once: the memory it takes does not grow with the file
+LONGEST = 3e9  # seconds that anything takes, a century
 LOOK_SECONDS = 0.3  # a look reads for so long at most
 
 Condition = Literal[
@@ -165,7 +166,9 @@ class Watch:
 
 
 def duration(seconds: float) -> str:
-    """A length of time in two units at most: 45 s, 3 min, 2 h 5 min, 3 d 4 h."""
+    """A length of time in two units at most: 45 s, 3 min, 2 h 5 min, 3 d 4 h; a dash when a clock was badly wrong."""
+    if seconds > LONGEST:
+        return "–"
     total = round(seconds)
     if total < 60:
         return f"{total} s"

@@ -465,7 +465,8 @@ def test_steps_written_in_one_go_do_not_make_the_speed_infinite() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(4, "4 s"), (125, "2 min"), (3600, "1 h"), (7500, "2 h 5 min"), (273_600, "3 d 4 h")]
+    ("seconds", "words"),
+    [(4, "4 s"), (125, "2 min"), (3600, "1 h"), (7500, "2 h 5 min"), (273_600, "3 d 4 h"), (1e300, "–")],
 )
 def test_times_are_told_in_two_units_at_most(seconds: float, words: str) -> None:
     assert monitor.duration(seconds) == words
