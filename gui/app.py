@@ -36,7 +36,7 @@ from gui.run_bar import RunBar
 from gui.samples_tab import SamplesTab
 from gui.security import Guard
 from gui.train_tab import TrainTab
-from gui.wiring import QUIET, Updates
+from gui.wiring import QUIET, Updates, fresh_list, stamp_of_list
 
 logger = logging.getLogger(__name__)
 TICK_SECONDS = 1.0  # between two looks at a run that is active
@@ -85,14 +85,18 @@ class Page:
         message = self.bar.message
 
         draft = self.train.outputs()
-        self.blocks.load(
-            self.open, watched, run_parts | draft | {self.train.picker, self.train.name, self.train.about}, **QUIET
-        ).then(None, js="rekindleOpened", api_visibility="private")
+        lists = {self.train.picker, self.train.name, self.train.about, self.train.listed, self.bar.listed}
+        self.blocks.load(self.open, watched, run_parts | draft | lists, **QUIET).then(
+            None, js="rekindleOpened", api_visibility="private"
+        )
         # Gradio makes every output of an event anew, changed or not; so a tick has one, and news are another event.
         self.timer.tick(self.look_for_news, watched, {self.news}, queue=False, **QUIET)
         self.news.change(self.refresh, watched, run_parts, queue=False, **QUIET)
         self.bar.picker.input(self.choose_run, watched, run_parts | {message}, **QUIET)
-        self.bar.picker.focus(self.list_runs, watched | {self.form.widgets["output_dir"]}, {self.bar.picker}, **QUIET)
+        # A list that is sent again would undo what was chosen in it meanwhile: it is sent only when it is another.
+        output_dir = self.form.widgets["output_dir"]
+        self.bar.picker.focus(self.look_for_runs, {output_dir}, {self.bar.listed}, queue=False, **QUIET)
+        self.bar.listed.change(self.list_runs, {self.bar.picker}, {self.bar.picker}, queue=False, **QUIET)
 
         self.monitor.smoothing.release(self.refresh, watched, run_parts, **QUIET)
         add = {self.monitor.folder, self.bar.picker}
@@ -122,7 +126,8 @@ class Page:
         tab = self.train
         draft = options | {tab.base}
         filled = tab.outputs() | {message, tab.picker, tab.name, tab.about}
-        tab.picker.focus(self.list_presets, {tab.picker}, {tab.picker}, **QUIET)
+        tab.picker.focus(self.look_for_presets, None, {tab.listed}, queue=False, **QUIET)
+        tab.listed.change(self.list_presets, {tab.picker}, {tab.picker}, queue=False, **QUIET)
         tab.picker.input(self.tell_about, {tab.picker}, {tab.about}, **QUIET)
         tab.load.click(self.load_preset, draft | {tab.picker}, filled, queue=False, **QUIET)
         tab.upload.upload(self.read_upload, tab.upload, tab.uploaded, **(QUIET | {"preprocess": True})).then(
@@ -155,6 +160,8 @@ class Page:
             | self.train.show_draft(draft, undo=can_undo, present=self.form.as_built())
             | {self.train.picker: names, self.train.about: train_tab.about(self.places, begun_with)}
             | {self.train.name: presets.own_name(draft.name)}
+            | {self.train.listed: stamp_of_list(train_tab.preset_choices(self.places))}
+            | {self.bar.listed: stamp_of_list(run_bar.choices(self.places))}
         )
 
     def choose_run(self, data: Mapping[Any, Any]) -> Updates:
@@ -211,13 +218,16 @@ class Page:
         pictures, seen["samples"] = self.samples.show(view, seen.get("samples"), data)
         return updates | pictures, set(stale), seen | stale
 
-    def list_runs(self, data: Mapping[Any, Any]) -> Updates:
-        """Runs to choose from, those in the form's output folder among them."""
+    def look_for_runs(self, data: Mapping[Any, Any]) -> Updates:
+        """A new number when there are other runs to choose from, those in the form's output folder among them."""
         folder = data[self.form.widgets["output_dir"]]
         if isinstance(folder, str) and folder.strip() and "\0" not in folder:
             path = self.places.home / folder.strip()
             if runner.has_runs(path):
                 self.places.remember_output_folder(path)
+        return {self.bar.listed: stamp_of_list(run_bar.choices(self.places))}
+
+    def list_runs(self, data: Mapping[Any, Any]) -> Updates:
         return {self.bar.picker: run_bar.picker_update(self.places, data[self.bar.picker])}
 
     def add_output_folder(self, data: Mapping[Any, Any]) -> Updates:
@@ -390,11 +400,13 @@ class Page:
             message = look.note(f"Not deleted. {error}", kind="bad")
         return self.list_presets(data) | {self.bar.message: message}
 
+    def look_for_presets(self) -> Updates:
+        """A new number when there are other presets to choose from."""
+        return {self.train.listed: stamp_of_list(train_tab.preset_choices(self.places))}
+
     def list_presets(self, data: Mapping[Any, Any]) -> Updates:
         names = train_tab.preset_choices(self.places)
-        value = data[self.train.picker]
-        known = [entry for _, entry in names]
-        return {self.train.picker: gr.update(choices=names, value=value if value in known else known[0])}
+        return {self.train.picker: fresh_list(names, data[self.train.picker], names[0][1])}
 
     def tell_about(self, data: Mapping[Any, Any]) -> Updates:
         return {self.train.about: train_tab.about(self.places, data[self.train.picker])}
@@ -411,7 +423,9 @@ class Page:
             return {self.train.undo: gr.update(visible=False)}
         self.places.put_aside_file.unlink(missing_ok=True)
         drafts.keep(self.places.draft_file, draft)
-        listed = self.list_presets({self.train.picker: draft.name})
+        names = train_tab.preset_choices(self.places)
+        known = draft.name in presets.listing(self.places)
+        listed = {self.train.picker: gr.update(choices=names, value=draft.name if known else names[0][1])}
         return (
             listed
             | self.train.show_draft(draft, undo=False)
@@ -464,7 +478,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--inbrowser", action="store_true", help="open a browser")
     parser.add_argument("--root_path", default="", metavar="P", help="the path a reverse proxy serves this under")
     parser.add_argument(
-        "--allowed_host", action="append", default=[], metavar="NAME", help="another name the server answers under"
+        "--allowed_host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name the server answers under, such as that of a reverse proxy",
     )
     known = parser.parse_args(arguments)
     known.username = known.username or os.environ.get("REKINDLE_USERNAME", "")

@@ -13,6 +13,7 @@ from gui import advice, look, monitor, runner
 from gui.monitor import Condition, View
 from gui.places import Places
 from gui.question import Question
+from gui.wiring import fresh_list
 from trainer import config, runs
 from trainer.runs import RunFolder
 
@@ -50,6 +51,7 @@ class RunBar:
                 self.sample = gr.Button("Sample now", elem_id="sample-now", scale=1, min_width=125, interactive=False)
                 self.kill = gr.Button("Kill", elem_id="kill-training", scale=1, min_width=80, interactive=False)
                 self.command = gr.Button("Print training command", elem_id="print-command", scale=1, min_width=215)
+            self.listed = gr.Number(0, visible="hidden")  # stands for the runs that the picker lists
             self.status = gr.HTML(elem_id="run-status")
             self.progress = gr.HTML(elem_id="run-progress")
             self.question = Question()
@@ -111,8 +113,7 @@ def has_prompts(run: RunFolder) -> bool:
 def picker_update(places: Places, value: Any) -> Any:
     """The picker with its present choices: the run it shows, or where there is none the latest."""
     found = choices(places)
-    paths = [path for _, path in found]
-    return gr.update(choices=found, value=value if value in paths else (paths[0] if paths else None))
+    return fresh_list(found, value, found[0][1] if found else None)
 
 
 # --- words ---------------------------------------------------------------------------------------------------------

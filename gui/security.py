@@ -44,14 +44,19 @@ SAFE_HEADERS = (
 
 @dataclass(frozen=True)
 class Policy:
-    """Who is let in. `hosts`: the names under which the server answers; None when it answers under any, because a
-    secret protects it. Without token and username everybody who reaches the server under such a name is let in."""
+    """Who is let in.
+
+    `hosts`: the names under which the server answers; None when it answers under any, because a secret protects it.
+    `proxies`: names whose pages are this server's own, whatever Host header a proxy sends. Without token and username
+    everybody who reaches the server under such a name is let in.
+    """
 
     hosts: frozenset[str] | None
     token: str = ""
     username: str = ""
     password: str = ""
     cookie: str = "rekindle_token"
+    proxies: frozenset[str] = frozenset()
     largest_body: int = LARGEST_BODY
 
 
@@ -71,9 +76,10 @@ def make_policy(
     guarded = bool(token or username)
     if not is_loopback(listen) and not guarded:
         raise ValueError("a server that others can reach needs a token or a username and password")
-    names = {name.lower().strip("[]") for name in (*LOOPBACK_NAMES, listen, *allowed_hosts)}
-    hosts = frozenset(names) if is_loopback(listen) else None
-    return Policy(hosts, "" if username else token, username, password, cookie=f"rekindle_token_{port}")
+    proxies = frozenset(name.lower().strip("[]") for name in allowed_hosts)
+    hosts = proxies | LOOPBACK_NAMES | {listen.lower().strip("[]")} if is_loopback(listen) else None
+    token = "" if username else token
+    return Policy(hosts, token, username, password, cookie=f"rekindle_token_{port}", proxies=proxies)
 
 
 def kept_token(path: Path) -> str:
@@ -127,7 +133,7 @@ class Guard:
         name = _host_name(hosts[0]) if len(hosts) == 1 else ""
         if not name or (self._policy.hosts is not None and name not in self._policy.hosts):
             return 403, "This server does not answer under that name; --allowed_host NAME adds one."
-        if len(origins) > 1 or (origins and not _same_place(origins[0], hosts[0])):
+        if len(origins) > 1 or (origins and not self._is_ours(origins[0], hosts[0])):
             return 403, "Requests from pages of other sites are refused."
         sites, modes = headers.get("sec-fetch-site", []), headers.get("sec-fetch-mode", [])
         if "cross-site" in sites and "navigate" not in modes:
@@ -137,6 +143,11 @@ class Guard:
         if self._policy.token:
             return self._check_token(scope, headers)
         return 0, ""
+
+    def _is_ours(self, origin: str, host: str) -> bool:
+        """Whether a page of that origin is this server's own."""
+        scheme, _, netloc = origin.partition("://")
+        return _same_place(origin, host) or (scheme in ("http", "https") and _host_name(netloc) in self._policy.proxies)
 
     def _check_token(self, scope: Scope, headers: dict[str, list[str]]) -> tuple[int, str]:
         query = parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)

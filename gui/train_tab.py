@@ -63,6 +63,7 @@ class TrainTab:
         gr.HTML(SEARCH)
         self.form = Form()
         self.base = gr.State({"name": "", "values": forms.complete({})})  # what the form began with
+        self.listed = gr.Number(0, visible="hidden")  # stands for the presets that the picker lists
         self.uploaded = gr.State(("", b""))
         self.sent = gr.JSON(visible="hidden", elem_id="preset-text")  # a preset on its way to the browser's downloads
 

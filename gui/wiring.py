@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import gradio as gr
 
 QUIET = {"preprocess": False, "api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
 Updates = dict[Any, Any]
 Data = Mapping[Any, Any]
+
+
+def stamp_of_list(choices: Sequence[tuple[str, str]]) -> int:
+    """A number that changes when the choices do."""
+    return zlib.crc32(repr(choices).encode())
+
+
+def fresh_list(choices: Sequence[tuple[str, str]], value: Any, otherwise: str | None) -> Any:
+    """The update of a dropdown that gives it these choices, and another value only where its own is not among them."""
+    kept = value in [choice for _, choice in choices]
+    return gr.update(choices=choices) if kept else gr.update(choices=choices, value=otherwise)
+
 
 # For the js_on_load of a gr.HTML: a click on one of its buttons (look.button) is a click event with action and value.
 TELL_CLICKS = """

@@ -114,6 +114,14 @@ def test_the_pages_own_origin_is_let_through(client: Client) -> None:
     assert client(OPEN).get("/", headers={"Origin": HERE}).status_code == 200
 
 
+def test_behind_a_proxy_that_tells_its_own_host_a_named_origin_is_let_through(client: Client) -> None:
+    upload = {"files": ("x.toml", b"seed = 1")}
+    for origin in ("https://train.example", "http://train.example:8080"):
+        assert client(OPEN).post("/gradio_api/upload", files=upload, headers={"Origin": origin}).status_code == 200
+    for origin in ("https://train.example.evil", "ftp://train.example", "https://x@train.example"):
+        assert client(OPEN).post("/gradio_api/upload", files=upload, headers={"Origin": origin}).status_code == 403
+
+
 def test_a_page_of_another_site_cannot_load_anything_as_an_image(client: Client) -> None:
     headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
     assert client(OPEN).get("/theme.css", headers=headers).status_code == 403

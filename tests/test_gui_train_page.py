@@ -108,6 +108,17 @@ def test_unsaved_changes_are_counted_and_come_back_after_another_preset_was_load
     expect(field(page, "learning_rate")).to_have_value("0.002")
 
 
+def test_what_is_chosen_at_once_in_a_list_is_not_undone_by_an_answer_that_comes_late(page: Page) -> None:
+    slow = page.context.new_cdp_session(page)
+    slow.send("Network.enable")
+    speed = {"offline": False, "latency": 200, "downloadThroughput": -1, "uploadThroughput": -1}
+    slow.send("Network.emulateNetworkConditions", speed)
+    for name in ("sd15-lora-style-8gb", "demo", "sd15-lora-style-8gb"):
+        choose(page, "preset-picker", name)
+        page.wait_for_timeout(1500)  # in which the answer to the focus comes
+        expect(page.locator("#preset-picker input")).to_have_value(name)
+
+
 def test_a_draft_survives_the_servers_sudden_end_with_what_had_changed(page: Page, served: Served) -> None:
     load_preset(page, "demo")
     field(page, "network_dim").press_sequentially("2")  # 162, still being typed
