@@ -85,7 +85,7 @@ class Page:
         message = self.bar.message
 
         draft = self.train.outputs()
-        lists = {self.train.picker, self.train.name, self.train.about, self.train.listed, self.bar.listed}
+        lists = {self.train.picker, self.train.name, self.train.about, self.train.opened_with, self.bar.opened_with}
         self.blocks.load(self.open, watched, run_parts | draft | lists, **QUIET).then(
             None, js="rekindleOpened", api_visibility="private"
         )
@@ -95,7 +95,8 @@ class Page:
         self.bar.picker.input(self.choose_run, watched, run_parts | {message}, **QUIET)
         # A list that is sent again would undo what was chosen in it meanwhile: it is sent only when it is another.
         output_dir = self.form.widgets["output_dir"]
-        self.bar.picker.focus(self.look_for_runs, {output_dir}, {self.bar.listed}, queue=False, **QUIET)
+        known = {output_dir, self.bar.listed, self.bar.opened_with}
+        self.bar.picker.focus(self.look_for_runs, known, {self.bar.listed}, queue=False, **QUIET)
         self.bar.listed.change(self.list_runs, {self.bar.picker}, {self.bar.picker}, queue=False, **QUIET)
 
         self.monitor.smoothing.release(self.refresh, watched, run_parts, **QUIET)
@@ -126,7 +127,7 @@ class Page:
         tab = self.train
         draft = options | {tab.base}
         filled = tab.outputs() | {message, tab.picker, tab.name, tab.about}
-        tab.picker.focus(self.look_for_presets, None, {tab.listed}, queue=False, **QUIET)
+        tab.picker.focus(self.look_for_presets, {tab.listed, tab.opened_with}, {tab.listed}, queue=False, **QUIET)
         tab.listed.change(self.list_presets, {tab.picker}, {tab.picker}, queue=False, **QUIET)
         tab.picker.input(self.tell_about, {tab.picker}, {tab.about}, **QUIET)
         tab.load.click(self.load_preset, draft | {tab.picker}, filled, queue=False, **QUIET)
@@ -160,8 +161,8 @@ class Page:
             | self.train.show_draft(draft, undo=can_undo, present=self.form.as_built())
             | {self.train.picker: names, self.train.about: train_tab.about(self.places, begun_with)}
             | {self.train.name: presets.own_name(draft.name)}
-            | {self.train.listed: stamp_of_list(train_tab.preset_choices(self.places))}
-            | {self.bar.listed: stamp_of_list(run_bar.choices(self.places))}
+            | {self.train.opened_with: stamp_of_list(train_tab.preset_choices(self.places))}
+            | {self.bar.opened_with: stamp_of_list(run_bar.choices(self.places))}
         )
 
     def choose_run(self, data: Mapping[Any, Any]) -> Updates:
@@ -225,7 +226,9 @@ class Page:
             path = self.places.home / folder.strip()
             if runner.has_runs(path):
                 self.places.remember_output_folder(path)
-        return {self.bar.listed: stamp_of_list(run_bar.choices(self.places))}
+        now = stamp_of_list(run_bar.choices(self.places))
+        shown = data[self.bar.listed] or data[self.bar.opened_with]
+        return {self.bar.listed: gr.skip() if now == shown else now}
 
     def list_runs(self, data: Mapping[Any, Any]) -> Updates:
         return {self.bar.picker: run_bar.picker_update(self.places, data[self.bar.picker])}
@@ -400,9 +403,11 @@ class Page:
             message = look.note(f"Not deleted. {error}", kind="bad")
         return self.list_presets(data) | {self.bar.message: message}
 
-    def look_for_presets(self) -> Updates:
+    def look_for_presets(self, data: Mapping[Any, Any]) -> Updates:
         """A new number when there are other presets to choose from."""
-        return {self.train.listed: stamp_of_list(train_tab.preset_choices(self.places))}
+        now = stamp_of_list(train_tab.preset_choices(self.places))
+        shown = data[self.train.listed] or data[self.train.opened_with]
+        return {self.train.listed: gr.skip() if now == shown else now}
 
     def list_presets(self, data: Mapping[Any, Any]) -> Updates:
         names = train_tab.preset_choices(self.places)

@@ -51,7 +51,8 @@ class RunBar:
                 self.sample = gr.Button("Sample now", elem_id="sample-now", scale=1, min_width=125, interactive=False)
                 self.kill = gr.Button("Kill", elem_id="kill-training", scale=1, min_width=80, interactive=False)
                 self.command = gr.Button("Print training command", elem_id="print-command", scale=1, min_width=215)
-            self.listed = gr.Number(0, visible="hidden")  # stands for the runs that the picker lists
+            self.listed = gr.Number(0, visible="hidden")  # stands for the runs that the picker lists now,
+            self.opened_with = gr.State(0)  # and this for those that it lists until that one changes
             self.status = gr.HTML(elem_id="run-status")
             self.progress = gr.HTML(elem_id="run-progress")
             self.question = Question()

@@ -63,7 +63,8 @@ class TrainTab:
         gr.HTML(SEARCH)
         self.form = Form()
         self.base = gr.State({"name": "", "values": forms.complete({})})  # what the form began with
-        self.listed = gr.Number(0, visible="hidden")  # stands for the presets that the picker lists
+        self.listed = gr.Number(0, visible="hidden")  # stands for the presets that the picker lists now,
+        self.opened_with = gr.State(0)  # and this for those that it lists until that one changes
         self.uploaded = gr.State(("", b""))
         self.sent = gr.JSON(visible="hidden", elem_id="preset-text")  # a preset on its way to the browser's downloads
 

@@ -252,6 +252,7 @@ def test_the_whole_way_from_a_preset_to_a_finished_run_with_the_servers_sudden_e
         expect(page.locator("#form-message")).to_contain_text("is already running")
 
         server.kill()  # the page's server ends in mid-run, another begins
+        page.goto("about:blank")  # it would load itself again by itself, perhaps just when it is told to
         server.start()
         page.goto(server.address)
         expect(status).to_contain_text(re.compile(r"running.*step [1-9]", re.DOTALL))

@@ -124,6 +124,7 @@ def test_a_draft_survives_the_servers_sudden_end_with_what_had_changed(page: Pag
     field(page, "network_dim").press_sequentially("2")  # 162, still being typed
     expect(page.locator("#form-changes")).to_contain_text("1 unsaved change since demo: Network dim (rank) 16 → 162")
     served.kill()
+    page.goto("about:blank")  # it would load itself again by itself, perhaps just when it is told to
     served.start()
     open_page(page, served)
     expect(field(page, "network_dim")).to_have_value("162")
