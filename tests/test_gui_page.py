@@ -163,7 +163,7 @@ def test_another_run_can_be_chosen(page: Page) -> None:
 def test_stop_and_save_reach_the_run_folder(page: Page, served: Served) -> None:
     run = RunFolder(served.home / "output" / "fox")
     page.locator("#save-now").click()
-    expect(page.locator("#form-message")).to_contain_text("A checkpoint was asked for")
+    expect(page.locator("#form-message")).to_contain_text("A checkpoint was requested")
     assert runs.take_requests(run) == {"save"}
     page.locator("#stop-training").click()
     expect(page.locator("#run-status")).to_contain_text("stopping")
