@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -132,6 +133,19 @@ def test_images_and_a_base_model_that_cannot_be_used_are_told_at_once(
     empty = str(folder / "empty")
     message = refused("--train_data_dir", empty, "--pretrained_model_name_or_path", empty)
     assert "no images in" in message and "it has no model_index.json" in message
+
+
+def test_files_that_never_end_are_refused_at_once(
+    refused: Callable[..., str], folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(folder / "prompts.txt")
+    (folder / "large.toml").write_bytes(b"#" * 10_000_001)
+    plain = "cannot be read: it is not a plain file"
+    assert plain in refused("--sample_prompts", str(folder / "prompts.txt"))
+    assert plain in refused("--dataset_config", "/dev/zero")
+    assert "it is larger than 10" in refused("--dataset_config", str(folder / "large.toml"))
+    assert __main__.main(["train", "--config", "/dev/zero"]) == 3
+    assert plain in capfd.readouterr().err
 
 
 def test_latest_without_a_checkpoint_is_never_a_fresh_start(refused: Callable[..., str], folder: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import toml
 
-from trainer import sd_scripts
+from trainer import files, sd_scripts
 from trainer.refusal import Refused
 
 OnResume = Literal["locked", "trajectory", "free"]
@@ -906,7 +906,7 @@ def read_toml(path: Path | str) -> dict[str, Given]:
     """Read a preset. Raises ConfigError when there is no such file or it is not TOML."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = files.read_text(path)
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, _siblings(path), n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""

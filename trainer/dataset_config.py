@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trainer import files
 from trainer.config import OPTIONS, Config, ConfigError, Problem, check_value, combination_problems, nearest
 from trainer.subsets import Subset
 
@@ -67,7 +68,7 @@ def read(config: Config) -> tuple[list[Subset], list[str]]:
     """The subsets of config.dataset_config, and notices. Raises ConfigError with everything that is wrong."""
     path = Path(config.dataset_config)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = files.read_text(path)
         document = tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError([Problem("dataset_config", f"there is no file {path}")]) from None

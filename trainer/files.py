@@ -9,12 +9,14 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from trainer.quantities import size
 
+MOST_TEXT = 10_000_000  # bytes of a preset, a dataset file or a list of prompts
 SPARE_BYTES = 64 << 20  # left free on the disk beside what a save needs
 
 
@@ -35,6 +37,20 @@ def exists(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a file that a person names, without a byte order mark.
+
+    Raises OSError or UnicodeDecodeError; OSError also for what is no plain file, or larger than any text of a person.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would be to wait
+        raise OSError("it is not a plain file")
+    with path.open("rb") as file:
+        text = file.read(MOST_TEXT + 1)
+    if len(text) > MOST_TEXT:
+        raise OSError(f"it is larger than {size(MOST_TEXT)}")
+    return text.decode("utf-8-sig")
 
 
 def fsync_file(path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer import files
 from trainer.config import Config, ConfigError, Problem
 
 _OPTION = re.compile(r"\s--([a-zA-Z]+)\s+")
@@ -42,7 +43,7 @@ def read(config: Config) -> list[Prompt]:
     if "\n" not in text and text.strip().endswith(".txt"):
         path = Path(text.strip()).expanduser()
         try:
-            text, where = path.read_text(encoding="utf-8"), str(path)
+            text, where = files.read_text(path), str(path)
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError([Problem("sample_prompts", f"{path} cannot be read: {error}")]) from error
     prompts: list[Prompt] = []
