@@ -21,6 +21,7 @@ from trainer.runs import RunFolder, RunUnreadable
 CHUNK_BYTES = 1 << 20  # read at once: the memory it takes does not grow with the file
 LONGEST = 3e9  # seconds that anything takes, a century
 LOOK_SECONDS = 0.3  # a look reads for so long at most
+MOST_REMEMBERED = 500_000_000  # bytes of events: about two runs of a million steps, whose curves take 36 MB each
 
 Condition = Literal[
     "none", "new", "starting", "refused", "running", "stopping", "interrupted", "stopped", "finished", "failed"
@@ -95,6 +96,10 @@ class _Reader:
         self._caught_up = False
         self._thread: threading.Thread | None = None
 
+    @property
+    def bytes_read(self) -> int:
+        return self._offset
+
     def look(self) -> View:
         with self._lock:
             try:
@@ -146,10 +151,14 @@ class _Reader:
 
 
 class Watch:
-    """Views of runs, for any number of pages. It remembers how far each file was read, for speed only."""
+    """Views of runs, for any number of pages. It remembers how far each file was read, for speed only.
 
-    def __init__(self, most: int = 16) -> None:
+    `most`, `most_bytes`: how many runs are remembered, and how much of their files; what is not is read again.
+    """
+
+    def __init__(self, most: int = 16, most_bytes: int = MOST_REMEMBERED) -> None:
         self._most = most
+        self._most_bytes = most_bytes
         self._lock = threading.Lock()
         self._readers: collections.OrderedDict[Path, _Reader] = collections.OrderedDict()
 
@@ -157,9 +166,12 @@ class Watch:
         with self._lock:
             reader = self._readers.pop(run.path, None) or _Reader(run)
             self._readers[run.path] = reader
-            while len(self._readers) > self._most:
+            while len(self._readers) > self._most or (len(self._readers) > 1 and self._bytes() > self._most_bytes):
                 self._readers.popitem(last=False)
         return reader.look()
+
+    def _bytes(self) -> int:
+        return sum(reader.bytes_read for reader in self._readers.values())
 
 
 # --- words ---------------------------------------------------------------------------------------------------------

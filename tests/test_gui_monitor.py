@@ -323,6 +323,19 @@ def test_a_new_reader_sees_what_the_old_one_saw(tmp_path: Path) -> None:
     assert old.samples == new.samples
 
 
+def test_long_runs_that_nobody_looks_at_are_forgotten_and_read_again(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path, "first"), make_run(tmp_path, "second")
+    watch = Watch(most_bytes=first.events_file.stat().st_size + 1)
+    before = watch.look(first)
+    for _ in range(2):  # the first of them reads
+        watch.look(second)
+    assert list(watch._readers) == [second.path]
+    again = watch.look(first)
+    assert again.stamp == before.stamp and step_list(again.history.current.rows) == step_list(
+        before.history.current.rows
+    )
+
+
 def test_what_a_look_has_no_time_for_is_read_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(monitor, "CHUNK_BYTES", 4096)
