@@ -59,6 +59,17 @@ def test_a_manifest_of_a_newer_version_is_refused_with_the_advice_to_update(soun
     rewrite_manifest(checkpoint_of(config), version=2)
     with pytest.raises(CheckpointDamaged, match="version 2; this program reads up to 1: update it"):
         manifest.verify(checkpoint_of(config))
+    with pytest.raises(ResumeRefused, match=f"or go on from an older one with resume_from_checkpoint = {STEPS - 1}"):
+        resume.choose(config)
+
+
+@pytest.mark.parametrize("digit", ["3", "5", "9"])  # 1 with one bit flipped
+def test_a_flipped_bit_that_makes_a_version_newer_is_damage(digit: str, sound: Sound, tmp_path: Path) -> None:
+    config = sound.copy(tmp_path)
+    path = checkpoint_of(config) / MANIFEST
+    text = path.read_text()
+    assert text.count('"version": 1') == 1
+    path.write_text(text.replace('"version": 1', f'"version": {digit}'))
     assert resume.choose(config).path == checkpoint_of(config, STEPS - 1)
 
 

@@ -129,16 +129,17 @@ def read(folder: Path) -> Manifest:
     try:
         body = json.loads(data)
         version = body["version"]
-        if of(int, version) > CHECKPOINT_VERSION:
-            raise CheckpointNewer(
-                f"it is of version {version}; this program reads up to {CHECKPOINT_VERSION}: update it"
-            )
         # One byte form is the right one, so that a changed byte anywhere is found, white space included.
         if data != files.json_bytes(body):
             raise CheckpointDamaged(f"{MANIFEST} was changed")
         digest = body.pop("digest")
         if digest != hashlib.sha256(files.json_bytes(body)).hexdigest():
             raise CheckpointDamaged(f"{MANIFEST} does not match its own digest")
+        # Form and digest are the same in every version, or a flipped bit could pass for a newer one.
+        if of(int, version) > CHECKPOINT_VERSION:
+            raise CheckpointNewer(
+                f"it is of version {version}; this program reads up to {CHECKPOINT_VERSION}: update it"
+            )
         if version != CHECKPOINT_VERSION:
             raise ValueError(f"{version!r} is no version")
         entries = {name: (of(int, entry["bytes"]), of(str, entry["sha256"])) for name, entry in body["files"].items()}
