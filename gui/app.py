@@ -23,7 +23,7 @@ import fastapi
 import gradio as gr
 import uvicorn
 
-from gui import dataset_view, look, presets, run_bar, runner, security, thumbnails, train_tab
+from gui import dataset_view, look, presets, run_bar, runner, security, sessions, thumbnails, train_tab
 from gui import draft as drafts
 from gui import form as forms
 from gui.dataset_tab import DatasetTab
@@ -450,6 +450,7 @@ def make_application(places: Places, *, root_path: str = "") -> security.App:
     server = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     page = Page(places)
     page.blocks._queue.sleep_when_free = QUEUE_SECONDS
+    sessions.bound(page.blocks, server)
     return gr.mount_gradio_app(
         server,
         page.blocks,

@@ -232,6 +232,4 @@ class Form:
         """Updates that put these values into the widgets they belong to. `present`: a handler's data with all options;
         what is there already is not sent again, which is most of a preset."""
         shown = {self.widgets[name]: to_browser(OPTIONS[name], value) for name, value in values.items()}
-        return {
-            item: gr.update(value=value) for item, value in shown.items() if present is None or present[item] != value
-        }
+        return {item: value for item, value in shown.items() if present is None or present[item] != value}
