@@ -23,19 +23,23 @@ import fastapi
 import gradio as gr
 import uvicorn
 
-from gui import dataset_view, look, presets, run_bar, runner, security, sessions, thumbnails, train_tab
-from gui import draft as drafts
-from gui import form as forms
-from gui.dataset_tab import DatasetTab
-from gui.draft import Draft
-from gui.monitor import View, Watch
-from gui.monitor_tab import TO_THE_END_OF_THE_LOG, MonitorTab, add_output_folder, checked_smoothing
+from gui import look
+from gui.forms import draft as drafts
+from gui.forms import form as forms
+from gui.forms import presets
+from gui.forms.draft import Draft
 from gui.places import Places, usual_places
-from gui.resume_tab import ResumeTab
-from gui.run_bar import RunBar
-from gui.samples_tab import SamplesTab
-from gui.security import Guard
-from gui.train_tab import TrainTab
+from gui.server import runner, security, sessions
+from gui.server.security import Guard
+from gui.tabs import run_bar, train_tab
+from gui.tabs.dataset_tab import DatasetTab
+from gui.tabs.monitor_tab import TO_THE_END_OF_THE_LOG, MonitorTab, add_output_folder, checked_smoothing
+from gui.tabs.resume_tab import ResumeTab
+from gui.tabs.run_bar import RunBar
+from gui.tabs.samples_tab import SamplesTab
+from gui.tabs.train_tab import TrainTab
+from gui.views import dataset_view, thumbnails
+from gui.views.monitor import View, Watch
 from gui.wiring import QUIET, Updates, fresh_list, stamp_of_list
 
 logger = logging.getLogger(__name__)

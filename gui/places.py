@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import files, runs
-from trainer.config import OPTIONS, Config
-from trainer.runs import RunFolder
+from trainer import files
+from trainer.options.config import OPTIONS, Config
+from trainer.runs import run_folder
+from trainer.runs.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 CODE = Path(__file__).resolve().parent.parent
@@ -82,7 +83,7 @@ class Places:
 
     def known_runs(self) -> list[RunFolder]:
         """Every run in the output folders, the one that was active last first."""
-        return runs.find_runs(self.output_folders())
+        return run_folder.find_runs(self.output_folders())
 
 
 def usual_places(environment: Mapping[str, str] = os.environ) -> Places:

@@ -14,7 +14,7 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-    from tests.forked_trainer import Server
+    from tests.support.forked_trainer import Server
 
 for module in ("runs_at_tiny_size", "kills", "damages", "failing_disk", "exactness"):  # they assert
     pytest.register_assert_rewrite(f"tests.{module}")
@@ -35,7 +35,7 @@ settings.load_profile("untimed")
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Stable Diffusion in diffusers' folder format."""
-    from tests import tiny
+    from tests.support import tiny
 
     return tiny.make_model(tmp_path_factory.mktemp("model"))
 
@@ -43,7 +43,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven pictures of four sizes, each used twice an epoch."""
-    from tests import tiny
+    from tests.support import tiny
 
     sizes = ((64, 64), (96, 48), (48, 96), (80, 64))
     return tiny.make_images(tmp_path_factory.mktemp("images"), count=7, repeats=2, sizes=sizes)
@@ -52,7 +52,7 @@ def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Chromium, headless. Not for a session: other tests in this process run event loops of their own."""
-    from tests.browser import chromium
+    from tests.support.browser import chromium
 
     with chromium() as opened:
         yield opened
@@ -61,7 +61,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def trainers() -> Iterator[Server]:
     """Starts trainer processes without the seconds that their imports take."""
-    from tests.forked_trainer import Server
+    from tests.support.forked_trainer import Server
 
     with Server() as server:
         yield server

@@ -9,13 +9,15 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from trainer import cache_commands, checkpoint_commands, drill, preflight, report
-from trainer.config import ConfigError, reference
-from trainer.console import logging_to_console
-from trainer.pictures import PictureError
+from trainer.checkpoints import preflight
+from trainer.commands import cache, checkpoint, drill
+from trainer.data import dataset_report
+from trainer.data.pictures import PictureError
+from trainer.options.config import ConfigError, reference
 from trainer.refusal import Refused
-from trainer.session import TrainingFailed, advise
-from trainer.signals import StopRequested, StopSignals
+from trainer.runs.console import logging_to_console
+from trainer.runs.signals import StopRequested, StopSignals
+from trainer.training.session import TrainingFailed, advise
 
 FINISHED, FAILED, REFUSED, STOPPED = 0, 1, 3, 4
 logger = logging.getLogger("trainer")
@@ -61,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     drilling.add_argument("--json", action="store_true", help="print the verdict and its figures as JSON, for programs")
     telling = commands.add_parser("environment", help="print what a result depends on besides options and images")
     telling.add_argument("--config", required=True, help="a preset")
-    checkpoint_commands.add_to(commands)
-    cache_commands.add_to(commands)
+    checkpoint.add_to(commands)
+    cache.add_to(commands)
     known, rest = parser.parse_known_args(arguments)
     if known.command == "train":
         if known.json and not known.dry_run:
@@ -79,8 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:
         parser.error(f"unknown: {' '.join(rest)}")
     if known.command == "cache":
-        return cache_commands.run(known)
-    return checkpoint_commands.run(known)
+        return cache.run(known)
+    return checkpoint.run(known)
 
 
 # --- train ---------------------------------------------------------------------------------------------------------
@@ -93,7 +95,7 @@ def train(preset: str, rest: Sequence[str]) -> int:
             config, notices = preflight.read_options(preset, rest)
             for notice in notices:
                 logger.warning("%s", notice)
-            from trainer import loop  # torch and diffusers take seconds; a wrong option is told at once
+            from trainer.training import loop  # torch and diffusers take seconds; a wrong option is told at once
 
             ending = loop.train(config, signals, console)
         except Refused as refusal:
@@ -125,7 +127,7 @@ def dry_run(preset: str, rest: Sequence[str], *, as_json: bool) -> int:
         else:
             print("\n".join(f"Refused: {problem}" for problem in error.problems))
         return REFUSED
-    from trainer import environment, loop  # torch, which only the comparison of the environment needs
+    from trainer.training import environment, loop  # torch, which only the comparison of the environment needs
 
     refusals = []
     here = None
@@ -153,7 +155,7 @@ def look_at_dataset(preset: str, rest: Sequence[str], *, deep: bool, every: bool
     """Print what the images are and what is wrong with their files."""
     try:
         config, _ = preflight.read_options(preset, rest, to_train=False)
-        made = report.make(config, deep=deep, progress=tell_progress)
+        made = dataset_report.make(config, deep=deep, progress=tell_progress)
     except Refused as refusal:
         if as_json:
             print(json.dumps({"version": 1, "refusal": str(refusal)}, indent=1))
@@ -171,7 +173,7 @@ def tell_environment(preset: str, rest: Sequence[str]) -> int:
     """Print what environment.json of a checkpoint saved here would say, as JSON."""
     try:
         config, _ = preflight.read_options(preset, rest, to_train=False)
-        from trainer import environment, loop  # torch, which takes seconds
+        from trainer.training import environment, loop  # torch, which takes seconds
 
         accelerator = loop.make_accelerator(config)
     except Refused as refusal:

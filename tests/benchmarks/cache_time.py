@@ -24,12 +24,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tests import tiny
-from trainer import dataset, encoding, families
-from trainer.agreement import Agreement
-from trainer.config import Config
-from trainer.encoding import Encoder, PictureGroups
-from trainer.packs import Packs
+from tests.support import tiny
+from trainer.caching import filling
+from trainer.caching.filling import Encoder, PictureGroups
+from trainer.caching.packs import Packs
+from trainer.data import dataset
+from trainer.distributed.agreement import Agreement
+from trainer.models import families
+from trainer.options.config import Config
 
 
 class Nobody:
@@ -69,7 +71,7 @@ def encoding_ratios(folder: Path, count: int, size: int, rounds: int) -> NDArray
     for number in range(rounds + 1):  # the first one warms up
         cold = config.replace(cache_dir=str(folder / f"cache{number}"))
         bare = timed(lambda: [model.encode_images(pixels) for pixels in ready])
-        cached = timed(partial(encoding.latent_source, cold, entries, encoder, Agreement(), Nobody()))
+        cached = timed(partial(filling.latent_source, cold, entries, encoder, Agreement(), Nobody()))
         print(f"bare encoder {count / bare[0]:.1f} pictures/s, caching {count / cached[0]:.1f}/s", flush=True)
         ratios.append(bare / cached)
     return np.array(ratios[1:])

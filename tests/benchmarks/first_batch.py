@@ -23,15 +23,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests import tiny
 from tests.benchmarks.scan_time import generate
-from trainer import cache, dataset, encoding
-from trainer.agreement import Agreement
-from trainer.cache import DiskStore
-from trainer.config import Config
-from trainer.dataset import Scan
-from trainer.encoding import PREPARATION, Encoder, PictureGroups
-from trainer.loader import Loader, Origin, Plan, Sources
+from tests.support import tiny
+from trainer.caching import filling, stores
+from trainer.caching.filling import PREPARATION, Encoder, PictureGroups
+from trainer.caching.stores import DiskStore
+from trainer.data import dataset
+from trainer.data.dataset import Scan
+from trainer.distributed.agreement import Agreement
+from trainer.options.config import Config
+from trainer.training.loader import Loader, Origin, Plan, Sources
 
 STEPS = (0, 1_000_000)
 SETTINGS = {"model": "benchmark"}
@@ -70,16 +71,16 @@ def fill(config: Config, found: Scan) -> None:
             latents.put(key, {"mean": np.zeros(shape, np.float32), "std": np.ones(shape, np.float32)})
     latents.finish_writing()
     text = DiskStore(config.cache_path, "text", {**SETTINGS, "batch": config.text_encoder_batch_size}, {})
-    for caption in cache.texts_of(found.entries):
-        if text.missing([cache.text_key(caption)]):
-            text.put(cache.text_key(caption), {"states": np.zeros((TOKENS, WIDTH), np.float32)})
+    for caption in stores.texts_of(found.entries):
+        if text.missing([stores.text_key(caption)]):
+            text.put(stores.text_key(caption), {"states": np.zeros((TOKENS, WIDTH), np.float32)})
     text.finish_writing()
 
 
 def sources_of(config: Config, found: Scan) -> Sources:
     agreement = Agreement()
-    latents = encoding.latent_source(config, found.entries, PICTURES, agreement, Nobody())
-    text_states = encoding.text_source(config, found.entries, CAPTIONS, agreement, Nobody())
+    latents = filling.latent_source(config, found.entries, PICTURES, agreement, Nobody())
+    text_states = filling.text_source(config, found.entries, CAPTIONS, agreement, Nobody())
     return Sources(fail, latents, text_states, 4, 8, torch.device("cpu"))
 
 

@@ -20,12 +20,12 @@ from typing import Any
 
 import psutil
 
-from gui import monitor_tab
 from gui.app import IDLE_SECONDS, TICK_SECONDS, Page
 from gui.places import Places
-from tests.browser import Served, chromium, open_page, open_tab
-from tests.test_gui_fake_run import make_run
-from trainer.runs import RunFolder
+from gui.tabs import monitor_tab
+from tests.gui.test_gui_fake_run import make_run
+from tests.support.browser import Served, chromium, open_page, open_tab
+from trainer.runs.run_folder import RunFolder
 
 
 def write_steps(run: RunFolder, first: int, count: int) -> None:

@@ -20,9 +20,9 @@ from pathlib import Path
 import psutil
 from playwright.sync_api import Browser, Page, expect
 
-from gui import presets
-from tests.browser import Served, choose, chromium, field, open_page, open_tab
-from tests.test_gui_fake_run import make_run
+from gui.forms import presets
+from tests.gui.test_gui_fake_run import make_run
+from tests.support.browser import Served, choose, chromium, field, open_page, open_tab
 
 
 def seconds(act: Callable[[], object], see: Callable[[], None]) -> float:

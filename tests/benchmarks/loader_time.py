@@ -24,15 +24,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests import tiny
 from tests.benchmarks.cache_time import Nobody
-from trainer import cache, dataset, encoding
-from trainer.agreement import Agreement
-from trainer.cache import DiskStore
-from trainer.config import Config
-from trainer.dataset import Entry
-from trainer.encoding import PREPARATION, Encoder
-from trainer.loader import Loader, Origin, Plan, Sources, Step
+from tests.support import tiny
+from trainer.caching import filling, stores
+from trainer.caching.filling import PREPARATION, Encoder
+from trainer.caching.stores import DiskStore
+from trainer.data import dataset
+from trainer.data.dataset import Entry
+from trainer.distributed.agreement import Agreement
+from trainer.options.config import Config
+from trainer.training.loader import Loader, Origin, Plan, Sources, Step
 
 SETTINGS = {"model": "benchmark"}
 BATCH = 4
@@ -65,9 +66,9 @@ def prepare(folder: Path, count: int, workers: int) -> tuple[Config, tuple[Entry
         digest = f"{number:016x}" * 4
         entries.append(replace(entry, digest=digest, id=digest[:32], caption=f"n {number}"))
         mean, std = (draw.standard_normal((4, 64, 64), dtype=np.float32) for _ in range(2))
-        latents.put(cache.latent_key(entries[-1], False), {"mean": mean, "std": std})
-        text.put(cache.text_key(f"n {number}"), {"states": draw.standard_normal((77, 768), dtype=np.float32)})
-    text.put(cache.text_key(""), {"states": np.zeros((77, 768), np.float32)})
+        latents.put(stores.latent_key(entries[-1], False), {"mean": mean, "std": std})
+        text.put(stores.text_key(f"n {number}"), {"states": draw.standard_normal((77, 768), dtype=np.float32)})
+    text.put(stores.text_key(""), {"states": np.zeros((77, 768), np.float32)})
     for store in (latents, text):
         store.finish_writing()
     return config, tuple(entries)
@@ -75,8 +76,8 @@ def prepare(folder: Path, count: int, workers: int) -> tuple[Config, tuple[Entry
 
 def sources_of(config: Config, entries: tuple[Entry, ...], *, with_text: bool) -> Sources:
     encoder: Encoder[Any] = Encoder(fail, SETTINGS, {}, nullcontext)
-    latents = encoding.latent_source(config, entries, encoder, Agreement(), Nobody())
-    text = encoding.text_source(config, entries, encoder, Agreement(), Nobody()) if with_text else None
+    latents = filling.latent_source(config, entries, encoder, Agreement(), Nobody())
+    text = filling.text_source(config, entries, encoder, Agreement(), Nobody()) if with_text else None
     return Sources(tokens, latents, text, 4, 8, torch.device("cpu"))
 
 

@@ -19,9 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests import tiny
-from trainer import files, manifest
-from trainer.events import read_events
+from tests.support import tiny
+from trainer import files
+from trainer.runs import manifest
+from trainer.runs.events import read_events
 
 FRESH, EARLY, LATE = 0, 10, 1_000_000  # steps completed before
 

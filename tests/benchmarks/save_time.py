@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from trainer import manifest
-from trainer.checkpoint import Contents, Save, Saved, Writer
+from trainer.checkpoints.checkpoint import Contents, Save, Saved, Writer
+from trainer.runs import manifest
 
 MEGABYTES = "1,50,500"
 WORK = 256  # side of the matrices that are multiplied

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trainer import dataset
-from trainer.config import Config
+from trainer.data import dataset
+from trainer.options.config import Config
 
 KINDS = (("jpg", "JPEG"), ("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP"))
 ORIGINALS = 64  # of each kind; the others are these with a mark of their own behind the end of the picture

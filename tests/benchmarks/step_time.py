@@ -20,12 +20,13 @@ from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from tests import tiny
-from trainer import families, loop, network
-from trainer.config import Config
-from trainer.events import read_events
-from trainer.runs import RunFolder
-from trainer.signals import StopSignals
+from tests.support import tiny
+from trainer.models import families, network
+from trainer.options.config import Config
+from trainer.runs.events import read_events
+from trainer.runs.run_folder import RunFolder
+from trainer.runs.signals import StopSignals
+from trainer.training import loop
 
 CHANNELS = (160, 320)
 SIDE = 32  # latents

@@ -10,8 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests import damages, tiny
-from tests.damages import DAMAGES
+from tests.support import damages, tiny
+from tests.support.damages import DAMAGES
 
 
 def main() -> None:

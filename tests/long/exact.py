@@ -16,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests import exactness, tiny
-from tests.exactness import all_pairs, check_every_resume, options_of, pairs_of
+from tests.support import exactness, tiny
+from tests.support.exactness import all_pairs, check_every_resume, options_of, pairs_of
 
 
 def main() -> None:

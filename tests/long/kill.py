@@ -9,9 +9,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests import kills, tiny
-from tests.forked_trainer import Server
-from tests.kills import KINDS, Tally, train_straight, train_through_kills
+from tests.support import kills, tiny
+from tests.support.forked_trainer import Server
+from tests.support.kills import KINDS, Tally, train_straight, train_through_kills
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from typing import ClassVar
 from hypothesis import HealthCheck, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.test_retention import Checkpoints
+from tests.checkpoints.test_retention import Checkpoints
 
 
 class Counted(Checkpoints):

@@ -1,0 +1,235 @@
+"""Every option's widget, made from its declaration; values go to the browser and come back through here."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import gradio as gr
+
+from gui import look
+from trainer.options import config
+from trainer.options.config import OPTIONS, Checked, Given, Option, Problem
+
+LARGEST_EXACT = 2**53  # a browser's numbers are doubles: above this, whole numbers are typed as text
+LINES = {"sample_prompts": 4, "training_comment": 2, "metadata_description": 2}
+WORDS = {
+    "lr": "LR",
+    "vae": "VAE",
+    "unet": "U-Net",
+    "ema": "EMA",
+    "snr": "SNR",
+    "ip": "IP",
+    "aug": "augmentation",
+    "reso": "resolution",
+    "dim": "dim (rank)",
+    "pred": "prediction",
+    "dir": "folder",
+    "n": "n",
+}
+
+
+def label(known: Option) -> str:
+    """The option's name in words: pretrained_model_name_or_path -> Pretrained model name or path."""
+    words = [WORDS.get(word, word) for word in known.name.split("_")]
+    return words[0][:1].upper() + words[0][1:] + "".join(f" {word}" for word in words[1:])
+
+
+def explanation(known: Option) -> str:
+    """The option's help with its bounds."""
+    low, high = known.low, known.high
+    if low is not None and high is not None and high < LARGEST_EXACT:
+        return f"{known.help} From {low:g} to {high:g}."
+    if low:
+        return f"{known.help} At least {low:g}."
+    return known.help
+
+
+# --- values to the browser and back --------------------------------------------------------------------------------
+
+
+def to_browser(known: Option, value: Any) -> Any:
+    """The value as its widget shows it; None leaves the widget empty."""
+    if known.kind == "list":
+        return "\n".join(value)
+    if _is_typed(known):
+        return "" if value is None else str(value)
+    return value
+
+
+def from_browser(known: Option, raw: Any) -> Any:
+    """The value that a widget's raw content means; content that means none comes back as it is, for `check`."""
+    if known.kind == "list":
+        return _items(raw) if isinstance(raw, str) else raw
+    if known.kind in ("int", "float"):
+        text = raw.strip() if isinstance(raw, str) else raw
+        if text in ("", None):
+            return None
+        return config.from_text(known, text) if isinstance(text, str) else text
+    if known.kind == "choice":
+        return raw
+    return "" if known.kind == "str" and raw is None else raw
+
+
+def _items(text: str) -> list[str]:
+    """One item a line; on one line they may follow each other as sd-scripts writes them: a=1 b=2, or name, name."""
+    found: list[str] = []
+    for line in text.splitlines():
+        between = r"[\s,]+(?=\w+=)" if "=" in line else r"[\s,]+"
+        found += [item.strip(" ,\t") for item in re.split(between, line)]
+    return [item for item in found if item]
+
+
+def check_values(values: Mapping[str, Any]) -> Checked:
+    """Check the form's values; an empty field is right where the option may be left out."""
+    given, empty = {}, []
+    for name, value in values.items():
+        known = OPTIONS[name]
+        if value is not None:
+            given[name] = Given(value, "")
+        elif not known.optional:
+            empty.append(Problem(name, f"is empty; the default is {known.default}"))
+    checked = config.check(given)
+    return Checked(checked.values, empty + checked.problems, checked.notices)
+
+
+def wrong_values(values: Mapping[str, Any], checked: Checked) -> set[str]:
+    """The options whose own value is wrong, apart from those that only do not go together."""
+    return {problem.key for problem in checked.problems if problem.key in values and problem.key not in checked.values}
+
+
+def complete(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option: the given value or the default."""
+    return {name: values.get(name, known.default) for name, known in OPTIONS.items()}
+
+
+def describe(problem: Problem) -> str:
+    """A problem for people, with the section and the label as the form shows them."""
+    known = OPTIONS.get(problem.key)
+    if known is None:
+        return str(problem)
+    place = f" ({problem.where})" if problem.where else ""
+    return f"{known.section} › {label(known)}: {problem.message}{place}"
+
+
+def linked(problems: Iterable[Problem]) -> list[str]:
+    """Problems for people, each leading to its option."""
+    return [
+        look.to_option(problem.key, describe(problem)) if problem.key in OPTIONS else describe(problem)
+        for problem in problems
+    ]
+
+
+def section_id(section: str, *, advanced: bool = False) -> str:
+    """The element id of a section's accordion."""
+    return "section-" + section.lower().replace(" ", "-") + ("-advanced" if advanced else "")
+
+
+def index() -> list[dict[str, Any]]:
+    """What the search and the jumps of the page go by: every option with its words and its accordions."""
+    return [
+        {
+            "name": known.name,
+            "label": label(known),
+            "help": known.help,
+            "section": known.section,
+            "inside": [section_id(known.section), section_id(known.section, advanced=True)][: 1 + known.advanced],
+        }
+        for known in OPTIONS.values()
+    ]
+
+
+# --- widgets -------------------------------------------------------------------------------------------------------
+
+
+def _is_typed(known: Option) -> bool:
+    """Whether a number is typed as text: a number field shows one that is not set as 0, and rounds large ones."""
+    return known.kind in ("int", "float") and (known.optional or (known.high or 0) > LARGEST_EXACT)
+
+
+def _is_long(known: Option) -> bool:
+    """Whether the value is usually a path or a sentence."""
+    return known.kind == "str" and (known.by_content or known.name.endswith("_dir") or known.default == "")
+
+
+def _step(known: Option) -> float:
+    """What one press of an arrow key adds."""
+    if known.kind == "int":
+        return 1
+    if known.default:  # a tenth of its leading digit
+        return float(10.0 ** (math.floor(math.log10(abs(known.default))) - 1))
+    return 0.01
+
+
+def widget(known: Option) -> gr.components.Component:
+    """The option's widget. It never refuses a value by itself: `check` does, and names the option."""
+    common = {
+        "value": to_browser(known, known.default),
+        "label": label(known),
+        "info": explanation(known),
+        "elem_id": f"opt-{known.name}",
+        "interactive": True,
+        "elem_classes": ["wide"] if _is_long(known) else [],
+    }
+    if known.kind == "bool":
+        return gr.Checkbox(**common)
+    if known.kind == "choice":
+        return gr.Dropdown(choices=list(known.choices), **common)
+    if known.kind == "list":
+        return gr.Textbox(lines=2, max_lines=8, placeholder="one a line", **common)
+    if _is_typed(known):
+        return gr.Textbox(max_lines=1, placeholder="not set", **common)
+    if known.kind == "str":
+        lines = LINES.get(known.name, 1)
+        return gr.Textbox(lines=lines, max_lines=max(lines, 20), **common)
+    return gr.Number(
+        precision=0 if known.kind == "int" else None,
+        minimum=known.low,
+        maximum=known.high,
+        step=_step(known),
+        **common,
+    )
+
+
+class Form:
+    """The widgets of all options, by name, built into the layout that is open when it is made."""
+
+    def __init__(self) -> None:
+        self.widgets: dict[str, gr.components.Component] = {}
+        for section, members in itertools.groupby(OPTIONS.values(), key=lambda known: known.section):
+            options = list(members)
+            with gr.Accordion(section, open=True, elem_classes="option-section", elem_id=section_id(section)):
+                self._add(known for known in options if not known.advanced)
+                advanced = [known for known in options if known.advanced]
+                if advanced:
+                    with gr.Accordion(
+                        f"{section}: advanced", open=False, elem_classes="option-advanced",
+                        elem_id=section_id(section, advanced=True),
+                    ):  # fmt: skip
+                        self._add(advanced)
+
+    def _add(self, options: Iterable[Option]) -> None:
+        with gr.Row(elem_classes="option-grid"):
+            for known in options:
+                self.widgets[known.name] = widget(known)
+
+    def inputs(self) -> set[gr.components.Component]:
+        """What a handler needs among its inputs for `values`; its event must be wired with preprocess=False."""
+        return set(self.widgets.values())
+
+    def values(self, data: Mapping[Any, Any]) -> dict[str, Any]:
+        """Option -> value, from a handler's data. Right or wrong: `check_values` tells."""
+        return {name: from_browser(OPTIONS[name], data[item]) for name, item in self.widgets.items()}
+
+    def as_built(self) -> dict[Any, Any]:
+        """What the widgets hold when a page is opened, before anything was put into them."""
+        return {item: to_browser(OPTIONS[name], OPTIONS[name].default) for name, item in self.widgets.items()}
+
+    def show(self, values: Mapping[str, Any], present: Mapping[Any, Any] | None = None) -> dict[Any, Any]:
+        """Updates that put these values into the widgets they belong to. `present`: a handler's data with all options;
+        what is there already is not sent again, which is most of a preset."""
+        shown = {self.widgets[name]: to_browser(OPTIONS[name], value) for name, value in values.items()}
+        return {item: value for item, value in shown.items() if present is None or present[item] != value}

@@ -1,0 +1,104 @@
+"""The presets on disk: listed, read, saved. A name from the browser never becomes a path unchecked."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gui.places import Places
+from trainer import files
+from trainer.options import config
+
+USER = "user/"
+PLAIN_NAME = re.compile(r"\w[\w .+-]{0,79}")
+LARGEST = 256 << 10  # bytes; a preset with every option has about 5,000
+DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+class NameRefused(Exception):
+    """A preset cannot have that name; the message says why."""
+
+
+def listing(places: Places) -> dict[str, Path]:
+    """Name -> file: the presets that come with the program, then the user's own as user/<name>."""
+    found = {path.stem: path for path in _files(places.shipped_presets)}
+    return found | {USER + path.stem: path for path in _files(places.user_presets)}
+
+
+def _files(folder: Path) -> list[Path]:
+    inside = folder.resolve()
+    return sorted(path for path in folder.glob("*.toml") if path.is_file() and path.resolve().parent == inside)
+
+
+def read(places: Places, name: str) -> config.Checked:
+    """The preset's options, checked. Raises ConfigError when it cannot be read, NameRefused when there is none."""
+    return config.check(config.read_toml(_path(places, name)))
+
+
+def parse(content: bytes, name: str) -> config.Checked:
+    """The options of an uploaded preset, checked. Raises ConfigError."""
+    if len(content) > LARGEST:
+        raise config.ConfigError([config.Problem("", f"{name} is no preset: it has more than {LARGEST:,} bytes")])
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise config.ConfigError([config.Problem("", f"{name} is not text in UTF-8: {error}")]) from error
+    return config.check(config.read_toml_text(text, name))
+
+
+def about(places: Places, name: str) -> str:
+    """What the comment at the top of a preset says of it; empty when there is none."""
+    try:
+        with _path(places, name).open(encoding="utf-8", errors="replace") as file:
+            lines = file.read(LARGEST).splitlines()
+    except (OSError, NameRefused):
+        return ""
+    head = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    return " ".join(line.lstrip("#").strip() for line in head)
+
+
+def text(values: Mapping[str, Any]) -> str:
+    """The preset as TOML: what differs from the defaults."""
+    return config.to_toml(values, complete=False)
+
+
+def save(places: Places, name: str, values: Mapping[str, Any]) -> Path:
+    """Write presets/user/<name>.toml, at once and whole. Raises NameRefused or OSError."""
+    path = places.user_presets / f"{plain(name)}.toml"
+    files.write_text(path, text(values))
+    return path
+
+
+def delete(places: Places, name: str) -> None:
+    """Delete one of the user's own presets. Raises NameRefused or OSError."""
+    if not name.startswith(USER):
+        raise NameRefused(f"The preset {name!r} comes with the program and stays.")
+    _path(places, name).unlink()
+
+
+def own_name(name: str) -> str:
+    """The name under which a preset of the picker would be saved."""
+    return name.removeprefix(USER)
+
+
+def _path(places: Places, name: str) -> Path:
+    path = listing(places).get(name)
+    if path is None:
+        raise NameRefused(f"There is no preset {name!r}.")
+    return path
+
+
+def plain(name: str) -> str:
+    """The name, when it is one that can only be a file inside the folder. Raises NameRefused."""
+    name = name.strip().removeprefix(USER).removesuffix(".toml").strip()
+    if not name:
+        raise NameRefused("Write a name for the preset first.")
+    if not PLAIN_NAME.fullmatch(name) or name.endswith(".") or DEVICES.fullmatch(name):
+        raise NameRefused(
+            f"{name[:80]!r} cannot be a preset's name: use letters, digits, spaces and . _ - + only, "
+            "beginning with a letter or digit, 80 characters at most."
+        )
+    return name

@@ -1,0 +1,229 @@
+"""The bar above the tabs: which run is watched, how it stands, and the buttons that act on it."""
+
+from __future__ import annotations
+
+import signal
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from gui import look
+from gui.places import Places
+from gui.server import runner
+from gui.tabs.question import Question
+from gui.views import advice, monitor
+from gui.views.monitor import Condition, View
+from gui.wiring import fresh_list
+from trainer.options import config
+from trainer.runs import run_folder
+from trainer.runs.run_folder import RunFolder
+
+STOPPED = (4, -signal.SIGTERM)  # exit codes of a trainer that was asked to leave
+WORDS: dict[Condition, str] = {
+    "none": "no run",
+    "new": "not started",
+    "starting": "starting",
+    "refused": "did not start",
+    "running": "running",
+    "stopping": "stopping",
+    "interrupted": "interrupted",
+    "stopped": "stopped",
+    "finished": "finished",
+    "failed": "failed",
+}
+
+
+class RunBar:
+    """Always in sight, so that what happens is seen from every tab."""
+
+    def __init__(self) -> None:
+        with gr.Column(elem_id="run-bar"):
+            with gr.Row(equal_height=False, elem_classes="run-buttons"):
+                self.picker = gr.Dropdown(
+                    choices=[], value=None, label="Run", elem_id="run-picker", scale=4, min_width=220, interactive=True
+                )
+                self.start = gr.Button(
+                    "Start training", variant="primary", elem_id="start-training", scale=1, min_width=150
+                )
+                self.stop = gr.Button(
+                    "Stop training", variant="stop", elem_id="stop-training", scale=1, min_width=150, interactive=False
+                )
+                self.save = gr.Button("Save now", elem_id="save-now", scale=1, min_width=110, interactive=False)
+                self.sample = gr.Button("Sample now", elem_id="sample-now", scale=1, min_width=125, interactive=False)
+                self.kill = gr.Button("Kill", elem_id="kill-training", scale=1, min_width=80, interactive=False)
+                self.command = gr.Button("Print training command", elem_id="print-command", scale=1, min_width=215)
+            self.listed = gr.Number(0, visible="hidden")  # stands for the runs that the picker lists now,
+            self.opened_with = gr.State(0)  # and this for those that it lists until that one changes
+            self.status = gr.HTML(elem_id="run-status")
+            self.progress = gr.HTML(elem_id="run-progress")
+            self.question = Question()
+            self.message = gr.HTML(elem_id="form-message")
+            self.notice = gr.HTML(elem_id="run-notice")
+
+    def outputs(self) -> set[Any]:
+        return {self.status, self.progress, self.notice, self.stop, self.save, self.sample, self.kill}
+
+    def show(self, view: View | None) -> dict[Any, Any]:
+        can_ask = view is not None and view.condition == "running"
+        can_stop = view is not None and view.condition in ("running", "starting")
+        return {
+            self.status: status_line(view),
+            self.progress: progress_bar(view),
+            self.notice: notice(view),
+            self.stop: gr.update(interactive=can_stop),
+            self.save: gr.update(interactive=can_ask),
+            self.sample: gr.update(interactive=can_ask),
+            self.kill: gr.update(interactive=view is not None and view.active),
+        }
+
+
+# --- which run -----------------------------------------------------------------------------------------------------
+
+
+def choices(places: Places) -> list[tuple[str, str]]:
+    """(label, path) of every run to watch, the one that was active last first."""
+    begun = sorted(runner.begun_runs(places.output_folders()), key=lambda entry: entry[0], reverse=True)
+    paths = [run.path for run in places.known_runs()]
+    for when, run in begun:
+        older = (place for place, path in enumerate(paths) if run_folder.last_active(RunFolder(path)) < when)
+        paths.insert(next(older, len(paths)), run.path)
+    names = [path.name for path in paths]
+    return [
+        (path.name if names.count(path.name) == 1 else f"{path.name}  ({path.parent})", str(path)) for path in paths
+    ]
+
+
+def chosen(places: Places, value: Any) -> RunFolder | None:
+    """The run that the picker's value names, when it is one of the known ones; nothing else can be opened so."""
+    if not isinstance(value, str) or not value:
+        return None
+    path = Path(value)
+    if path.parent not in places.output_folders():
+        return None
+    run = RunFolder(path)
+    return run if path.name not in ("", ".", "..") and runner.is_there(run) else None
+
+
+def has_prompts(run: RunFolder) -> bool:
+    """Whether the run was given prompts to sample."""
+    try:
+        return bool(config.read_config(run.config_file).sample_prompts.strip())
+    except config.ConfigError:
+        return False
+
+
+def picker_update(places: Places, value: Any) -> Any:
+    """The picker with its present choices: the run it shows, or where there is none the latest."""
+    found = choices(places)
+    return fresh_list(found, value, found[0][1] if found else None)
+
+
+# --- words ---------------------------------------------------------------------------------------------------------
+
+
+def status_line(view: View | None) -> str:
+    """Badge and numbers, in one line of HTML."""
+    if view is None:
+        return (
+            '<div class="run-line"><span class="badge">no run yet</span>'
+            "<span>Choose a preset, look over the options and press Start training.</span></div>"
+        )
+    parts = [f'<span class="badge {view.condition}">{WORDS[view.condition]}</span>']
+    parts += [f"<span>{escape(text)}</span>" for text in _numbers(view)]
+    return f'<div class="run-line">{"".join(parts)}</div>'
+
+
+def _numbers(view: View) -> list[str]:
+    history = view.history
+    if view.condition == "starting":
+        return ["The trainer is loading; its log is on the Monitor tab."]
+    if view.condition in ("new", "refused") or (view.condition == "stopping" and not history.stepped):
+        return ["leaves before its first step"] if view.condition == "stopping" else []
+    if view.condition == "running" and not history.stepped:
+        return [monitor.phase_line(view) or "Loading the model; the first step is yet to come."]
+    texts = [f"step {history.step} of {history.total_steps}" if history.total_steps else f"step {history.step}"]
+    if history.epoch is not None:
+        texts.append(f"epoch {history.epoch + 1}")
+    if view.active:
+        pace = history.seconds_per_step()
+        if pace is not None:
+            texts.append(monitor.speed(pace))
+        left = time_left(view)
+        if left:
+            texts.append(f"{left} left")
+    if history.loss is not None:
+        texts.append(f"loss {history.loss:.4f}")
+    if view.condition == "stopping":
+        texts.append("finishes its step, saves and leaves")
+    return texts
+
+
+def time_left(view: View) -> str:
+    """How long the run will still take; empty when it cannot be told."""
+    pace = view.history.seconds_per_step()
+    if pace is None or view.history.total_steps is None or not view.active:
+        return ""
+    return "about " + monitor.duration(pace * max(0, view.history.total_steps - view.history.step))
+
+
+def progress_bar(view: View | None) -> str:
+    total = view.history.total_steps if view else None
+    if view is None or not total:
+        return look.progress("progress", 0)
+    return look.progress("progress", view.history.step / total)
+
+
+def notice(view: View | None) -> str:
+    """What a person should know of how the run ended, with the way on; empty while all is well."""
+    if view is None:
+        return ""
+    history = view.history
+    if view.condition == "refused":
+        left = view.started is not None and view.started.exit_code in (0, *STOPPED)
+        known = [] if left else advice.of_failure(view.message)
+        return look.note(_why_not_started(view), known, kind="warn" if left else "bad", log=view.message)
+    if view.condition == "failed":
+        error = history.error or "The trainer failed; the end of its log is on the Monitor tab."
+        return look.note(
+            f"Failed after step {history.step}: {error}", advice.of_failure(error, history.advice), kind="bad"
+        )
+    if view.condition == "interrupted":
+        last = f"; its last checkpoint is at step {history.checkpoints[-1]}" if history.checkpoints else ""
+        return look.note(
+            f"The process ended without a message after step {history.step}{last}. "
+            "To go on: Resume tab, Continue this run, then Start training.",
+            [advice.of_disappearance(view.started.exit_code if view.started else None)],
+            kind="warn",
+        )
+    if view.condition == "stopped" and not history.stepped:
+        return look.note("Stopped before the first step, so there was nothing to save.")
+    if view.condition == "stopped":
+        return look.note(
+            f"Stopped after step {history.step} and saved. "
+            "To go on: Resume tab, Continue this run, then Start training."
+        )
+    if view.condition == "finished":
+        return look.note(
+            f"Finished: {history.step} steps. The result is {view.run.path}.safetensors. "
+            "To train it longer: Resume tab, Continue this run, then raise max_train_steps.",
+            kind="good",
+        )
+    if view.active and history.warnings:
+        return look.note("Warnings from the trainer:", list(history.warnings)[-3:], kind="warn")
+    return ""
+
+
+def _why_not_started(view: View) -> str:
+    code = view.started.exit_code if view.started else None
+    if code == 3:
+        return "The trainer refused to start. It said:"
+    if code == 0:
+        return "There was nothing to train. The trainer said:"
+    if code in STOPPED:
+        return "The trainer was stopped before it began. It said:"
+    if code is not None and code < 0:
+        return f"The trainer was ended by signal {-code} before it began. Its last output:"
+    ended = f" (exit {code})" if code is not None else ""
+    return f"The trainer could not start{ended}. Its last output:"

@@ -1,0 +1,275 @@
+"""What a run's events tell: curve, branches, marks, samples, pace, how it ended. Nothing is read or drawn here."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import dataclasses
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gui.views.curves import Array, Curve, smooth
+
+SMOOTHING = 0.95  # share of the moving average that a step leaves as it was
+RATE_STEPS = 50  # time left is told from the median of this many spans of steps
+TOGETHER_SECONDS = 0.2  # events closer than this were written in one go
+NOT_TOLD = math.nan
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A preview that a run made. `path` is relative to the run folder and not to be trusted."""
+
+    step: int
+    path: str
+    prompt: str
+    index: int
+    seed: int | None = None
+    abandoned: bool = False  # made on a branch that the run went back behind
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Work of known length before or between steps: computing a cache, for one."""
+
+    name: str
+    done: int
+    total: int
+    time: float
+    first_done: int
+    first_time: float
+    told: float | None = None  # seconds left, as the trainer has it
+
+    @property
+    def seconds_left(self) -> float | None:
+        """As told, or at the pace so far; None until there is one."""
+        if self.told is not None:
+            return self.told
+        advanced, passed = self.done - self.first_done, self.time - self.first_time
+        return passed / advanced * (self.total - self.done) if advanced > 0 and passed > 0 else None
+
+
+class History:
+    """The events of a run so far. After a resume at step S, what was done beyond S before is an abandoned branch."""
+
+    def __init__(self) -> None:
+        self.current = Curve()
+        self.abandoned: list[Array] = []  # rows of curves.ROW
+        self.validation: list[tuple[int, float]] = []  # (step, loss)
+        self.resumes: list[int] = []
+        self.checkpoints: list[int] = []
+        self.samples: dict[str, Sample] = {}
+        self.warnings: collections.deque[str] = collections.deque(maxlen=20)
+        self.overfitting = ""  # the trainer's warning, until validation finds a better step
+        self.phase: Phase | None = None
+        self.step = 0
+        self.epoch: int | None = None  # the one the last step belongs to; the first is 0
+        self.total_steps: int | None = None
+        self.steps_per_epoch: int | None = None
+        self.session: int | None = None
+        self.device = ""
+        self.grade = ""
+        self.learning_rate: Any = None
+        self.grad_norm: float | None = None
+        self.memory: float | None = None  # bytes
+        self.reason = ""
+        self.error = ""
+        self.advice = ""
+        self.session_time = 0.0
+        self.last_time = 0.0
+        self.earlier_seconds = 0.0  # that earlier sessions took
+        self.stepped = False  # whether this session has completed a step
+        self._average = 0.0  # the moving average of the losses, not yet unbiased
+        self._averaged = 0  # losses in it
+        self._last = -1  # the last step of the current branch
+        self._ticks: collections.deque[tuple[int, float]] = collections.deque(maxlen=RATE_STEPS + 1)
+        self._step_seconds: list[float] = []  # of this session's first steps, until there are enough ticks
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        """Take in one event; one that is not as it should be is passed over."""
+        step = _whole(event.get("global_step"))
+        if step is None:
+            return
+        _HANDLERS.get(event["event"], History._phase)(self, step, event)
+        self.last_time = _number(event.get("time")) or self.last_time
+
+    def snapshot(self) -> History:
+        """A copy that later events leave as it is."""
+        result = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, list | dict | collections.deque):
+                setattr(result, name, value.copy())
+        result.current = self.current.frozen()
+        return result
+
+    @property
+    def loss(self) -> float | None:
+        """The smoothed loss; None before the first."""
+        return self._average / (1 - SMOOTHING**self._averaged) if self._averaged else None
+
+    def seconds_per_step(self) -> float | None:
+        """The median over this session's last steps; None until there is one.
+
+        Told from when their events were written, since a GPU works on after the host has gone to the next step. The
+        spans in which samples were made or a save was waited for are few, and so do not move the median.
+        """
+        spans = [
+            (after[1] - before[1]) / (after[0] - before[0])
+            for before, after in itertools.pairwise(self._ticks)
+            if after[0] > before[0]
+        ]
+        told = spans if len(spans) >= 3 else self._step_seconds[1:]  # a session's first step takes longer
+        return statistics.median(told) if told else None
+
+    def _go_back(self, step: int) -> None:
+        """The run continues after `step`: what was drawn beyond it is a branch of its own now."""
+        later = self.current.cut_after(step)
+        if len(later):
+            self.abandoned.append(later)
+            losses = self.current.rows["loss"]
+            losses = losses[losses == losses]
+            self._averaged = len(losses)
+            average = smooth(losses, SMOOTHING)
+            self._average = float(average[-1]) * (1 - SMOOTHING ** len(losses)) if len(losses) else 0.0
+        self._last = step
+        self.checkpoints = [mark for mark in self.checkpoints if mark <= step]
+        self.resumes = [mark for mark in self.resumes if mark <= step]
+        self.validation = [(mark, loss) for mark, loss in self.validation if mark <= step]
+        self.overfitting = ""
+        for path, sample in self.samples.items():
+            if sample.step > step and not sample.abandoned:
+                self.samples[path] = dataclasses.replace(sample, abandoned=True)
+
+    def _run_started(self, step: int, event: Mapping[str, Any]) -> None:
+        self._ticks.clear()
+        self._step_seconds.clear()
+        self.warnings.clear()
+        self.phase = None
+        self.reason = self.error = self.advice = self.grade = ""
+        self.total_steps = _whole(event.get("total_steps"))
+        self.steps_per_epoch = _whole(event.get("steps_per_epoch"))
+        self.session = _whole(event.get("session"))
+        self.device = str(event.get("device", ""))
+        if self.session_time:
+            self.earlier_seconds += max(0.0, self.last_time - self.session_time)
+        self.session_time = _number(event.get("time")) or 0.0
+        self.stepped = False
+        self.step = step
+
+    def _resumed(self, step: int, event: Mapping[str, Any]) -> None:
+        at = _whole(event.get("step"))
+        at = step if at is None else at
+        self._go_back(at)
+        self.resumes.append(at)
+        self.grade = str(event.get("grade", ""))
+        self.step = at
+
+    def _step(self, step: int, event: Mapping[str, Any]) -> None:
+        if step <= self._last:
+            self._go_back(step - 1)
+        loss, now = _number(event.get("loss")), _number(event.get("time"))
+        self.learning_rate = event.get("lr")
+        self.grad_norm, self.memory = _number(event.get("grad_norm")), _number(event.get("memory"))
+        if loss is not None:
+            self._average = SMOOTHING * self._average + (1 - SMOOTHING) * loss
+            self._averaged += 1
+        told = (loss, first_rate(self.learning_rate), self.grad_norm, self.memory)
+        self.current.append((step, *(NOT_TOLD if number is None else number for number in told)))
+        self._last = step
+        if now is not None:
+            if self._ticks and now - self._ticks[-1][1] < TOGETHER_SECONDS:
+                self._ticks.pop()
+            self._ticks.append((step, now))
+        seconds = _number(event.get("step_seconds"))
+        if seconds is not None and len(self._step_seconds) < RATE_STEPS:
+            self._step_seconds.append(seconds)
+        self.stepped = True
+        self.phase = None
+        self.step = step
+        self.epoch = _whole(event.get("epoch"))
+
+    def _validation(self, step: int, event: Mapping[str, Any]) -> None:
+        loss = _number(event.get("loss"))
+        if loss is not None:
+            self.validation = [(mark, told) for mark, told in self.validation if mark != step] + [(step, loss)]
+            if event.get("best_step") == step:
+                self.overfitting = ""
+
+    def _checkpoint_saved(self, step: int, event: Mapping[str, Any]) -> None:
+        if step not in self.checkpoints[-3:]:
+            self.checkpoints.append(step)
+
+    def _sample_saved(self, step: int, event: Mapping[str, Any]) -> None:
+        path = event.get("path")
+        if isinstance(path, str):
+            self.samples.pop(path, None)
+            prompt, index = str(event.get("prompt", "")), _whole(event.get("index")) or 0
+            self.samples[path] = Sample(step, path, prompt, index, _whole(event.get("seed")))
+
+    def _warning(self, step: int, event: Mapping[str, Any]) -> None:
+        if event.get("kind") == "overfitting":
+            self.overfitting = str(event.get("message", ""))
+            return
+        words = event.get("message") or event.get("reason") or event.get("error") or event.get("kind")
+        self.warnings.append(f"step {step}: {words or event['event'].replace('_', ' ')}")
+
+    def _run_finished(self, step: int, event: Mapping[str, Any]) -> None:
+        self.step = max(self.step, step)
+        self.phase = None
+        self.reason = str(event.get("reason", ""))
+
+    def _run_failed(self, step: int, event: Mapping[str, Any]) -> None:
+        self.phase = None
+        self.error, self.advice = str(event.get("error", "")), str(event.get("advice") or "")
+
+    def _nothing(self, step: int, event: Mapping[str, Any]) -> None:
+        """A warning event follows and says the same."""
+
+    def _phase(self, step: int, event: Mapping[str, Any]) -> None:
+        """Any other event that says how much of how much is done."""
+        done, total, now = _whole(event.get("done")), _whole(event.get("total")), _number(event.get("time"))
+        if done is None or not total or now is None:
+            return
+        name = " ".join(str(word) for word in (event["event"], event.get("what")) if word).replace("_", " ")
+        before = self.phase
+        if before is None or before.name != name or done < before.done:
+            before = Phase(name, done, total, now, done, now)
+        left = dataclasses.replace(before, done=done, total=total, time=now, told=_number(event.get("seconds_left")))
+        self.phase = None if done >= total else left
+
+
+_HANDLERS: dict[str, Callable[[History, int, Mapping[str, Any]], None]] = {
+    "run_started": History._run_started,
+    "resumed": History._resumed,
+    "step": History._step,
+    "validation": History._validation,
+    "checkpoint_saved": History._checkpoint_saved,
+    "checkpoint_failed": History._nothing,
+    "checkpoint_rejected": History._warning,
+    "sample_saved": History._sample_saved,
+    "warning": History._warning,
+    "run_finished": History._run_finished,
+    "run_failed": History._run_failed,
+}
+
+
+def first_rate(value: Any) -> float | None:
+    """A learning rate as one number: the first part's where each trained part has its own."""
+    if isinstance(value, Mapping):
+        value = next(iter(value.values()), None)
+    return _number(value)
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _whole(value: Any) -> int | None:
+    number = _number(value)
+    return None if number is None else int(number)

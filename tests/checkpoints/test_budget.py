@@ -1,0 +1,104 @@
+"""What checkpoints write in all and in an hour, and when it is too much."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.checkpoints import budget
+from trainer.checkpoints.budget import Budget
+from trainer.options.config import Config
+from trainer.runs.run_folder import RunFolder
+
+
+@pytest.mark.parametrize(
+    ("options", "step", "saves"),
+    [
+        ({}, 0, 1),  # the end
+        ({"save_every_n_steps": 10}, 0, 10),
+        ({"save_every_n_steps": 10}, 20, 8),
+        ({"save_every_n_steps": 10}, 95, 1),
+        ({"save_every_n_steps": 30}, 0, 4),
+        ({"save_every_n_epochs": 1}, 0, 4),
+        ({"save_every_n_epochs": 1, "save_every_n_steps": 50}, 0, 4),  # 25, 50, 75, 100
+        ({"save_every_n_epochs": 1, "save_every_n_steps": 10}, 40, 7),  # 50, 60, 70, 75, 80, 90, 100
+        ({"save_every_n_steps": 10, "save_state": False}, 0, 1),
+        ({"save_every_n_minutes": 1.0}, 0, 4),  # 200 s
+        ({}, 100, 0),
+    ],
+)
+def test_the_saves_of_100_steps_of_2_seconds_in_epochs_of_25(options: dict[str, Any], step: int, saves: int) -> None:
+    found = budget.of(Config(**options), step, 100, 25, 10_000_000, 2.0)
+    assert found.saves == saves
+    assert found.total == saves * 10_000_000
+
+
+def test_the_rate_follows_from_the_time_between_two_saves() -> None:
+    found = budget.of(Config(save_every_n_steps=10), 0, 100, 25, 10_000_000_000, 2.0)
+    assert found.per_hour == 1.8e12
+    assert found.line() == "10 checkpoints of 10 GB to be written: 100 GB in all, 1.8 TB an hour"
+    assert "SSD" in (found.warning() or "")
+
+
+def test_a_computed_size_is_told_as_such() -> None:
+    found = budget.of(Config(save_every_n_steps=50), 0, 100, 25, 12_345_678, None, about=True)
+    assert found.line() == "2 checkpoints of about 12.3 MB to be written: about 24.7 MB in all"
+
+
+@pytest.mark.parametrize(
+    ("found", "warns"),
+    [
+        (Budget(100, 40_000_000, 60.0), False),  # a LoRA
+        (Budget(1, 10**10, None), False),  # one save of a full model
+        (Budget(1000, 10**10, None), True),  # 10 TB
+        (Budget(100, 10**10, 60.0), True),  # 600 GB an hour
+        (Budget(100, 10**10, 3600.0), False),
+        (Budget(20, 2 * 10**5, 0.001), False),  # 4 MB, however fast
+    ],
+)
+def test_only_much_is_worth_a_word(found: Budget, warns: bool) -> None:
+    assert (found.warning() is not None) == warns
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({}, 3),
+        ({"keep_last_n_checkpoints": 0}, 10),
+        ({"keep_every_n_steps": 50}, 5),  # 50, 80, 90, 100, and one to spare
+        ({"save_last_n_steps_state": 60}, 6),
+        ({"save_last_n_epochs_state": 2}, 5),
+        ({"keep_last_n_checkpoints": 20}, 10),
+    ],
+)
+def test_the_checkpoints_left_of_100_steps_in_epochs_of_25_saved_every_10(options: dict[str, Any], kept: int) -> None:
+    assert budget.kept(Config(save_every_n_steps=10, **options), 10, 100, 25) == kept
+
+
+def test_the_speed_is_that_of_the_last_session(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert budget.seconds_per_step(run) is None
+    events = [("run_started", 0, 0.0), ("step", 1, 9.0), ("step", 2, 19.0), ("step", 3, 29.0)]
+    write(run, events)
+    assert budget.seconds_per_step(run) == 10.0
+    write(run, [*events, ("run_started", 3, 50.0), ("step", 4, 51.0)])
+    assert budget.seconds_per_step(run) is None
+    write(run, [*events, ("run_started", 3, 50.0), ("step", 4, 51.0), ("step", 6, 55.0), ("step", 8, 59.0)])
+    assert budget.seconds_per_step(run) == 2.0
+
+
+def test_steps_written_at_once_took_their_time(tmp_path: Path) -> None:
+    lines = [
+        {"event": "step", "global_step": step, "time": 10 + step / 1e4, "step_seconds": 0.5} for step in range(1, 6)
+    ]
+    run = RunFolder(tmp_path)
+    run.events_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert budget.seconds_per_step(run) == 0.5
+
+
+def write(run: RunFolder, events: list[tuple[str, int, float]]) -> None:
+    lines = [json.dumps({"event": name, "global_step": step, "time": time}) for name, step, time in events]
+    run.events_file.write_text("".join(f"{line}\n" for line in lines))

@@ -1,0 +1,128 @@
+"""Presets written for sd-scripts and kohya_ss load as they are; what cannot be honoured is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from trainer.options import sd_scripts
+from trainer.options.config import OPTIONS, Checked, Config, Given, check, read_toml_text, resolve
+
+KOHYA_SS = """
+bucket_no_upscale = true
+bucket_reso_steps = 64
+cache_latents = true
+caption_extension = ".txt"
+clip_skip = 1
+dynamo_backend = "no"
+enable_bucket = true
+epoch = 10
+gradient_accumulation_steps = 1
+huber_c = 0.1
+huber_schedule = "snr"
+learning_rate = 0.0001
+loss_type = "l2"
+lr_scheduler = "cosine"
+lr_scheduler_args = []
+lr_scheduler_num_cycles = 1
+lr_scheduler_power = 1
+lr_warmup_steps = 160
+max_bucket_reso = 2048
+max_data_loader_n_workers = 0
+max_grad_norm = 1
+max_timestep = 1000
+max_token_length = 75
+max_train_steps = 1600
+min_bucket_reso = 256
+mixed_precision = "bf16"
+network_alpha = 1
+network_args = [ "conv_dim=8", "conv_alpha=4",]
+network_dim = 8
+network_module = "networks.lora"
+no_half_vae = true
+noise_offset_type = "Original"
+optimizer_args = []
+optimizer_type = "adamw8bit"
+output_dir = "output"
+output_name = "last"
+pretrained_model_name_or_path = "model"
+prior_loss_weight = 1
+resolution = "512,512"
+sample_sampler = "k_euler_a"
+save_every_n_epochs = 1
+save_model_as = "safetensors"
+save_precision = "fp16"
+text_encoder_lr = [ 0.00005,]
+train_batch_size = 1
+train_data_dir = "images"
+unet_lr = 0.0001
+v2 = false
+xformers = true
+"""
+
+
+def of(**values: Any) -> Checked:
+    return check({name: Given(value, "test") for name, value in values.items()})
+
+
+def test_a_preset_of_kohya_ss_loads_as_it_is() -> None:
+    config, notices = resolve(read_toml_text(KOHYA_SS, "kohya.toml"))
+    assert (config.network_dim, config.conv_dim, config.conv_alpha) == (8, 8, 4.0)
+    assert (config.optimizer_type, config.sample_sampler, config.text_encoder_lr) == ("AdamW8bit", "euler_a", 0.00005)
+    assert (config.lr_warmup_steps, config.clip_skip, config.resolution_size) == (160.0, 1, (512, 512))
+    assert [notice.split(" ")[0] for notice in notices] == ["epoch", "noise_offset_type", "xformers"]
+
+
+@pytest.mark.parametrize("name", sorted(sd_scripts.WITHOUT_EFFECT))
+def test_what_cannot_change_the_training_is_accepted_with_a_notice(name: str) -> None:
+    assert name not in OPTIONS
+    outcome = of(**{name: "something"})
+    assert outcome.problems == [] and len(outcome.notices) == 1 and name in outcome.notices[0]
+
+
+@pytest.mark.parametrize("name", sorted(sd_scripts.NOT_SUPPORTED))
+def test_what_would_change_it_is_refused_by_name_unless_it_is_off(name: str) -> None:
+    assert name not in OPTIONS
+    (problem,) = of(**{name: "something"}).problems
+    assert problem.key == name and sd_scripts.NOT_SUPPORTED[name] in problem.message
+    nothing: list[Any] = [False, 0, "", []]
+    for off in nothing:
+        assert of(**{name: off}).problems == []
+
+
+def test_other_network_modules_and_arguments_are_refused_by_name() -> None:
+    (module,) = of(network_module="lycoris.kohya").problems
+    assert "only networks.lora" in module.message
+    (argument,) = of(network_args=["conv_dim=4", "module_dropout=0.1"]).problems
+    assert "module_dropout=0.1" in argument.message
+    (value,) = of(network_args=["conv_dim=0"]).problems
+    assert "conv_dim: 0 is below 1" in value.message
+
+
+def test_an_option_given_by_its_own_name_wins_over_network_args() -> None:
+    assert of(conv_dim=2, network_args=["conv_dim=4"]).values["conv_dim"] == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"max_train_epochs": 0}, Config()),
+        ({"save_precision": ""}, Config()),
+        ({"save_precision": "fp32"}, Config(save_precision="float")),
+        ({"text_encoder_lr": []}, Config()),
+        ({"text_encoder_lr": [1e-5, 1e-5]}, Config(text_encoder_lr=1e-5)),
+        ({"caption_extention": ".cap"}, Config(caption_extension=".cap")),
+        ({"resolution": 640}, Config(resolution="640")),
+        ({"resolution": [640, 512]}, Config(resolution="640,512")),
+        ({"optimizer_type": "lion"}, Config(optimizer_type="Lion")),
+    ],
+)
+def test_their_ways_of_writing_a_value_are_understood(given: dict[str, Any], expected: Config) -> None:
+    outcome = of(**given)
+    assert outcome.problems == [] and Config(**outcome.values) == expected
+
+
+def test_two_different_text_encoder_rates_are_refused() -> None:
+    (problem,) = of(text_encoder_lr=[1e-5, 2e-5]).problems
+    assert problem.key == "text_encoder_lr"

@@ -1,0 +1,176 @@
+"""Trainer processes that start at once: forks of a process that has imported everything and done nothing.
+
+What runs in them is `trainer.__main__.main`, with real files, signals and exit codes; only the seconds of imports are
+saved. `python -m tests.forked_trainer` is the process that forks; a test has a `Server`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.support.faults import Fault
+from trainer import files
+from trainer.options.config import Config, to_toml
+from trainer.runs.run_folder import RunFolder
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+class Server:
+    """The process that forks; use it as a context."""
+
+    def __enter__(self) -> Server:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.forked_trainer"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=REPOSITORY,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"},
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+    def ask(self, **request: Any) -> Any:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, "the process that forks trainers has died"
+        return json.loads(answer)
+
+    def wait_until_ready(self) -> None:
+        """Return when everything is imported."""
+        self.ask(ready=True)
+
+    def start(
+        self, config: Config, fault: Fault | None = None, environment: Mapping[str, str] | None = None
+    ) -> Trainer:
+        """Start to train what a config describes; what the trainer prints goes to printed.txt beside the run."""
+        output = Path(config.output_dir)
+        output.mkdir(parents=True, exist_ok=True)
+        preset, printed = output / f"{config.output_name}.preset.toml", output / "printed.txt"
+        files.write_text(preset, to_toml(config))  # whole, since another process may be reading it
+        pid = self.ask(
+            arguments=["train", "--config", str(preset)],
+            printed=str(printed),
+            run=str(config.run_dir),
+            fault=dataclasses.asdict(fault) if fault else None,
+            environment=dict(environment or {}),
+        )
+        return Trainer(self, pid, printed)
+
+    def start_several(self, config: Config, count: int, faults: Mapping[int, Fault] | None = None) -> list[Trainer]:
+        """Start `count` processes that train together, as torch's launchers would; `faults` by process."""
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}
+        common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+        return [
+            self.start(config, (faults or {}).get(rank), {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+            for rank in range(count)
+        ]
+
+    def train(self, config: Config, fault: Fault | None = None) -> int:
+        """Train, and return the exit code, or the negative number of the signal that ended it."""
+        return self.start(config, fault).wait()
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """A trainer's process."""
+
+    server: Server
+    pid: int
+    printed_to: Path
+
+    def wait(self) -> int:
+        code: int = self.server.ask(wait=self.pid)
+        return code
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)  # not waited for yet, so the number is still its own
+
+    @property
+    def printed(self) -> str:
+        return self.printed_to.read_text()
+
+
+# --- in the process that forks -------------------------------------------------------------------------------------
+
+
+def _train(
+    arguments: Sequence[str], printed: str, run: str, fault: dict[str, Any] | None, environment: dict[str, str]
+) -> None:
+    """What a child does. Does not return."""
+    code = 1
+    try:
+        os.environ.update(environment)
+        to = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.dup2(to, 1)
+        os.dup2(to, 2)
+        from tests.support import faults
+        from trainer.__main__ import main
+
+        if fault:
+            faults.bring_about(Fault(**{**fault, "do": tuple(fault["do"])}), RunFolder(Path(run)))
+        code = main(arguments)
+    except (AttributeError, ImportError, TypeError):
+        traceback.print_exc()  # of a fault that could not be prepared
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def serve() -> None:
+    import torch
+
+    import trainer.models.families.sd
+    import trainer.training.loop  # noqa: F401 - what takes the seconds
+
+    assert torch.get_num_threads() == 1
+    assert len(list(Path("/proc/self/task").iterdir())) == 1, "a process with threads must not fork"
+    gc.collect()
+    gc.freeze()
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "ready" in request:
+            print("true", flush=True)
+            continue
+        if "wait" in request:
+            _, status = os.waitpid(request["wait"], 0)
+            print(os.waitstatus_to_exitcode(status), flush=True)
+            continue
+        pid = os.fork()
+        if pid == 0:
+            _train(**request)
+        print(pid, flush=True)
+
+
+if __name__ == "__main__":
+    serve()

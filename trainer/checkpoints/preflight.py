@@ -1,0 +1,358 @@
+"""What can be known of a training before its base model is loaded; the same for command line and browser.
+
+No torch here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer import files
+from trainer.checkpoints import budget, checkpoint_size, resume
+from trainer.checkpoints.budget import Budget
+from trainer.checkpoints.checkpoint_size import SizeUnknown
+from trainer.checkpoints.resume import ResumeRefused, Verdict
+from trainer.data import dataset, findings
+from trainer.data.dataset import REPLACED_BY_DATASET_CONFIG, Scan
+from trainer.data.folder_scan import Progress, nobody
+from trainer.models import base_model
+from trainer.models.base_model import BaseModelMissing
+from trainer.options.config import (
+    OPTIONS,
+    Config,
+    ConfigError,
+    Problem,
+    Source,
+    build,
+    check,
+    read_arguments,
+    read_toml,
+)
+from trainer.quantities import counted, size
+from trainer.recipe import prompts
+from trainer.refusal import Refused, both
+from trainer.runs import manifest
+from trainer.runs.run_folder import RunFolder
+
+SCAN_WORKERS = 4
+NAMED_PATHS = (
+    "train_data_dir", "dataset_config", "reg_data_dir", "validation_data_dir", "conditioning_data_dir", "in_json",
+    "vae", "single_file_config", "network_weights",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The images, the base model's files and what follows from them."""
+
+    found: Scan
+    images: Mapping[str, Any]  # what dataset.json keeps
+    model_path: Path
+    base_model: Mapping[str, str]  # digests by option
+    steps_per_epoch: int
+    total_steps: int
+
+    def lines(self) -> list[str]:
+        """For people: how much there is, what it makes, and what was left out."""
+        found = self.found
+        regular = sum(entry.subset.is_reg for entry in found.entries)
+        lines = [
+            f"{counted(len(found.entries), 'image')}, {counted(found.samples, 'sample')} an epoch in "
+            f"{counted(len(found.bucket_counts()), 'bucket')}: {counted(self.steps_per_epoch, 'step')} an epoch, "
+            f"{counted(self.total_steps, 'step')} in all",
+            *([f"{regular} of these images are regularisation images"] if regular else []),
+            *([f"{counted(len(found.validation), 'more image')} held out for validation"] if found.validation else []),
+            *found.notices,
+        ]
+        lines += findings.lines(found.skipped)
+        others = findings.by_kind(set(found.findings) - set(found.skipped))
+        if others:
+            counts = ", ".join(
+                f"{findings.KINDS[kind].title.lower()} {len(members)}" for kind, members in others.items()
+            )
+            lines.append(f"Also: {counts}; python -m trainer dataset lists them")
+        return lines
+
+
+def read_options(preset: Path | str, arguments: Sequence[str], *, to_train: bool = True) -> tuple[Config, list[str]]:
+    """The config of a preset file and arguments, and notices; what has to be there `to_train` is looked for.
+
+    Raises ConfigError with every problem of both.
+    """
+    problems: list[Problem] = []
+    sources: list[Source] = []
+    for read in (lambda: read_toml(preset), lambda: read_arguments(arguments)):
+        try:
+            sources.append(read())
+        except ConfigError as error:
+            problems += error.problems
+            sources.append(error.read)
+    complete = not problems
+    checked = check(*sources)
+    problems += checked.problems
+    config = build(checked.values)
+    if to_train and complete:
+        problems += missing(config, known=problems)
+    if problems:
+        raise ConfigError(problems)
+    return config, checked.notices
+
+
+def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) -> list[Problem]:
+    """Every option that has to name something and does not, or names what is not there; nothing is read but prompts.
+
+    `home`: the folder that relative paths mean. `known`: problems found before; of their options no more is said.
+    """
+    images = "dataset_config" if config.dataset_config else "train_data_dir"
+    problems = [
+        Problem(name, f"is empty. {OPTIONS[name].help}")
+        for name in ("pretrained_model_name_or_path", images)
+        if not getattr(config, name)
+    ]
+    problems += [
+        Problem(name, f"there is no folder or file {home / getattr(config, name)}")
+        for name in NAMED_PATHS
+        if not (config.dataset_config and name in REPLACED_BY_DATASET_CONFIG)
+        if name != "network_weights" or not config.resume_from_checkpoint  # a resume has weights of its own
+        if getattr(config, name) and not files.exists(home / getattr(config, name))
+    ]
+    model = config.pretrained_model_name_or_path
+    if model and not files.exists(home / model) and not base_model.HUB_ID.fullmatch(model):
+        problems.append(
+            Problem(
+                "pretrained_model_name_or_path",
+                f"there is no folder or file {home / model}, and it is no Hugging Face id like owner/name",
+            )
+        )
+    try:
+        prompts.read(config)
+    except ConfigError as error:
+        problems += error.problems
+    told = {problem.key for problem in known}
+    return [problem for problem in problems if problem.key not in told]
+
+
+def look_at_inputs(config: Config, processes: int = 1, progress: Progress = nobody) -> Inputs:
+    """Find images and base model. Raises Refused with everything that is missing or cannot be used."""
+    if problems := missing(config):
+        raise ConfigError(problems)
+    components = base_model.COMPONENTS[config.family]
+    found, model_path = both(
+        lambda: dataset.scan(config, progress=progress, workers=SCAN_WORKERS),
+        lambda: base_model.locate(config.pretrained_model_name_or_path, components),
+    )
+    batches = config.gradient_accumulation_steps * processes
+    steps_per_epoch = found.steps_per_epoch(batches)
+    epochs = config.max_train_epochs
+    return Inputs(
+        found=found,
+        images=dataset.record(found, config, batches),
+        model_path=model_path,
+        base_model=base_model.digests(config, model_path, components),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=config.max_train_steps if epochs is None else epochs * steps_per_epoch,
+    )
+
+
+def require_fresh(config: Config) -> None:
+    """Refuse to start afresh where there is something to lose. Raises ResumeRefused."""
+    run = RunFolder(config.run_dir)
+    existing = manifest.listing(run.checkpoints)
+    if existing and not config.overwrite_run:
+        raise ResumeRefused(
+            [
+                f"{run.path} already holds checkpoints, the newest of step {existing[0].step}; continue it with "
+                'resume_from_checkpoint = "latest", choose another output_name, or set overwrite_run = true '
+                "(the old run is moved aside, not deleted)"
+            ]
+        )
+
+
+def look_at_checkpoint(config: Config, inputs: Inputs, environment: Mapping[str, Any] | None) -> Verdict | None:
+    """What a resume would be; None for a fresh start. `environment`: None where it is not known; not compared then.
+
+    Raises ResumeRefused when there is nothing to resume, or something to lose; other reasons are in the verdict.
+    """
+    if not config.resume_from_checkpoint:
+        require_fresh(config)
+        return None
+    return resume.examine(
+        config,
+        resume.choose(config),
+        total_steps=inputs.total_steps,
+        images=inputs.images,
+        base_model=inputs.base_model,
+        environment=environment,
+    )
+
+
+def bytes_of_save(config: Config, inputs: Inputs, verdict: Verdict | None) -> int:
+    """How much a checkpoint takes: as the one resumed from, or else about. Raises SizeUnknown."""
+    if verdict:
+        return verdict.manifest.bytes
+    shapes = checkpoint_size.trained(config, inputs.model_path)
+    return checkpoint_size.estimate(config, shapes, len(inputs.found.entries))
+
+
+def write_budget(config: Config, inputs: Inputs, verdict: Verdict | None, bytes_of_save: int) -> Budget:
+    """What the training is going to write in checkpoints of this size."""
+    step, seconds = (verdict.step, budget.seconds_per_step(RunFolder(config.run_dir))) if verdict else (0, None)
+    return budget.of(
+        config, step, inputs.total_steps, inputs.steps_per_epoch, bytes_of_save, seconds, about=verdict is None
+    )
+
+
+def require_disk_space(config: Config, bytes_of_save: int) -> None:
+    """Refuse to begin what could not be saved. Raises ResumeRefused."""
+    if problem := _too_small_disk(config, bytes_of_save):
+        raise ResumeRefused([str(problem)])
+
+
+def too_small_disk(config: Config) -> Problem | None:
+    """What speaks against a start, as far as the base model's files tell and before images are looked at."""
+    try:
+        return _too_small_disk(config, checkpoint_size.of_fresh_start(config, images=0))
+    except (SizeUnknown, BaseModelMissing):
+        return None
+
+
+def _too_small_disk(config: Config, bytes_of_save: int) -> Problem | None:
+    """There has to be room for two: a checkpoint goes only when the one after it is written."""
+    try:
+        files.require_space(config.run_dir, 2 * bytes_of_save)
+    except OSError as error:
+        text = f"the disk is too small: {error.strerror}; free some space or choose another output_dir"
+        return Problem("output_dir", text)
+    return None
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a training would be. `refusals`: every reason why it may not begin; empty when it may.
+
+    `bytes_of_save`: what a checkpoint takes; None where nothing would be written, or for a reason: `size_unknown`.
+    """
+
+    config: Config
+    inputs: Inputs | None
+    verdict: Verdict | None
+    refusals: tuple[str, ...]
+    disk_free: int  # bytes
+    bytes_of_save: int | None = None
+    size_unknown: str = ""
+
+    @property
+    def writes(self) -> Budget | None:
+        """What is going to be written; None where the size of a checkpoint is not known."""
+        if self.inputs is None or self.bytes_of_save is None:
+            return None
+        return write_budget(self.config, self.inputs, self.verdict, self.bytes_of_save)
+
+    @property
+    def disk_needed(self) -> int | None:
+        """About how many bytes the run's checkpoints take in the end; None where their size is not known."""
+        if self.inputs is None or self.bytes_of_save is None:
+            return None
+        steps, epoch = self.inputs.total_steps, self.inputs.steps_per_epoch
+        saves = budget.of(self.config, 0, steps, epoch, self.bytes_of_save, None).saves
+        return budget.kept(self.config, saves, steps, epoch) * self.bytes_of_save
+
+    def lines(self) -> list[str]:
+        """For people."""
+        lines = self.inputs.lines() if self.inputs else []
+        lines += self.verdict.lines() if self.verdict else []
+        if not self.refusals and self.verdict is None:
+            rates = ", ".join(f"{part} {peak:.3g}" for part, peak in self.config.peak_learning_rates.items())
+            lines.append(f"Starts afresh; learning rate {rates}, {self.config.lr_scheduler}")
+        if writes := self.writes:
+            lines += [writes.line(), *filter(None, [writes.warning()])]
+        lines.append(self._disk())
+        return lines + [f"Refused: {line}" for refusal in self.refusals for line in refusal.splitlines()]
+
+    def _disk(self) -> str:
+        free = f"{size(self.disk_free)} are free for {self.config.output_dir}"
+        if self.size_unknown:
+            return f"{free}; how much a checkpoint takes is known when the model is loaded: {self.size_unknown}"
+        needed = self.disk_needed
+        if needed is None:
+            return free
+        told = f"The checkpoints that are kept take about {size(needed)} in the end; {free}"
+        too_much = " - too little for them all: lower keep_last_n_checkpoints" if needed > self.disk_free else ""
+        return told + too_much
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        inputs, verdict = self.inputs, self.verdict
+        return {
+            "version": 1,
+            "refusals": list(self.refusals),
+            "images": len(inputs.found.entries) if inputs else None,
+            "samples": inputs.found.samples if inputs else None,
+            "skipped": [[str(item.path), item.reason] for item in inputs.found.skipped] if inputs else None,
+            "notices": list(inputs.found.notices) if inputs else None,
+            "steps_per_epoch": inputs.steps_per_epoch if inputs else None,
+            "total_steps": inputs.total_steps if inputs else None,
+            "disk_free": self.disk_free,
+            "disk_needed": self.disk_needed,
+            "checkpoint_bytes": self.bytes_of_save,
+            "checkpoint_bytes_unknown": self.size_unknown or None,
+            "writes": self._writes_json(),
+            "resume": self._resume_json(verdict) if verdict else None,
+        }
+
+    def _writes_json(self) -> dict[str, Any] | None:
+        writes = self.writes
+        if writes is None:
+            return None
+        return {
+            **dataclasses.asdict(writes),
+            "total": writes.total,
+            "per_hour": writes.per_hour,
+            "warning": writes.warning(),
+        }
+
+    def _resume_json(self, verdict: Verdict) -> dict[str, Any]:
+        return {
+            "sentence": verdict.sentence(),
+            "path": str(verdict.path),
+            "step": verdict.step,
+            "grade": verdict.grade,
+            "finished": verdict.finished,
+            "disk_needed": verdict.manifest.bytes,
+            "differences": [
+                {**dataclasses.asdict(item), "checkpoint": _plain(item.checkpoint), "now": _plain(item.now)}
+                for item in verdict.differences
+            ],
+            "dataset": list(verdict.dataset),
+            "environment": list(verdict.environment),
+            "lr_curve": verdict.curve.as_dict(),
+            "learning_rates": verdict.learning_rates,
+            "last_learning_rates": verdict.last_learning_rates,
+            "rejected": [[str(path), reason] for path, reason in verdict.rejected],
+        }
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def look(config: Config, *, processes: int = 1, environment: Mapping[str, Any] | None = None) -> Preflight:
+    """Look at everything, change nothing, and report every reason against beginning at once."""
+    refusals: list[str] = []
+    inputs, verdict, needed, unknown = None, None, None, ""
+    try:
+        inputs = look_at_inputs(config, processes)
+        verdict = look_at_checkpoint(config, inputs, environment)
+        refusals += verdict.refusals if verdict else ()
+        if not (verdict and verdict.finished):
+            needed = bytes_of_save(config, inputs, verdict)
+            require_disk_space(config, needed)
+    except SizeUnknown as error:
+        unknown = str(error)
+    except Refused as error:
+        refusals.append(str(error))
+    return Preflight(config, inputs, verdict, tuple(refusals), files.free_bytes(config.run_dir), needed, unknown)

@@ -1,0 +1,150 @@
+"""What the header of a model file says: kohya's ss_* keys and the modelspec standard. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trainer.data.dataset import Scan
+from trainer.options.config import Config
+
+# Kept even under no_metadata: what a program needs to use the file.
+NECESSARY = (
+    "ss_v2",
+    "ss_base_model_version",
+    "ss_network_module",
+    "ss_network_dim",
+    "ss_network_alpha",
+    "ss_network_args",
+)
+_SAME_NAME = (
+    "output_name",
+    "learning_rate",
+    "text_encoder_lr",
+    "unet_lr",
+    "gradient_checkpointing",
+    "gradient_accumulation_steps",
+    "lr_scheduler",
+    "mixed_precision",
+    "clip_skip",
+    "cache_latents",
+    "seed",
+    "noise_offset",
+    "noise_offset_random_strength",
+    "multires_noise_iterations",
+    "multires_noise_discount",
+    "adaptive_noise_scale",
+    "zero_terminal_snr",
+    "training_comment",
+    "max_grad_norm",
+    "caption_dropout_rate",
+    "caption_dropout_every_n_epochs",
+    "caption_tag_dropout_rate",
+    "min_snr_gamma",
+    "ip_noise_gamma",
+    "ip_noise_gamma_random_strength",
+    "loss_type",
+    "huber_schedule",
+    "huber_scale",
+    "huber_c",
+    "network_dropout",
+    "flip_aug",
+    "random_crop",
+    "shuffle_caption",
+    "enable_bucket",
+    "bucket_no_upscale",
+    "min_bucket_reso",
+    "max_bucket_reso",
+    "keep_tokens",
+    "max_token_length",
+    "color_aug",
+    "face_crop_aug_range",
+    "resize_interpolation",
+    "prior_loss_weight",
+)
+
+
+def constant(config: Config, found: Scan, model: Any, *, total_steps: int, steps_per_epoch: int) -> dict[str, Any]:
+    """What stays the same over a run. `model`: a `families.base.Model`."""
+    network_args = {}
+    if config.conv_dim:
+        network_args = {"conv_dim": config.conv_dim, "conv_alpha": config.conv_alpha or config.conv_dim}
+    folders: dict[bool, dict[str, dict[str, int]]] = {False: {}, True: {}}  # by whether they are of regularisation
+    tags: dict[str, Counter[str]] = defaultdict(Counter)
+    for entry in found.entries:
+        folder, subset = entry.path.parent.name, entry.subset
+        counts = {"n_repeats": subset.num_repeats, "img_count": 0}
+        folders[subset.is_reg].setdefault(folder, counts)["img_count"] += 1
+        tags[folder].update(tag.strip() for tag in entry.caption.split(",") if tag.strip())
+    values: dict[str, Any] = {f"ss_{name}": getattr(config, name) for name in _SAME_NAME}
+    width, height = config.resolution_size
+    return {
+        **values,
+        "ss_v2": model.base_version.startswith("sd_v2"),
+        "ss_base_model_version": model.base_version,
+        "ss_sd_model_name": Path(config.pretrained_model_name_or_path).name,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": config.network_dim,
+        "ss_network_alpha": config.network_alpha or config.network_dim,
+        "ss_network_args": network_args,
+        "ss_num_train_images": sum(entry.repeats for entry in found.entries if not entry.subset.is_reg),
+        "ss_num_validation_images": len(found.validation),
+        "ss_num_reg_images": sum(entry.repeats for entry in found.entries if entry.subset.is_reg),
+        "ss_num_batches_per_epoch": steps_per_epoch,
+        "ss_num_epochs": -(-total_steps // steps_per_epoch),
+        "ss_max_train_steps": total_steps,
+        "ss_lr_warmup_steps": config.lr_warmup_steps,
+        "ss_debiased_estimation": config.debiased_estimation_loss,
+        "ss_batch_size_per_device": config.train_batch_size,
+        "ss_resolution": f"({width}, {height})",
+        "ss_dataset_dirs": folders[False],
+        "ss_reg_dataset_dirs": folders[True],
+        "ss_tag_frequency": {folder: dict(frequency) for folder, frequency in tags.items()},
+        "ss_bucket_info": {
+            "buckets": {
+                str(number): {"resolution": list(size), "count": count}
+                for number, (size, count) in enumerate(found.bucket_counts().items())
+            }
+        },
+    }
+
+
+def model_hashes(path: Path, digest: str) -> dict[str, str]:
+    """kohya's hashes of a single-file base model; a folder has none."""
+    if not path.is_file():
+        return {}
+    with path.open("rb") as file:
+        file.seek(0x100000)
+        legacy = hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+    return {"ss_sd_model_hash": legacy, "ss_new_sd_model_hash": digest}
+
+
+def modelspec(config: Config, model: Any, finished: float) -> dict[str, str]:
+    """The modelspec part; see https://github.com/Stability-AI/ModelSpec."""
+    width, height = config.resolution_size
+    optional = {
+        "author": config.metadata_author,
+        "description": config.metadata_description,
+        "license": config.metadata_license,
+        "tags": config.metadata_tags,
+        "encoder_layer": str(config.clip_skip) if config.clip_skip else "",
+    }
+    spec = {
+        "sai_model_spec": "1.0.1",
+        "architecture": f"{model.architecture}/lora",
+        "implementation": "diffusers",
+        "title": config.metadata_title or config.output_name,
+        "resolution": f"{width}x{height}",
+        "date": datetime.fromtimestamp(int(finished), UTC).isoformat(),
+        "prediction_type": "v" if model.prediction_type == "v_prediction" else "epsilon",
+        **{name: value for name, value in optional.items() if value},
+    }
+    return {f"modelspec.{name}": value for name, value in spec.items()}
+
+
+def necessary(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in NECESSARY}

@@ -1,0 +1,394 @@
+"""The stream of steps: which samples, with which noise, crop, timestep and caption, ready before they are needed."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from trainer import randomness
+from trainer.caching.packs import Arrays
+from trainer.data import buckets, captions, pictures
+from trainer.data.augmentation import RESAMPLING, Cut, cut_at, cut_of_use, shift_colours
+from trainer.data.buckets import Size
+from trainer.data.dataset import Entry
+from trainer.data.pictures import PictureError
+from trainer.options.config import Config
+from trainer.recipe import losses
+from trainer.refusal import Refused
+
+logger = logging.getLogger(__name__)
+LONG_WAIT = 60.0  # seconds for a step's images
+
+
+class SampleFailed(Exception):
+    """A worker could not prepare an image for the training; the message names it."""
+
+    advice = "Look at this image and its caption; repair or remove them, then resume from the latest checkpoint."
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        super().__init__(f"{path} could not be prepared: {type(error).__name__}: {error}")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Epochs are counted from here: at `step` completed steps, epoch `epoch` (from 0) begins.
+
+    It moves when a resume changes the images or the batch, so that no draw of an earlier epoch comes again.
+    """
+
+    step: int = 0
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of an image: its address in an epoch."""
+
+    entry: Entry
+    epoch: int
+    repeat: int
+    warmed: float = 1.0  # how much of token_warmup_step is over
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Samples of one bucket for one forward and backward pass.
+
+    `tensors`, each with the samples first: noise, timesteps, weights (the share of each sample in the step's mean
+    loss), either latent_mean, latent_std or pixels, with latent_noise; either what the family's tokenize gives or
+    text_states; mask, of the latents' size, where images have one; and what the noise options need.
+    """
+
+    uses: tuple[Use, ...]
+    tensors: dict[str, Tensor]
+
+    def to(self, device: torch.device) -> dict[str, Tensor]:
+        """Its tensors on the device; from pinned memory the host does not wait for the copy."""
+        return {name: tensor.to(device, non_blocking=tensor.is_pinned()) for name, tensor in self.tensors.items()}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step trains in this process. `digest` names the samples, captions and timesteps of all."""
+
+    index: int  # completed steps before this one
+    epoch: int
+    micro_batches: tuple[MicroBatch, ...]
+    samples: int  # over all processes
+    digest: str
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a sample's tensors come from; a cache that is not used is None, and the other source applies."""
+
+    tokenize: Callable[[Sequence[str]], dict[str, Tensor]]
+    latents: Callable[[Entry, bool], Arrays] | None  # (entry, mirrored) -> mean, std
+    text_states: Callable[[str], NDArray[np.float32]] | None  # caption -> (tokens, width)
+    latent_channels: int
+    latent_factor: int  # pixels per latent, along each side
+    device: torch.device  # where the batches are taken
+
+
+class Plan:
+    """Which samples each step trains: a pure function of the options, the images and the origin of the epochs.
+
+    Datasets of different batch sizes have steps of their own, which take turns at random.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        entries: Sequence[Entry],
+        global_batch: int,
+        origin: Origin,
+        planned_steps: int | None = None,
+    ) -> None:
+        """`global_batch`: samples a step trains, of images without a batch size of their own; `planned_steps`: the
+        run's length, of which token_warmup_step may be a share."""
+        self._entries = entries
+        self._seed = config.seed
+        self._planned_steps = config.max_train_steps if planned_steps is None else planned_steps
+        self.origin = origin
+        repeats = np.fromiter((entry.repeats for entry in entries), np.int32, len(entries))
+        sizes = {size: number for number, size in enumerate(sorted({entry.bucket for entry in entries}))}
+        numbers = np.fromiter((sizes[entry.bucket] for entry in entries), np.int32, len(entries))
+        self._entry_of = np.repeat(np.arange(len(entries), dtype=np.int32), repeats)
+        firsts = np.cumsum(repeats, dtype=np.int32) - repeats
+        self._repeat_of = np.arange(len(self._entry_of), dtype=np.int32) - np.repeat(firsts, repeats)
+        self._buckets = np.repeat(numbers, repeats)
+        batches = global_batch // config.train_batch_size
+        per_device = np.fromiter((entry.subset.options.train_batch_size for entry in entries), np.int32, len(entries))
+        of_sample = np.repeat(per_device, repeats)
+        self._groups = [
+            (np.flatnonzero(of_sample == size).astype(np.int32), int(size) * batches) for size in np.unique(per_device)
+        ]  # samples, and how many of them a step trains
+        self.steps_per_epoch = sum(buckets.steps_per_epoch(len(members), size) for members, size in self._groups)
+        self._order = lru_cache(maxsize=2)(self._compute_order)
+
+    def _compute_order(self, epoch: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The samples of an epoch in their order, and where each step's begin (and the last one's end)."""
+        orders, sizes = [], []
+        for members, size in self._groups:
+            numbers = self._buckets[members].astype(np.int64)
+            orders.append(members[buckets.epoch_order(self._seed, epoch, numbers, size)])
+            whole, rest = divmod(len(members), size)
+            sizes.append(np.repeat(np.array([size, rest], np.int32), [whole, rest > 0]))
+        order, size_of_step = np.concatenate(orders), np.concatenate(sizes)
+        if len(self._groups) > 1:
+            turns = randomness.generator(self._seed, "order of batch sizes", epoch).permutation(len(size_of_step))
+            steps = np.split(order, np.cumsum(size_of_step)[:-1])
+            order, size_of_step = np.concatenate([steps[turn] for turn in turns]), size_of_step[turns]
+        return order, np.concatenate([[0], np.cumsum(size_of_step)]).astype(np.int32)
+
+    def place(self, step: int) -> tuple[int, int]:
+        """(epoch, step in the epoch), both from 0, of the step that follows `step` completed ones."""
+        epochs, place = divmod(step - self.origin.step, self.steps_per_epoch)
+        return self.origin.epoch + epochs, place
+
+    def samples(self, step: int) -> tuple[list[Use], list[int]]:
+        """The samples of a step and the bucket number of each."""
+        epoch, place = self.place(step)
+        order, starts = self._order(epoch)
+        chosen = order[starts[place] : starts[place + 1]]
+        uses = []
+        for index in chosen:
+            entry = self._entries[self._entry_of[index]]
+            uses.append(Use(entry, epoch, int(self._repeat_of[index]), self._warmed(entry.subset.options, step)))
+        return uses, [int(self._buckets[index]) for index in chosen]
+
+    def _warmed(self, options: Config, step: int) -> float:
+        wanted = options.token_warmup_step
+        steps = int(wanted * self._planned_steps) if wanted < 1 else wanted
+        return min(1.0, step / steps) if steps else 1.0
+
+
+class Samples:
+    """Uses of images turned into the tensors of a micro-batch: pure functions of their addresses."""
+
+    def __init__(self, config: Config, sources: Sources) -> None:
+        self._config = config
+        self._sources = sources
+        self._masks: dict[str, NDArray[np.uint8] | None] = {}  # of images that are always cut alike
+        self._pinned = sources.device.type == "cuda"  # then a copy to the GPU need not be waited for
+
+    def _draw(self, purpose: str, use: Use) -> np.random.Generator:
+        return randomness.generator(self._config.seed, purpose, use.entry.id, use.epoch, use.repeat)
+
+    def timestep(self, use: Use) -> int:
+        return int(self._draw("timestep", use).integers(self._config.min_timestep, self._config.max_timestep))
+
+    def caption(self, use: Use) -> str:
+        entry = use.entry
+        options = entry.subset.options
+        return captions.caption_of_use(entry.caption, options, entry.id, use.epoch, use.repeat, use.warmed)
+
+    def told(self, use: Use) -> tuple[int, str]:
+        """The timestep and the caption of a use."""
+        return self.timestep(use), self.caption(use)
+
+    def micro_batch(
+        self, uses: Sequence[Use], weight: float, told: Sequence[tuple[int, str]] | None = None
+    ) -> MicroBatch:
+        """Uses of one bucket, each with this share in the loss of its step. `told`: of each, if it is known already."""
+        timesteps, texts = zip(*(told or [self.told(use) for use in uses]), strict=True)
+        rows = [self._named_sample(use) for use in uses]
+        if any("mask" in row for row in rows):
+            rows = [row if "mask" in row else {**row, "mask": np.ones_like(row["noise"][:1])} for row in rows]
+        prior = self._config.prior_loss_weight
+        tensors = {name: self._stacked([row[name] for row in rows]) for name in rows[0]}
+        others = {
+            "timesteps": torch.tensor(timesteps),
+            "weights": torch.tensor([weight * prior if use.entry.subset.is_reg else weight for use in uses]),
+        }
+        if self._sources.text_states:
+            tensors["text_states"] = self._stacked([self._sources.text_states(text) for text in texts])
+        else:
+            others |= self._sources.tokenize(texts)
+        for name, tensor in others.items():
+            tensors[name] = tensor.pin_memory() if self._pinned else tensor
+        return MicroBatch(tuple(uses), tensors)
+
+    def _stacked(self, rows: Sequence[NDArray[np.float32]]) -> Tensor:
+        """One tensor of all rows: the only copy that is made of what a cache has mapped."""
+        batch = torch.empty((len(rows), *rows[0].shape), pin_memory=self._pinned)
+        np.stack(rows, out=batch.numpy())
+        return batch
+
+    def _named_sample(self, use: Use) -> Arrays:
+        """The sample's arrays. Raises PictureError, Refused or SampleFailed, which name the image."""
+        try:
+            return self._sample(use)
+        except (PictureError, Refused):
+            raise
+        except Exception as error:
+            raise SampleFailed(use.entry.path, error) from error
+
+    def _sample(self, use: Use) -> Arrays:
+        options, sources = use.entry.subset.options, self._sources
+        width, height = (side // sources.latent_factor for side in use.entry.bucket)
+        shape = (sources.latent_channels, height, width)
+        mirrored = options.flip_aug and self._draw("flip", use).random() < 0.5
+        arrays: Arrays = {}
+        if sources.latents:
+            cut = None
+            cached = sources.latents(use.entry, mirrored)
+            arrays["latent_mean"], arrays["latent_std"] = cached["mean"], cached["std"]
+        else:
+            cut = cut_of_use(use.entry.size, use.entry.bucket, use.entry.path.stem, options, self._draw("crop", use))
+            colours = self._draw("colour", use) if options.color_aug else None
+            arrays["pixels"] = pixels_of(use.entry, mirrored, cut, colours)
+        if (mask := self._mask(use.entry, cut, (width, height))) is not None:
+            arrays["mask"] = (mask[:, :, ::-1] if mirrored else mask) / np.float32(255)
+        arrays["latent_noise"] = self._draw("vae", use).standard_normal(shape, dtype=np.float32)
+        arrays |= self._noise(use, shape)
+        return arrays
+
+    def _mask(self, entry: Entry, cut: Cut | None, size: Size) -> NDArray[np.uint8] | None:
+        """(1, height, width), from 0 where nothing is learnt to 255; None where there is no mask. `cut`: None for
+        images that are always cut at the centre, whose masks are kept."""
+        if not entry.mask and not entry.subset.options.alpha_mask:
+            return None
+        if cut:
+            return mask_of(entry, cut, size)
+        if entry.id not in self._masks:
+            self._masks[entry.id] = mask_of(entry, cut_at(entry.size, entry.bucket), size)
+        return self._masks[entry.id]
+
+    def _noise(self, use: Use, shape: tuple[int, int, int]) -> Arrays:
+        config, draw = self._config, self._draw("noise", use)
+        noise = draw.standard_normal(shape, dtype=np.float32)
+        if config.multires_noise_iterations:
+            noise = losses.pyramid_noise(noise, draw, config.multires_noise_iterations, config.multires_noise_discount)
+        arrays: Arrays = {"noise": noise}
+        if config.noise_offset:
+            draw = self._draw("noise offset", use)
+            arrays["offset"] = draw.standard_normal((shape[0], 1, 1), dtype=np.float32)
+            strength = draw.random() if config.noise_offset_random_strength else 1.0
+            arrays["offset_strength"] = np.float32(config.noise_offset * strength).reshape(1, 1, 1)
+        if config.ip_noise_gamma:
+            draw = self._draw("input noise", use)
+            strength = draw.random() if config.ip_noise_gamma_random_strength else 1.0
+            values = draw.standard_normal(shape, dtype=np.float32)
+            arrays["input_noise"] = values * np.float32(config.ip_noise_gamma * strength)
+        return arrays
+
+
+def thread_pool(workers: int, name: str, device: torch.device) -> ThreadPoolExecutor:
+    """Threads that prepare batches for a device."""
+
+    def enter() -> None:
+        """Pinned memory belongs to the thread's GPU, which is the first one unless it is told."""
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
+
+    return ThreadPoolExecutor(workers, thread_name_prefix=name, initializer=enter)
+
+
+class Loader:
+    """Iterates over the steps from a place on, without an end; seeking costs nothing.
+
+    With workers, threads prepare the next steps while one is trained; how many does not change a single bit.
+    """
+
+    def __init__(self, config: Config, plan: Plan, sources: Sources, processes: int = 1, process: int = 0) -> None:
+        self._config = config
+        self._plan = plan
+        self._samples = Samples(config, sources)
+        self._device = sources.device
+        self._processes = processes
+        self._process = process
+
+    def steps(self, start: int) -> Generator[Step, None, None]:
+        """The steps that follow `start` completed ones. Closing the generator ends its threads."""
+        workers = self._config.max_data_loader_n_workers
+        if workers == 0:
+            step = start
+            while True:
+                yield self.build(step)
+                step += 1
+        pool = thread_pool(workers, "loader", self._device)
+        ahead: deque[tuple[int, Future[Step]]] = deque()
+        try:
+            step = start
+            while True:
+                while len(ahead) < workers + 2:
+                    ahead.append((step, pool.submit(self.build, step)))
+                    step += 1
+                yield self._patiently(*ahead.popleft())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _patiently(self, step: int, built: Future[Step]) -> Step:
+        """What a worker builds; a wait that is too long for a healthy disk is told, with the images."""
+        while True:
+            try:
+                return built.result(timeout=LONG_WAIT)
+            except TimeoutError:
+                if built.done():  # ready in the last moment, or it is the worker's own error
+                    return built.result()
+                paths = ", ".join(sorted({str(use.entry.path) for use in self._plan.samples(step)[0]}))
+                logger.warning("Still waiting for the images of step %d; is the disk well? %s", step + 1, paths)
+
+    def build(self, step: int) -> Step:
+        """Everything a step needs, on the host. Depends on nothing but the step."""
+        uses, numbers = self._plan.samples(step)
+        per_device = uses[0].entry.subset.options.train_batch_size  # the same for all
+        dealt = buckets.micro_batches(range(len(uses)), numbers, per_device, self._processes)
+        told = [self._samples.told(use) for use in uses]
+        micro_batches = []
+        for shares in dealt:
+            mine, weight = shares[self._process], 1 / len(uses)
+            if not mine:  # all processes step together: a sample of weight zero
+                mine, weight = shares[0][:1], 0.0
+            chosen, known = [uses[index] for index in mine], [told[index] for index in mine]
+            micro_batches.append(self._samples.micro_batch(chosen, weight, known))
+        described = [
+            f"{use.entry.id} {use.epoch} {use.repeat} {timestep} {caption}"
+            for use, (timestep, caption) in zip(uses, told, strict=True)
+        ]
+        return Step(
+            index=step,
+            epoch=uses[0].epoch,
+            micro_batches=tuple(micro_batches),
+            samples=len(uses),
+            digest=hashlib.sha256("\n".join(described).encode()).hexdigest()[:16],
+        )
+
+
+def pixels_of(
+    entry: Entry, mirrored: bool, cut: Cut | None = None, colours: np.random.Generator | None = None
+) -> NDArray[np.float32]:
+    """The image in its bucket: (3, height, width), from -1 to 1; the centre without `cut`."""
+    picture = pictures.open_picture(entry.path, pictures.read_unchanged(entry.path, entry.digest))
+    cut = cut or cut_at(picture.size, entry.bucket)
+    picture = cut.apply(picture, entry.bucket, RESAMPLING[entry.subset.options.resize_interpolation])
+    if colours:
+        picture = shift_colours(picture, colours)
+    pixels = pictures.to_pixels(picture)
+    return np.ascontiguousarray(pixels[:, :, ::-1]) if mirrored else pixels
+
+
+def mask_of(entry: Entry, cut: Cut, size: Size) -> NDArray[np.uint8] | None:
+    """The image's mask in its bucket, scaled to `size`: (1, height, width); None where it has none."""
+    if entry.mask:
+        data = pictures.read_unchanged(entry.mask, entry.mask_digest)
+        picture: Image.Image | None = pictures.open_picture(entry.mask, data).convert("L")
+    else:
+        picture = pictures.open_alpha(entry.path, pictures.read_unchanged(entry.path, entry.digest))
+    if picture is None:
+        return None
+    picture = cut.apply(picture, entry.bucket, RESAMPLING["bilinear"]).resize(size, RESAMPLING["area"])
+    return np.asarray(picture)[None]

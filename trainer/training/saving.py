@@ -1,0 +1,220 @@
+"""When a save is due, what it writes, what it reports, and which older checkpoints and model files then go."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from trainer import files
+from trainer.checkpoints.checkpoint import Contents, Save, Saved, Writer
+from trainer.checkpoints.preflight import Inputs
+from trainer.models import file_metadata, network
+from trainer.options.config import Config, to_toml
+from trainer.recipe import optimizers
+from trainer.recipe.schedule import LrCurve
+from trainer.runs import branches, manifest
+from trainer.runs.branches import epoch_file, step_file
+from trainer.runs.events import EventWriter
+from trainer.runs.run_folder import RunFolder
+from trainer.training.loader import Plan
+from trainer.training.session import Session
+from trainer.training.state import State
+
+logger = logging.getLogger(__name__)
+
+
+class Saver:
+    """Writes a run's checkpoints and model files. Every process has one, but only the main process saves with it."""
+
+    def __init__(
+        self,
+        config: Config,
+        run: RunFolder,
+        state: State,
+        plan: Plan,
+        curve: LrCurve,
+        inputs: Inputs,
+        this_session: Session,
+        here: dict[str, Any],
+    ) -> None:
+        self._config = config
+        self._run = run
+        self._state = state
+        self._plan = plan
+        self._curve = curve
+        self._inputs = inputs
+        self._session = this_session
+        self._events: EventWriter = this_session.events
+        self._documents = {  # encoded once, not while the training waits for the interpreter
+            "dataset.json": files.compact_json_bytes(dict(inputs.images)),
+            "environment.json": files.json_bytes(here),
+        }
+        self._total_steps = inputs.total_steps
+        self._writer = Writer(self._report)
+        self._kept_step = this_session.resumed_from
+        self._saved_at = time.monotonic()
+        self.last_step = self._kept_step
+        self.last_error = ""
+        self._constant = file_metadata.constant(
+            config,
+            inputs.found,
+            state.model,
+            total_steps=inputs.total_steps,
+            steps_per_epoch=inputs.steps_per_epoch,
+        ) | file_metadata.model_hashes(inputs.model_path, inputs.base_model["pretrained_model_name_or_path"])
+
+    def _export_record(self) -> dict[str, Any]:
+        """What `export` needs to write a checkpoint's model file without the model."""
+        config, model = self._config, self._state.model
+        values = {name: value for name, value in self._constant.items() if name != "ss_tag_frequency"}
+        values |= {"ss_session_id": self._session.run_id, "ss_training_started_at": self._session.record["created"]}
+        described = network.as_metadata(file_metadata.necessary(values) if config.no_metadata else values)
+        if not config.no_metadata:
+            described |= file_metadata.modelspec(config, model, self._session.record["created"])
+        return {
+            "targets": {target.name: [target.prefix, target.path_prefix] for target in model.targets},
+            "metadata": described,
+        }
+
+    # --- when ------------------------------------------------------------------------------------------------------
+
+    def due_files(self) -> list[Path]:
+        """The model files that the steps and epochs completed just now call for."""
+        step, (epoch, place) = self._state.global_step, self._plan.place(self._state.global_step)
+        due = []
+        if self._config.save_every_n_steps and step % self._config.save_every_n_steps == 0:
+            due.append(step_file(self._config, step))
+        every = self._config.save_every_n_epochs
+        if every and place == 0 and epoch % every == 0 and step < self._total_steps:
+            due.append(epoch_file(self._config, epoch))
+        return due
+
+    @property
+    def due_by_time(self) -> bool:
+        minutes = self._config.save_every_n_minutes
+        return minutes > 0 and time.monotonic() - self._saved_at >= minutes * 60
+
+    # --- what ------------------------------------------------------------------------------------------------------
+
+    def save(self, files: list[Path], *, checkpoint: bool) -> None:
+        """Begin to write these model files and, if wanted, a checkpoint; older saves are waited for."""
+        state, validated = self._state, self._state.validation
+        self._saved_at = time.monotonic()
+        epoch, place = self._plan.place(state.global_step)
+        started = time.perf_counter()
+        more = {
+            "epoch": epoch,
+            "place": place,
+            "lr_curve": self._curve.as_dict(),
+            "base_model": dict(self._inputs.base_model),
+            "probe_loss": state.model.probe() if checkpoint else None,
+            "session": self._session.number,
+            "export": self._export_record(),
+        }
+        probe_seconds = time.perf_counter() - started
+        contents = state.contents(self._documents, to_toml(self._config), **more, probe_seconds=probe_seconds)
+        self._writer.save(
+            Save(
+                folder=self._run.checkpoints if checkpoint else None,
+                step=state.global_step,
+                epoch=epoch,
+                loss=state.loss_average,
+                run_id=self._session.run_id,
+                contents=contents,
+                validation=(validated.loss, validated.images) if validated.loss is not None else None,
+                exports=dict.fromkeys(files, self._export),
+            )
+        )
+        if checkpoint:
+            self.last_step = state.global_step
+
+    def _export(self, contents: Contents) -> tuple[dict[str, Any], dict[str, str]]:
+        config, state = self._config, contents.state
+        dtype = network.DTYPES[config.save_precision]
+        tensors = network.to_kohya(self._state.model.targets, contents.ema or contents.weights, dtype)
+        values = {
+            **self._constant,
+            "ss_session_id": self._session.run_id,
+            "ss_training_started_at": self._session.record["created"],
+            "ss_training_finished_at": time.time(),
+            "ss_steps": state["global_step"],
+            "ss_epoch": state["epoch"],
+            "ss_optimizer": optimizers.describe(self._state.optimizer, config),
+        }
+        described = network.as_metadata(file_metadata.necessary(values) if config.no_metadata else values)
+        if not config.no_metadata:
+            described |= file_metadata.modelspec(config, self._state.model, values["ss_training_finished_at"])
+        return tensors, described | network.hashes(tensors, described)
+
+    def close(self) -> None:
+        """Return when everything is written, or has failed."""
+        self._writer.close()
+
+    # --- afterwards, on the writer's thread ------------------------------------------------------------------------
+
+    def _report(self, saved: Saved) -> None:
+        step = saved.save.step
+        self.last_error = saved.error
+        if saved.error:
+            what = "The checkpoint" if saved.save.folder else "The model file"
+            message = f"{what} of step {step} could not be written: {saved.error}. Earlier ones are intact."
+            logger.warning("%s Training goes on, and the next save tries again.", message)
+            self._events.write("checkpoint_failed", step, error=saved.error)
+            self._events.write("warning", step, kind="checkpoint_failed", message=message)
+            return
+        for path in saved.save.exports:
+            logger.info("Saved %s", path)
+        if saved.path:
+            logger.info("Saved the checkpoint %s (%.1f MB)", saved.path, saved.bytes / 1e6)
+            self._events.write(
+                "checkpoint_saved",
+                step,
+                path=f"{self._run.checkpoints.name}/{saved.path.name}",
+                bytes=saved.bytes,
+                blocking_seconds=saved.blocking_seconds,
+                write_seconds=saved.write_seconds,
+                probe_seconds=saved.save.contents.state["probe_seconds"],
+            )
+        try:
+            if saved.path:
+                self._prune_checkpoints()
+            self._prune_model_files(step)
+        except OSError as error:
+            logger.warning("Older files could not be deleted: %s. It is tried again after the next save.", error)
+
+    def _prune_checkpoints(self) -> None:
+        config = self._config
+        found = manifest.listing(self._run.checkpoints)
+        protected = {item.step for item in found if item.pinned or item.manifest is None}
+        if config.keep_best_checkpoint and (best := manifest.best(found)) is not None:
+            protected.add(best)
+        if config.save_last_n_epochs_state and (epochs := [item.manifest.epoch for item in found if item.manifest]):
+            newest = max(epochs) - config.save_last_n_epochs_state
+            protected |= {item.step for item in found if item.manifest and item.manifest.epoch > newest}
+        if self._kept_step is not None:
+            protected.add(self._kept_step)
+        for step in manifest.to_prune(
+            [item.step for item in found if item.manifest],
+            keep_last=config.keep_last_n_checkpoints,
+            keep_every=config.keep_every_n_steps,
+            within_last_steps=config.save_last_n_steps_state,
+            protected=protected,
+        ):
+            with contextlib.suppress(OSError):  # tried again after the next save
+                manifest.delete(self._run.checkpoints / manifest.folder_name(step))
+
+    def _prune_model_files(self, step: int) -> None:
+        config, epoch = self._config, self._plan.place(step)[0]
+        for path, file_step, file_epoch in branches.model_files(config):
+            old_step = (
+                config.save_last_n_steps and file_step is not None and file_step < step - config.save_last_n_steps
+            )
+            old_epoch = (
+                config.save_last_n_epochs and file_epoch is not None and file_epoch <= epoch - config.save_last_n_epochs
+            )
+            if old_step or old_epoch:
+                with contextlib.suppress(OSError):
+                    path.unlink()

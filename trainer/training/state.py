@@ -1,0 +1,169 @@
+"""Everything that a step changes, gathered for a checkpoint and put back from one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from trainer.checkpoints import checkpoint_size
+from trainer.checkpoints.checkpoint import Contents
+from trainer.models import network
+from trainer.models.families.base import Model
+from trainer.options.config import Config
+from trainer.recipe import optimizers
+from trainer.recipe.early_stopping import Record
+from trainer.recipe.schedule import LrCurve
+from trainer.training.loader import Origin
+
+STATE_VERSION = 1
+LOSS_AVERAGE = 0.98  # share of the past in the moving average that the log shows
+
+
+class State:
+    """The trained weights, the optimizer, the loss scaler, the moving average and the counters of a run."""
+
+    def __init__(self, config: Config, model: Model, device: torch.device) -> None:
+        self.config = config
+        self.model = model
+        self.weights: dict[str, nn.Parameter] = {}
+        groups = []
+        for target in model.targets:
+            parameters = network.parameters(target)
+            self.weights |= parameters
+            groups.append((target.name, list(parameters.values()), config.peak_learning_rates[target.name]))
+        self.peaks = [peak for _, _, peak in groups]
+        self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.weights.items()}
+        self.parameters = list(self.weights.values())
+        self.optimizer = optimizers.build(config, groups)
+        self.scaler = torch.amp.GradScaler(device.type) if config.mixed_precision == "fp16" else None
+        self.ema: EMAModel | None = None
+        if config.use_ema:
+            self.ema = EMAModel(self.parameters, decay=config.ema_decay, foreach=True)
+        self.global_step = 0
+        self.origin = Origin()
+        self.planned_steps = 0  # the run's length when it began, which options may name shares of
+        self.loss_average: float | None = None
+        self.loss_spread: float | None = None  # how far losses usually are from it
+        self.nonfinite_in_a_row = 0
+        self.validation = Record()
+        self._skips_itself = optimizers.skips_nonfinite_itself(self.optimizer)
+
+    # --- a step ----------------------------------------------------------------------------------------------------
+
+    def set_learning_rate(self, curve: LrCurve) -> float:
+        """Set the rate of the step that follows; returns that of the first group."""
+        factor = curve.factor(self.global_step)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+        return self.peaks[0] * factor
+
+    def clip(self) -> Tensor:
+        """Unscale and clip the gradients; returns their norm before clipping, on the device."""
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
+        if self.config.max_grad_norm > 0:
+            return nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm, foreach=True)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        return nn.utils.get_total_norm(gradients, foreach=True)
+
+    def update(self, finite: Tensor) -> None:
+        """One step of the optimizer and the moving average, left out where `finite` (a bool on the device) is false.
+
+        The host waits for the device only if the optimizer cannot leave a step out by itself.
+        """
+        if self.scaler:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        elif self._skips_itself:
+            # The way GradScaler tells fused optimizers: where found_inf is 1 the kernel changes nothing.
+            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif bool(finite):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.step(self.parameters)
+        self.global_step += 1
+
+    def note_loss(self, step: int, loss: float, finite: bool) -> None:
+        """Bring the counters up to date with a step's outcome; in the order of the steps, but perhaps some steps late.
+
+        While the run is young the averages are those of all losses, so that the first one does not weigh too much.
+        """
+        self.nonfinite_in_a_row = 0 if finite else self.nonfinite_in_a_row + 1
+        if finite:
+            average = loss if self.loss_average is None else self.loss_average
+            spread, share = self.loss_spread or 0.0, max(1 - LOSS_AVERAGE, 1 / max(step, 1))
+            self.loss_spread = (1 - share) * spread + share * abs(loss - average)
+            self.loss_average = (1 - share) * average + share * loss
+
+    @contextmanager
+    def exported_weights(self) -> Iterator[None]:
+        """Within, the model has the weights that a model file would hold: the moving average, if there is one."""
+        if self.ema is None:
+            yield
+            return
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    def contents(self, documents: Mapping[str, bytes], config: str, **more: Any) -> Contents:
+        """What a checkpoint of now holds: the live tensors, which the writer copies. `more`: into state.json."""
+        tensors, values = optimizers.state(self.optimizer, self.names)
+        return Contents(
+            weights=dict(self.weights),
+            optimizer=tensors,
+            ema=dict(zip(self.weights, self.ema.shadow_params, strict=True)) if self.ema else {},
+            state={
+                "version": STATE_VERSION,
+                "global_step": self.global_step,
+                "planned_steps": self.planned_steps,
+                "epoch_origin": dataclasses.asdict(self.origin),
+                "optimizer": values,
+                "scaler": self.scaler.state_dict() if self.scaler else None,
+                "loss_average": self.loss_average,
+                "loss_spread": self.loss_spread,
+                "nonfinite_in_a_row": self.nonfinite_in_a_row,
+                "validation": dataclasses.asdict(self.validation),
+                **more,
+            },
+            documents=documents,
+            config=config,
+        )
+
+    def restore(self, loaded: Contents) -> None:
+        """Take over what a checkpoint holds. Raises CheckpointDamaged or ValueError when it does not fit."""
+        values = loaded.state
+        optimizers.restore(self.optimizer, self.names, loaded.optimizer, values["optimizer"])
+        with torch.no_grad():
+            for name, parameter in self.weights.items():
+                parameter.copy_(loaded.weights[name])
+            if self.ema:
+                for name, average in zip(self.weights, self.ema.shadow_params, strict=True):
+                    average.copy_(loaded.ema[name])
+                self.ema.optimization_step = values["global_step"]
+        if self.scaler and values["scaler"]:
+            self.scaler.load_state_dict(values["scaler"])
+        self.global_step = values["global_step"]
+        self.origin = Origin(**values["epoch_origin"])
+        self.loss_average = values["loss_average"]
+        self.loss_spread = values.get("loss_spread")  # version 1 began without it
+        self.nonfinite_in_a_row = values["nonfinite_in_a_row"]
+        self.validation = Record(**values.get("validation", {}))  # version 1 began without it
+
+    def checkpoint_bytes(self, images: int) -> int:
+        """About what a checkpoint takes on the disk; `images`: how many the dataset has."""
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.weights.items()}
+        return checkpoint_size.estimate(self.config, shapes, images)

@@ -1,0 +1,171 @@
+"""The loss on images that are not trained: measured alike every time, without disturbing the training."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
+
+import torch
+from torch import Tensor
+
+from trainer import files, randomness
+from trainer.data.dataset import Entry
+from trainer.options.config import Config
+from trainer.recipe import early_stopping
+from trainer.recipe.early_stopping import Record
+from trainer.runs.events import EventWriter
+from trainer.training.loader import MicroBatch, Plan, Samples, Sources, Use, thread_pool
+from trainer.training.state import State
+
+logger = logging.getLogger(__name__)
+DRAWS = 4  # noise and timestep of each image, one from each quarter of the timesteps
+EPOCH = -1  # in the addresses; those of the training are 0 and above
+
+
+def is_due(config: Config, plan: Plan, record: Record, step: int) -> bool:
+    """Whether a validation belongs after `step` completed steps and has not been made yet."""
+    if step == 0 or record.step == step:
+        return False
+    epoch, place = plan.place(step)
+    every = config.validate_every_n_epochs or (0 if config.validate_every_n_steps else 1)
+    by_step = config.validate_every_n_steps and step % config.validate_every_n_steps == 0
+    return bool(by_step or (every and place == 0 and epoch % every == 0))
+
+
+class Validator:
+    """Measures the loss on the validation images: the training's own loss, with noise and timesteps that are the
+    same every time, centred crops, whole captions and no dropout, so that the losses of two steps can be compared."""
+
+    def __init__(
+        self,
+        config: Config,
+        entries: Sequence[Entry],
+        sources: Sources,
+        state: State,
+        device: torch.device,
+        *,
+        processes: int,
+        process: int,
+        add_up: Callable[[Tensor], Tensor],
+    ) -> None:
+        """`add_up`: the sum of a tensor over the processes, which share the images out."""
+        self._state = state
+        self._device = device
+        self._processes, self._process = processes, process
+        self._add_up = add_up
+        self._workers = config.max_data_loader_n_workers
+        self._min_delta = config.early_stopping_min_delta
+        seed = config.seed if config.validation_seed is None else config.validation_seed
+        # Where not all are used, an image's content decides whether it is.
+        chosen = sorted(entries, key=lambda entry: randomness.fraction(seed, "validation order", entry.id))
+        if config.max_validation_steps:
+            chosen = chosen[: config.max_validation_steps * config.train_batch_size]
+        self._count = len(chosen)
+        self._batches = _batches(chosen, config.train_batch_size)
+        self._draws = [Samples(part, sources) for part in _timestep_ranges(config.replace(seed=seed))]
+        named = [[entry.id for entry in chosen], seed, config.min_timestep, config.max_timestep]
+        images = hashlib.sha256(files.json_bytes(named)).hexdigest()[:16]
+        if state.validation.images != images:
+            if state.validation.best_step is not None:
+                logger.info("The validation images have changed, so the best validation loss is determined anew.")
+            state.validation = Record(images)
+
+    def run(self, events: EventWriter | None, given_up: Callable[[], bool]) -> None:
+        """Measure, record and report the loss of the weights as they would be exported.
+
+        `given_up` is asked between batches: nothing is recorded then, and the validation remains due.
+        """
+        state, started = self._state, time.perf_counter()
+        with state.exported_weights():
+            loss = self._loss(given_up)
+        if loss is None:
+            return
+        train_loss = state.loss_average
+        state.validation = record = state.validation.after(state.global_step, loss, train_loss, self._min_delta)
+        if events is None:
+            return
+        logger.info("step %d  validation loss %.4f (best %s)", state.global_step, loss, _best(record))
+        events.write(
+            "validation",
+            state.global_step,
+            loss=loss,
+            train_loss=train_loss,
+            best_loss=record.best_loss,
+            best_step=record.best_step,
+            not_better=record.not_better,
+            images=self._count,
+            seconds=time.perf_counter() - started,
+        )
+        if message := early_stopping.warning(record, train_loss):
+            logger.warning("%s", message)
+            events.write("warning", state.global_step, kind="overfitting", message=message)
+
+    @torch.no_grad()
+    def _loss(self, given_up: Callable[[], bool]) -> float | None:
+        """The mean over images and draws; None as soon as `given_up`."""
+        module = self._state.model.module()
+        training = module.training
+        module.eval()
+        total = torch.zeros(2, device=self._device)  # the sum of the losses, and their number
+        try:
+            with contextlib.closing(self._micro_batches()) as micro_batches:
+                for micro_batch in micro_batches:
+                    if given_up():
+                        return None
+                    losses: Tensor = module(micro_batch.to(self._device))  # (batch,)
+                    total += torch.stack([losses.float().sum(), losses.new_tensor(len(losses), dtype=torch.float32)])
+        finally:
+            module.train(training)
+        loss_sum, number = self._add_up(total).tolist()
+        return float(loss_sum / number)
+
+    def _micro_batches(self) -> Generator[MicroBatch, None, None]:
+        """This process's share; the next ones are prepared on threads while one is measured."""
+        tasks = [
+            (samples, [Use(entry, EPOCH, draw) for entry in entries])
+            for entries in self._batches[self._process :: self._processes]
+            for draw, samples in enumerate(self._draws)
+        ]
+        if not self._workers:
+            yield from (samples.micro_batch(uses, 1.0) for samples, uses in tasks)
+            return
+        pool = thread_pool(self._workers, "validation", self._device)
+        ahead: deque[Future[MicroBatch]] = deque()
+        try:
+            for samples, uses in tasks:
+                ahead.append(pool.submit(samples.micro_batch, uses, 1.0))
+                if len(ahead) > self._workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _batches(entries: Sequence[Entry], size: int) -> list[list[Entry]]:
+    """Batches of one bucket each."""
+    ordered = sorted(entries, key=lambda entry: (entry.bucket, entry.id))
+    return [
+        group[start : start + size]
+        for _, members in itertools.groupby(ordered, key=lambda entry: entry.bucket)
+        for group in [list(members)]
+        for start in range(0, len(group), size)
+    ]
+
+
+def _timestep_ranges(config: Config) -> list[Config]:
+    """The config once for each draw, with a part of the timesteps: what the loss depends on most."""
+    low, high = config.min_timestep, config.max_timestep
+    draws = min(DRAWS, high - low)
+    edges = [low + (high - low) * part // draws for part in range(draws + 1)]
+    return [config.replace(min_timestep=start, max_timestep=end) for start, end in itertools.pairwise(edges)]
+
+
+def _best(record: Record) -> str:
+    return "none" if record.best_loss is None else f"{record.best_loss:.4f} at step {record.best_step}"
