@@ -13,7 +13,8 @@ from trainer.checkpoints import preflight
 from trainer.commands import cache, checkpoint, drill
 from trainer.data import dataset_report
 from trainer.data.pictures import PictureError
-from trainer.options.config import ConfigError, reference
+from trainer.options.problems import ConfigError
+from trainer.options.writing import reference
 from trainer.refusal import Refused
 from trainer.runs.console import logging_to_console
 from trainer.runs.signals import StopRequested, StopSignals

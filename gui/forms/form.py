@@ -11,8 +11,10 @@ from typing import Any
 import gradio as gr
 
 from gui import look
-from trainer.options import config
-from trainer.options.config import OPTIONS, Checked, Given, Option, Problem
+from trainer.options import checks, sources
+from trainer.options.config import OPTIONS
+from trainer.options.declaration import Option
+from trainer.options.problems import Checked, Given, Problem
 
 LARGEST_EXACT = 2**53  # a browser's numbers are doubles: above this, whole numbers are typed as text
 LINES = {"sample_prompts": 4, "training_comment": 2, "metadata_description": 2}
@@ -68,7 +70,7 @@ def from_browser(known: Option, raw: Any) -> Any:
         text = raw.strip() if isinstance(raw, str) else raw
         if text in ("", None):
             return None
-        return config.from_text(known, text) if isinstance(text, str) else text
+        return sources.from_text(known, text) if isinstance(text, str) else text
     if known.kind == "choice":
         return raw
     return "" if known.kind == "str" and raw is None else raw
@@ -92,7 +94,7 @@ def check_values(values: Mapping[str, Any]) -> Checked:
             given[name] = Given(value, "")
         elif not known.optional:
             empty.append(Problem(name, f"is empty; the default is {known.default}"))
-    checked = config.check(given)
+    checked = checks.check(given)
     return Checked(checked.values, empty + checked.problems, checked.notices)
 
 

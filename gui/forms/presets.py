@@ -10,7 +10,7 @@ from typing import Any
 
 from gui.places import Places
 from trainer import files
-from trainer.options import config
+from trainer.options import checks, problems, sources, writing
 
 USER = "user/"
 PLAIN_NAME = re.compile(r"\w[\w .+-]{0,79}")
@@ -33,20 +33,20 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.toml") if path.is_file() and path.resolve().parent == inside)
 
 
-def read(places: Places, name: str) -> config.Checked:
+def read(places: Places, name: str) -> problems.Checked:
     """The preset's options, checked. Raises ConfigError when it cannot be read, NameRefused when there is none."""
-    return config.check(config.read_toml(_path(places, name)))
+    return checks.check(sources.read_toml(_path(places, name)))
 
 
-def parse(content: bytes, name: str) -> config.Checked:
+def parse(content: bytes, name: str) -> problems.Checked:
     """The options of an uploaded preset, checked. Raises ConfigError."""
     if len(content) > LARGEST:
-        raise config.ConfigError([config.Problem("", f"{name} is no preset: it has more than {LARGEST:,} bytes")])
+        raise problems.ConfigError([problems.Problem("", f"{name} is no preset: it has more than {LARGEST:,} bytes")])
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise config.ConfigError([config.Problem("", f"{name} is not text in UTF-8: {error}")]) from error
-    return config.check(config.read_toml_text(text, name))
+        raise problems.ConfigError([problems.Problem("", f"{name} is not text in UTF-8: {error}")]) from error
+    return checks.check(sources.read_toml_text(text, name))
 
 
 def about(places: Places, name: str) -> str:
@@ -62,7 +62,7 @@ def about(places: Places, name: str) -> str:
 
 def text(values: Mapping[str, Any]) -> str:
     """The preset as TOML: what differs from the defaults."""
-    return config.to_toml(values, complete=False)
+    return writing.to_toml(values, complete=False)
 
 
 def save(places: Places, name: str, values: Mapping[str, Any]) -> Path:

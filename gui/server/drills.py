@@ -22,7 +22,7 @@ from gui import look
 from gui.places import Places
 from gui.server import console_log, runner
 from trainer import files
-from trainer.options import config
+from trainer.options import writing
 from trainer.options.config import Config
 from trainer.runs import run_folder
 from trainer.runs.run_folder import RunFolder
@@ -53,7 +53,7 @@ def start(settings: Config, places: Places) -> RunFolder:
         raise runner.StartRefused(f"A drill of {run.path.name} is running already.")
     arguments = [sys.executable, "-m", "trainer", "drill", "--config", str(_file(run, ".toml")), "--steps", str(STEPS)]
     try:
-        files.write_text(_file(run, ".toml"), config.to_toml(settings))
+        files.write_text(_file(run, ".toml"), writing.to_toml(settings))
         with _file(run, ".log").open("wb") as log:
             process = subprocess.Popen(
                 arguments,

@@ -29,7 +29,7 @@ import psutil
 
 from gui.places import CODE, Places
 from trainer import files
-from trainer.options import config
+from trainer.options import writing
 from trainer.options.config import Config
 from trainer.runs import run_folder
 from trainer.runs.run_folder import Request, RunFolder, RunUnreadable
@@ -95,7 +95,7 @@ def shell_line(settings: Config, places: Places) -> str:
 
 def _write_config(run: RunFolder, settings: Config) -> Path:
     path = _request(run, ".toml")
-    files.write_text(path, config.to_toml(settings))
+    files.write_text(path, writing.to_toml(settings))
     return path
 
 

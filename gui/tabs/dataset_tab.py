@@ -17,7 +17,7 @@ from gui.tabs.preparation_panel import PreparationPanel
 from gui.views import dataset_view as view
 from gui.views.dataset_view import Filter, Item, Job, Looked, Looker
 from gui.wiring import Data, Updates
-from trainer.options import config
+from trainer.options import checks
 from trainer.options.config import OPTIONS, Config
 
 PAGE_ITEMS = 24
@@ -108,7 +108,7 @@ class DatasetTab:
     def _config(self, data: Data) -> Config:
         """The options that the form has now; what is wrong among them is at its default."""
         values = {name: forms.from_browser(OPTIONS[name], data[widget]) for name, widget in self._options.items()}
-        return config.build(forms.check_values(values).values)
+        return checks.build(forms.check_values(values).values)
 
     # --- looking ----------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,9 @@ from gui.views.checkpoints import AFRESH, Shelf, Verified
 from gui.views.resume_check import Environments, Outcome
 from gui.wiring import QUIET, TELL_CLICKS, Updates
 from trainer.checkpoints import export
-from trainer.options.config import OPTIONS, ConfigError, read_config
+from trainer.options.checks import read_config
+from trainer.options.config import OPTIONS
+from trainer.options.problems import ConfigError
 from trainer.refusal import Refused
 from trainer.runs import manifest, run_folder
 from trainer.runs.manifest import CheckpointDamaged, Found

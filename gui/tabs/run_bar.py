@@ -16,7 +16,7 @@ from gui.tabs.question import Question
 from gui.views import advice, monitor
 from gui.views.monitor import Condition, View
 from gui.wiring import fresh_list
-from trainer.options import config
+from trainer.options import checks, problems
 from trainer.runs import run_folder
 from trainer.runs.run_folder import RunFolder
 
@@ -109,8 +109,8 @@ def chosen(places: Places, value: Any) -> RunFolder | None:
 def has_prompts(run: RunFolder) -> bool:
     """Whether the run was given prompts to sample."""
     try:
-        return bool(config.read_config(run.config_file).sample_prompts.strip())
-    except config.ConfigError:
+        return bool(checks.read_config(run.config_file).sample_prompts.strip())
+    except problems.ConfigError:
         return False
 
 

@@ -19,8 +19,9 @@ from gui.server import runner
 from gui.views import plan
 from trainer.checkpoints import preflight
 from trainer.models import base_model
-from trainer.options import config
-from trainer.options.config import OPTIONS, Checked, Config, ConfigError, Problem
+from trainer.options import checks
+from trainer.options.config import OPTIONS, Config
+from trainer.options.problems import Checked, ConfigError, Problem
 from trainer.runs import manifest, run_folder
 from trainer.runs.run_folder import RunFolder
 
@@ -213,7 +214,7 @@ def would_replace(places: Places, name: Any, begun_with: str) -> str:
 def checked_settings(places: Places, values: Mapping[str, Any]) -> tuple[Config | None, list[str], list[str]]:
     """The config to train with, or None; every problem that can be known without loading anything; notices."""
     checked = forms.check_values(values)
-    settings = config.build(checked.values)
+    settings = checks.build(checked.values)
     # The trainer looks closer, at every image and every byte.
     problems = [*checked.problems, *preflight.missing(settings, places.home, known=checked.problems)]
     model = "pretrained_model_name_or_path"
@@ -284,7 +285,7 @@ def run_of(places: Places, values: Mapping[str, Any]) -> RunFolder | None:
     checked = forms.check_values({name: values[name] for name in ("output_dir", "output_name")})
     if checked.problems:
         return None
-    settings = config.build(checked.values)
+    settings = checks.build(checked.values)
     return RunFolder(places.home / settings.run_dir)
 
 

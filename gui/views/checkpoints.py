@@ -15,7 +15,9 @@ from gui.places import Places
 from trainer import quantities
 from trainer.checkpoints import resume
 from trainer.file_memory import stamp_of
-from trainer.options.config import OPTIONS, Config, ConfigError, read_config
+from trainer.options.checks import read_config
+from trainer.options.config import OPTIONS, Config
+from trainer.options.problems import ConfigError
 from trainer.runs import manifest
 from trainer.runs.manifest import CheckpointDamaged, Found
 from trainer.runs.run_folder import RunFolder

@@ -17,8 +17,9 @@ from trainer.checkpoints.checkpoint_size import SizeUnknown
 from trainer.data import arrow_dataset, buckets, folder_scan, subsets
 from trainer.data.subsets import DatasetError
 from trainer.models.base_model import BaseModelMissing
-from trainer.options import config
-from trainer.options.config import Config, ConfigError
+from trainer.options import checks
+from trainer.options.config import Config
+from trainer.options.problems import ConfigError
 from trainer.runs.run_folder import RunFolder
 
 MOST_RUNS = 20  # the latest ones, among which one with the same settings is looked for
@@ -44,7 +45,7 @@ def told(places: Places, values: Mapping[str, Any]) -> list[str]:
     checked = forms.check_values(values)
     if forms.wrong_values(values, checked) or not checked.values["train_data_dir"] or checked.values["dataset_config"]:
         return []
-    settings = config.build(checked.values)
+    settings = checks.build(checked.values)
     try:
         arithmetic, planned = _steps(places, settings)
     except (DatasetError, OSError) as error:
@@ -112,7 +113,7 @@ def _alike(places: Places, settings: Config) -> list[RunFolder]:
 
 @functools.lru_cache(maxsize=64)
 def _config(path: Path, changed: int) -> Config:
-    return config.read_config(path)
+    return checks.read_config(path)
 
 
 def _time(places: Places, settings: Config, planned: Planned) -> list[str]:

@@ -26,7 +26,7 @@ from trainer import quantities
 from trainer.checkpoints import preflight, resume
 from trainer.checkpoints.preflight import Preflight
 from trainer.checkpoints.resume import Difference, Verdict
-from trainer.options import config
+from trainer.options import checks, writing
 from trainer.options.config import OPTIONS, Config
 from trainer.recipe.schedule import LrCurve
 from trainer.runs import manifest
@@ -97,7 +97,7 @@ def _key(settings: Config) -> tuple[Any, ...]:
 
 def _ask_environment(settings: Config, places: Places) -> tuple[dict[str, Any] | None, str]:
     with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
-        file.write(config.to_toml(settings))
+        file.write(writing.to_toml(settings))
         file.flush()
         try:
             done = subprocess.run(
@@ -125,7 +125,7 @@ def settings_of(values: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     checked = forms.check_values(values)
     if checked.problems:
         return None, [forms.describe(problem) for problem in checked.problems]
-    return config.build(checked.values), []
+    return checks.build(checked.values), []
 
 
 def examine(places: Places, values: Mapping[str, Any], environment: Mapping[str, Any] | None, remark: str) -> Outcome:

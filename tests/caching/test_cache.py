@@ -35,7 +35,10 @@ from trainer.data import dataset
 from trainer.data.dataset import Entry
 from trainer.data.pictures import PictureChanged
 from trainer.distributed.agreement import Agreement
-from trainer.options.config import Config, ConfigError, Given, resolve, to_toml
+from trainer.options.checks import resolve
+from trainer.options.config import Config
+from trainer.options.problems import ConfigError, Given
+from trainer.options.writing import to_toml
 from trainer.refusal import Refused
 from trainer.runs import run_folder
 from trainer.runs.run_folder import RunFolder

@@ -11,7 +11,8 @@ from tests.support.runs_at_tiny_size import config_for, run, steps_of
 from trainer.checkpoints import preflight
 from trainer.checkpoints.resume import ResumeRefused
 from trainer.models import families
-from trainer.options.config import OPTIONS, Config, Option
+from trainer.options.config import OPTIONS, Config
+from trainer.options.declaration import Option
 from trainer.refusal import Refused
 from trainer.runs import manifest
 from trainer.runs.run_folder import RunFolder

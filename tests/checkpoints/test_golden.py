@@ -10,7 +10,7 @@ import safetensors.torch
 
 from trainer.checkpoints import resume
 from trainer.checkpoints.resume import Chosen
-from trainer.options.config import read_config
+from trainer.options.checks import read_config
 from trainer.runs import manifest
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").iterdir())

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from trainer.checkpoints import resume
-from trainer.options.config import OPTIONS, Config, Option
+from trainer.options.config import OPTIONS, Config
+from trainer.options.declaration import Option
 from trainer.recipe import schedule
 
 COSINE = Config(lr_scheduler="cosine", max_train_steps=100)

@@ -11,7 +11,8 @@ import pytest
 
 from tests.support.runs_at_tiny_size import config_for, run
 from trainer.commands import drill
-from trainer.options.config import Config, to_toml
+from trainer.options.config import Config
+from trainer.options.writing import to_toml
 from trainer.runs.events import EventWriter
 from trainer.runs.run_folder import RunFolder
 

@@ -16,7 +16,8 @@ from tests.support import tiny
 from tests.support.damages import rewrite_manifest
 from trainer import __main__, files
 from trainer.checkpoints import preflight
-from trainer.options.config import Config, to_toml
+from trainer.options.config import Config
+from trainer.options.writing import to_toml
 from trainer.runs import manifest, run_folder
 from trainer.runs.run_folder import RunFolder
 

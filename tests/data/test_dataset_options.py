@@ -24,7 +24,9 @@ from trainer.data.dataset import DatasetError, Entry, Scan
 from trainer.data.metadata_files import MetadataError
 from trainer.data.prompt_weights import parse
 from trainer.data.subsets import Subset
-from trainer.options.config import Config, ConfigError, Given, resolve
+from trainer.options.checks import resolve
+from trainer.options.config import Config
+from trainer.options.problems import ConfigError, Given
 from trainer.training.loader import Loader, MicroBatch, Origin, Plan, Samples, Sources, Use
 
 SIDE = 16

@@ -23,7 +23,8 @@ from trainer.data import dataset, dataset_report, findings, folder_scan, inspect
 from trainer.data.findings import KINDS, Finding
 from trainer.data.folder_scan import Facts
 from trainer.data.inspection import Look
-from trainer.options.config import Config, to_toml
+from trainer.options.config import Config
+from trainer.options.writing import to_toml
 
 
 def config_for(folder: Path, output: Path, **options: Any) -> Config:

@@ -19,7 +19,8 @@ from tests.support.faults import SAVING, Fault
 from tests.support.forked_trainer import REPOSITORY, Server, Trainer, free_port
 from tests.support.runs_at_tiny_size import config_for, events_of, run, steps_of, temporary_in
 from trainer.distributed.processes import lost_connection
-from trainer.options.config import Config, to_toml
+from trainer.options.config import Config
+from trainer.options.writing import to_toml
 from trainer.runs import manifest, run_folder
 from trainer.runs.run_folder import RunFolder
 

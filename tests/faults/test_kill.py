@@ -17,7 +17,8 @@ from tests.support.forked_trainer import REPOSITORY, Server
 from tests.support.kills import KINDS, Tally, train_straight, train_through_kills
 from tests.support.runs_at_tiny_size import assert_bit_equal, config_for, events_of, steps_of, temporary_in, tensors_of
 from trainer import files
-from trainer.options.config import Config, to_toml
+from trainer.options.config import Config
+from trainer.options.writing import to_toml
 from trainer.runs import manifest, run_folder
 from trainer.runs.run_folder import RunFolder
 

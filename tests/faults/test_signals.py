@@ -24,7 +24,8 @@ from tests.support.runs_at_tiny_size import (
     temporary_in,
     tensors_of,
 )
-from trainer.options.config import Config, to_toml
+from trainer.options.config import Config
+from trainer.options.writing import to_toml
 from trainer.runs import manifest, run_folder
 from trainer.runs.run_folder import RunFolder
 

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from trainer import files
-from trainer.options import config
-from trainer.options.config import Config, Given
+from trainer.options import checks, writing
+from trainer.options.config import Config
+from trainer.options.problems import Given
 from trainer.recipe import schedule
 from trainer.runs import events, manifest, run_folder
 from trainer.runs.run_folder import RunFolder
@@ -30,7 +31,7 @@ def settings(output: Path, name: str = "fox", **options: Any) -> Config:
         "lr_scheduler": "cosine",
         **options,
     }
-    return config.resolve({key: Given(value, "test") for key, value in given.items()})[0]
+    return checks.resolve({key: Given(value, "test") for key, value in given.items()})[0]
 
 
 def write_checkpoint(run: RunFolder, of: Config, step: int, run_id: str, loss: float = 0.1) -> Path:
@@ -46,7 +47,7 @@ def write_checkpoint(run: RunFolder, of: Config, step: int, run_id: str, loss: f
     }
     for file, content in documents.items():
         files.write_bytes(folder / file, files.json_bytes(content))
-    files.write_text(folder / "config.toml", config.to_toml(of))
+    files.write_text(folder / "config.toml", writing.to_toml(of))
     for file in ("weights.safetensors", "optimizer.safetensors"):
         files.write_bytes(folder / file, bytes(range(256)))
     data = manifest.compose(folder, step, run_id, time.time(), step // 20, loss)
@@ -112,7 +113,7 @@ def make_run(
         run_folder.this_process() if alive else {"pid": 1, "process_start": "gone", "boot_id": "", "host": "elsewhere"}
     )
     run_folder.write_run(run, record | {"status": status, **process})
-    files.write_text(run.config_file, config.to_toml(of))
+    files.write_text(run.config_file, writing.to_toml(of))
     run.console_file.write_text("Loading model\r\nstep 1/200\rstep 2/200\rstep 150/200\n\x1b[31mSaved\x1b[0m\n")
     return run
 

@@ -23,8 +23,9 @@ from gui.tabs import train_tab
 from gui.views import plan
 from tests.gui.test_gui_fake_run import make_run
 from trainer import files
-from trainer.options import config
-from trainer.options.config import OPTIONS, Option
+from trainer.options import checks, sources, writing
+from trainer.options.config import OPTIONS
+from trainer.options.declaration import Option
 from trainer.recipe import prompts
 
 
@@ -85,8 +86,8 @@ def test_every_option_comes_back_from_its_widget_and_from_its_preset_as_it_was(f
         values = forms.complete(checked.values)
         assert values[known.name] == value
         assert type(values[known.name]) is type(value)
-        text = config.to_toml(values, complete=False)
-        reread = forms.complete(config.check(config.read_toml_text(text, "preset")).values)
+        text = writing.to_toml(values, complete=False)
+        reread = forms.complete(checks.check(sources.read_toml_text(text, "preset")).values)
         assert reread == values
 
 
@@ -288,7 +289,7 @@ SHIPPED = sorted(path.stem for path in (CODE / "presets").glob("*.toml"))
 def test_a_shipped_preset_can_be_trained_as_it_is_and_says_when_to_use_it(places: Places, name: str) -> None:
     checked = presets.read(places, name)
     assert (checked.problems, checked.notices) == ([], [])
-    settings = config.build(checked.values)
+    settings = checks.build(checked.values)
     assert settings.pretrained_model_name_or_path and settings.train_data_dir and settings.output_name != "last"
     assert settings.save_every_n_steps and settings.sample_every_n_steps and prompts.read(settings)
     assert settings.max_train_steps % settings.save_every_n_steps == 0
@@ -301,7 +302,7 @@ def test_a_shipped_preset_can_be_trained_as_it_is_and_says_when_to_use_it(places
 def test_a_preset_for_a_small_card_trains_one_image_at_a_time_in_a_precision_that_old_cards_have(
     places: Places, name: str
 ) -> None:
-    settings = config.build(presets.read(places, name).values)
+    settings = checks.build(presets.read(places, name).values)
     assert (settings.train_batch_size, settings.mixed_precision) == (1, "fp16")
     assert settings.gradient_checkpointing or settings.cache_text_encoder_outputs
 
@@ -431,7 +432,7 @@ def test_steps_and_epochs_are_computed_from_the_folders(places: Places) -> None:
 def test_time_is_told_where_an_earlier_run_had_the_same_settings(places: Places) -> None:
     pictures(places.home / "images", 8)
     run = make_run(places.home / "output", "fox", status="finished")
-    like_it = asdict(config.read_config(run.config_file)) | {"train_data_dir": "images", "output_name": "next"}
+    like_it = asdict(checks.read_config(run.config_file)) | {"train_data_dir": "images", "output_name": "next"}
     told = plan.told(places, like_it | {"max_train_steps": 9000, "save_every_n_steps": 50})
     assert "about 1 h at the speed of fox" in told
     assert len(plan.told(places, like_it | {"network_dim": 99})) == 2

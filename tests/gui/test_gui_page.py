@@ -29,7 +29,7 @@ from tests.support.browser import (
     save_preset,
     serving,
 )
-from trainer.options import config
+from trainer.options import checks, sources
 from trainer.runs import manifest, run_folder
 from trainer.runs.run_folder import RunFolder
 
@@ -73,7 +73,7 @@ def test_a_changed_option_is_saved_with_the_others(page: Page, served: Served) -
     field(page, "learning_rate").fill("3e-5")
     save_preset(page, "second fox")
     expect(page.locator("#form-message")).to_contain_text("Saved as presets/user/second fox.toml")
-    saved = config.check(config.read_toml(served.places.user_presets / "second fox.toml"))
+    saved = checks.check(sources.read_toml(served.places.user_presets / "second fox.toml"))
     assert saved.problems == []
     assert saved.values == {
         "output_name": "fox",

@@ -22,7 +22,7 @@ from gui.views import checkpoints, resume_check
 from gui.views.checkpoints import Verified
 from tests.support.browser import Served, choose, field, fresh_page, needs_browser, open_tab, serving
 from trainer import files
-from trainer.options import config
+from trainer.options import writing
 from trainer.options.config import OPTIONS, Config
 from trainer.runs import branches, events, manifest, run_folder
 from trainer.runs.run_folder import RunFolder
@@ -316,7 +316,7 @@ def served(trained: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     home = tmp_path_factory.mktemp("served")
     shutil.copytree(trained.output_dir, home / "output")
     run = RunFolder(home / "output" / "fox")
-    files.write_text(run.config_file, config.to_toml(trained.replace(output_dir="output")))
+    files.write_text(run.config_file, writing.to_toml(trained.replace(output_dir="output")))
     with serving(home) as server:
         yield server
 

@@ -16,7 +16,7 @@ from gui.places import CODE, Places
 from gui.server import runner
 from gui.server.runner import Started
 from tests.gui.test_gui_fake_run import make_run, settings
-from trainer.options import config
+from trainer.options import checks
 from trainer.runs import run_folder
 from trainer.runs.run_folder import RunFolder
 
@@ -74,7 +74,7 @@ def test_the_trainer_is_started_with_a_list_of_arguments_and_a_complete_config(
     run = runner.start(of, places)
     wait_for_end(run)
     request = run.path.parent / ".rekindle" / "a name; rm -rf $HOME.toml"
-    assert config.read_config(request) == of
+    assert checks.read_config(request) == of
     told = run.console_file.read_text().splitlines()[-1]
     assert told == f"False {places.home} {[str(request)]} True"
 
@@ -87,7 +87,7 @@ def test_the_line_for_a_shell_starts_the_same_training(places: Places, monkeypat
     told = subprocess.run(line, shell=True, cwd="/", capture_output=True, text=True, check=True).stdout
     request = places.home / "out put" / ".rekindle" / "it's a name; $HOME.toml"
     assert told == f"{[str(request)]}\n"
-    assert config.read_config(request) == of
+    assert checks.read_config(request) == of
     assert not (places.home / "out put" / "it's a name; $HOME").exists()
 
 

@@ -29,8 +29,9 @@ from tests.support.browser import (
     save_preset,
     serving,
 )
-from trainer.options import config
-from trainer.options.config import OPTIONS, Given
+from trainer.options import checks, sources
+from trainer.options.config import OPTIONS
+from trainer.options.problems import Given
 from trainer.runs import run_folder
 from trainer.runs.run_folder import RunFolder
 
@@ -67,7 +68,7 @@ def varied() -> dict[str, Any]:
     for known in OPTIONS.values():
         for value in other_values(known):
             tried = values | {known.name: value}
-            if value is not None and not config.check({name: Given(one, "") for name, one in tried.items()}).problems:
+            if value is not None and not checks.check({name: Given(one, "") for name, one in tried.items()}).problems:
                 values = tried
                 break
     return values
@@ -161,7 +162,7 @@ def test_a_preset_is_downloaded_and_uploaded_and_mistakes_are_named_by_line(page
     assert sent.value.suggested_filename == "demo.toml"
     file = tmp_path / "mine.toml"
     sent.value.save_as(file)
-    assert config.check(config.read_toml(file)).values["network_dim"] == 24
+    assert checks.check(sources.read_toml(file)).values["network_dim"] == 24
     file.write_text(file.read_text() + "\nlearning_rat = 1\n")
     line = len(file.read_text().splitlines())
     choose(page, "preset-picker", "Defaults of every option")

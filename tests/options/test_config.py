@@ -11,20 +11,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trainer.checkpoints import preflight
-from trainer.options.config import (
-    OPTIONS,
-    Config,
-    ConfigError,
-    Given,
-    Option,
-    check,
-    read_arguments,
-    read_config,
-    read_toml,
-    read_toml_text,
-    resolve,
-    to_toml,
-)
+from trainer.options.checks import check, read_config, resolve
+from trainer.options.config import OPTIONS, Config
+from trainer.options.declaration import Option
+from trainer.options.problems import ConfigError, Given
+from trainer.options.sources import read_arguments, read_toml, read_toml_text
+from trainer.options.writing import to_toml
 
 # --- every value there can be --------------------------------------------------------------------------------------
 

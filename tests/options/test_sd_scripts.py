@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from trainer.options import sd_scripts
-from trainer.options.config import OPTIONS, Checked, Config, Given, check, read_toml_text, resolve
+from trainer.options.checks import check, resolve
+from trainer.options.config import OPTIONS, Config
+from trainer.options.problems import Checked, Given
+from trainer.options.sources import read_toml_text
 
 KOHYA_SS = """
 bucket_no_upscale = true

@@ -20,7 +20,9 @@ from tests.support.runs_at_tiny_size import (
     steps_of,
     tensors_of,
 )
-from trainer.options.config import Config, ConfigError, Given, resolve
+from trainer.options.checks import resolve
+from trainer.options.config import Config
+from trainer.options.problems import ConfigError, Given
 
 Options = dict[str, Any]
 Choice = tuple[str, str]  # (dimension, value)

@@ -21,7 +21,8 @@ from typing import Any
 
 from tests.support.faults import Fault
 from trainer import files
-from trainer.options.config import Config, to_toml
+from trainer.options.config import Config
+from trainer.options.writing import to_toml
 from trainer.runs.run_folder import RunFolder
 
 REPOSITORY = Path(__file__).parents[2]

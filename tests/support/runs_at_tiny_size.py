@@ -12,7 +12,8 @@ import safetensors.torch
 import torch
 from accelerate.state import AcceleratorState
 
-from trainer.options.config import Config, to_toml
+from trainer.options.config import Config
+from trainer.options.writing import to_toml
 from trainer.runs import branches
 from trainer.runs.events import read_events
 from trainer.runs.run_folder import RunFolder

@@ -14,7 +14,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from trainer.data import dataset
-from trainer.options.config import read_toml, resolve
+from trainer.options.checks import resolve
+from trainer.options.sources import read_toml
 from trainer.recipe.prompts import read as read_prompts
 from trainer.runs.events import read_events
 

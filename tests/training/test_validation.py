@@ -17,7 +17,9 @@ from tests.checkpoints.test_exact_resume import copy_at
 from tests.support.runs_at_tiny_size import assert_bit_equal, config_for, events_of, run, steps_of, tensors_of
 from trainer.data import dataset
 from trainer.data.dataset import DatasetError, Scan
-from trainer.options.config import Config, ConfigError, Given, resolve
+from trainer.options.checks import resolve
+from trainer.options.config import Config
+from trainer.options.problems import ConfigError, Given
 from trainer.recipe import early_stopping
 from trainer.recipe.early_stopping import Record
 from trainer.runs import run_folder

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from safetensors import TensorSpec
 
 from trainer import files
-from trainer.options.config import Config, ConfigError, read_config
+from trainer.options.checks import read_config
+from trainer.options.config import Config
+from trainer.options.problems import ConfigError
 from trainer.refusal import Refused
 from trainer.runs import branches, manifest
 from trainer.runs.manifest import CheckpointDamaged

@@ -21,17 +21,10 @@ from trainer.data.dataset import REPLACED_BY_DATASET_CONFIG, Scan
 from trainer.data.folder_scan import Progress, nobody
 from trainer.models import base_model
 from trainer.models.base_model import BaseModelMissing
-from trainer.options.config import (
-    OPTIONS,
-    Config,
-    ConfigError,
-    Problem,
-    Source,
-    build,
-    check,
-    read_arguments,
-    read_toml,
-)
+from trainer.options.checks import build, check
+from trainer.options.config import OPTIONS, Config
+from trainer.options.problems import ConfigError, Problem, Source
+from trainer.options.sources import read_arguments, read_toml
 from trainer.quantities import counted, size
 from trainer.recipe import prompts
 from trainer.refusal import Refused, both

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.data import dataset
-from trainer.options.config import OPTIONS, Config, ConfigError, OnResume, read_config
+from trainer.options.checks import read_config
+from trainer.options.config import OPTIONS, Config
+from trainer.options.declaration import OnResume
+from trainer.options.problems import ConfigError
 from trainer.recipe import early_stopping, schedule
 from trainer.recipe.early_stopping import Record
 from trainer.recipe.schedule import LrCurve

@@ -16,7 +16,9 @@ from trainer import quantities
 from trainer.caching import stores
 from trainer.caching.stores import Collection, Pruned
 from trainer.data import dataset
-from trainer.options.config import Config, read_toml, resolve
+from trainer.options.checks import resolve
+from trainer.options.config import Config
+from trainer.options.sources import read_toml
 from trainer.refusal import Refused
 
 DONE, REFUSED = 0, 3

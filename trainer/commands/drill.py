@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from trainer.checkpoints import preflight
-from trainer.options.config import Config, ConfigError, to_toml
+from trainer.options.config import Config
+from trainer.options.problems import ConfigError
+from trainer.options.writing import to_toml
 from trainer.refusal import Refused
 from trainer.runs import manifest
 from trainer.runs.events import read_events

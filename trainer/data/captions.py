@@ -10,7 +10,8 @@ import re
 import numpy as np
 
 from trainer import randomness
-from trainer.options.config import VARY_CAPTIONS, Config
+from trainer.options.config import Config
+from trainer.options.conflicts import VARY_CAPTIONS
 
 WILDCARD = re.compile(r"\{([^{}]+)\}")
 PIECE = re.compile(r"[^\W\d_]+|\d|(?:[^\w\s]|_)+")  # what CLIP's tokenizer never joins: words, digits, marks

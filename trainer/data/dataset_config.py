@@ -10,7 +10,10 @@ from typing import Any
 
 from trainer import files
 from trainer.data.subsets import Subset
-from trainer.options.config import OPTIONS, Config, ConfigError, Problem, check_value, combination_problems, nearest
+from trainer.options.config import OPTIONS, Config
+from trainer.options.conflicts import combination_problems
+from trainer.options.problems import ConfigError, Problem, nearest
+from trainer.options.values import check_value
 
 DATASET_KEYS = (
     "resolution",

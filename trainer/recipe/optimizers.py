@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.options.config import Config, ConfigError, Problem
+from trainer.options.config import Config
+from trainer.options.problems import ConfigError, Problem
 
 
 @dataclass(frozen=True)

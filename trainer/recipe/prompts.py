@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files
-from trainer.options.config import Config, ConfigError, Problem
+from trainer.options.config import Config
+from trainer.options.problems import ConfigError, Problem
 
 _OPTION = re.compile(r"\s--([a-zA-Z]+)\s+")
 

@@ -28,7 +28,8 @@ from trainer.distributed.processes import Processes, lost_connection, several_pr
 from trainer.models import families, network
 from trainer.models.families.base import Model
 from trainer.models.network import DTYPES as FILE_DTYPES
-from trainer.options.config import Config, ConfigError, Problem
+from trainer.options.config import Config
+from trainer.options.problems import ConfigError, Problem
 from trainer.recipe import early_stopping, optimizers, prompts, schedule
 from trainer.runs import branches, manifest, run_folder
 from trainer.runs.console import ConsoleLog

@@ -12,7 +12,8 @@ from trainer import files
 from trainer.checkpoints.checkpoint import Contents, Save, Saved, Writer
 from trainer.checkpoints.preflight import Inputs
 from trainer.models import file_metadata, network
-from trainer.options.config import Config, to_toml
+from trainer.options.config import Config
+from trainer.options.writing import to_toml
 from trainer.recipe import optimizers
 from trainer.recipe.schedule import LrCurve
 from trainer.runs import branches, manifest

@@ -10,7 +10,8 @@ from typing import Any
 
 from trainer import files
 from trainer.checkpoints.resume import Verdict
-from trainer.options.config import Config, to_toml
+from trainer.options.config import Config
+from trainer.options.writing import to_toml
 from trainer.runs import branches, manifest, run_folder
 from trainer.runs.events import EVENTS_VERSION, EventWriter
 from trainer.runs.run_folder import RunFolder

@@ -1,0 +1,112 @@
+"""Sources become one checked, frozen Config, or a list of everything that is wrong. No torch here."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from trainer.options import sd_scripts
+from trainer.options.config import OPTIONS, Config
+from trainer.options.conflicts import combination_problems, without_effect
+from trainer.options.problems import Checked, ConfigError, Given, Problem, Source, nearest
+from trainer.options.sources import from_text, read_toml
+from trainer.options.values import TOO_LARGE, as_ours, oversized, value_problem
+
+
+def _foreign(key: str, given: Given, values: dict[str, Any]) -> tuple[Problem | None, str | None]:
+    """What to say of an option that is not ours: a problem, or a notice. `network_*` may set values of ours."""
+    value = given.value
+    if key == "network_module":
+        if value in sd_scripts.NETWORK_MODULES or value == "":
+            return None, None
+        return Problem(key, f"{value!r} is not supported; only networks.lora is", given.where), None
+    if key == "network_args":
+        for argument in value if isinstance(value, list) else str(value).split():
+            name, _, text = str(argument).partition("=")
+            if name not in sd_scripts.NETWORK_ARGS:
+                return Problem(key, f"{argument!r} is not supported; remove it", given.where), None
+            ours = sd_scripts.NETWORK_ARGS[name]
+            values[ours], wrong = value_problem(OPTIONS[ours], from_text(OPTIONS[ours], text))
+            if wrong:
+                return Problem(key, f"{name}: {wrong}", given.where), None
+        return None, None
+    if key == "save_model_as":
+        if value in ("safetensors", ""):
+            return None, None
+        return Problem(key, f"{value!r} is not supported; model files are safetensors", given.where), None
+    off = value in (False, 0, "", None) or value == []
+    if (off or value in sd_scripts.HARMLESS.get(key, ())) and (
+        key in sd_scripts.WITHOUT_EFFECT or key in sd_scripts.NOT_SUPPORTED
+    ):
+        return None, None
+    if key in sd_scripts.WITHOUT_EFFECT:
+        return None, f"{key} has no effect here: {sd_scripts.WITHOUT_EFFECT[key]} ({given.where})"
+    if key in sd_scripts.NOT_SUPPORTED:
+        return Problem(key, sd_scripts.NOT_SUPPORTED[key], given.where), None
+    return Problem(key, f"there is no such option{nearest(key, OPTIONS)}", given.where), None
+
+
+def check(*sources: Source) -> Checked:
+    """Check sources together, later ones winning over earlier ones; wrong values are left at their defaults."""
+    values: dict[str, Any] = {}
+    where: dict[str, str] = {}
+    problems: list[Problem] = []
+    notices: list[str] = []
+    merged: dict[str, Given] = {}
+    for source in sources:
+        for key, given in source.items():
+            name = sd_scripts.RENAMED.get(key, key)
+            if name not in merged and key == "network_args":
+                merged = {name: given, **merged}  # options given by their own name win
+            else:
+                merged[name] = given
+    for key, given in merged.items():
+        known = OPTIONS.get(key)
+        if known is None:
+            problem, notice = _foreign(key, given, values)
+            problems += [problem] if problem else []
+            notices += [notice] if notice else []
+            continue
+        if oversized(given.value):
+            problems.append(Problem(key, TOO_LARGE, given.where))
+            continue
+        given = Given(as_ours(known, given.value), given.where)
+        if given.value is None:
+            continue
+        value, wrong = value_problem(known, given.value)
+        where[key] = given.where
+        if wrong:
+            problems.append(Problem(key, wrong, given.where))
+        else:
+            values[key] = value
+    config = Config(**values)
+    problems += [Problem(key, text, where.get(key, "")) for key, text in combination_problems(config)]
+    return Checked(values, problems, [*notices, *without_effect(config)])
+
+
+def resolve(*sources: Source) -> tuple[Config, list[str]]:
+    """The config that the sources describe, and notices for the user. Raises ConfigError with every problem."""
+    checked = check(*sources)
+    if checked.problems:
+        raise ConfigError(checked.problems)
+    return build(checked.values), checked.notices
+
+
+def build(values: dict[str, Any]) -> Config:
+    """The Config of checked values. A leading ~ in a path becomes the home folder here, so that presets keep it."""
+    homes = {name: _at_home(value) for name, value in values.items() if OPTIONS[name].path}
+    return Config(**values | homes)
+
+
+def _at_home(path: str) -> str:
+    if not path.startswith("~"):
+        return path
+    with contextlib.suppress(RuntimeError):  # ~nobody: there is no such user
+        return str(Path(path).expanduser())
+    return path
+
+
+def read_config(path: Path) -> Config:
+    """The config that `to_toml` wrote. Raises ConfigError."""
+    return resolve(read_toml(path))[0]

@@ -1,0 +1,166 @@
+"""Options whose values, right by themselves, do not go together. No torch here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from trainer.options.config import OPTIONS, Config
+from trainer.options.problems import nearest
+
+
+def _name_is_plain(name: str) -> bool:
+    return bool(name) and name not in (".", "..") and not re.search(r'[/\\\0:*?"<>|\n\r]', name)
+
+
+VARY_CAPTIONS = ("shuffle_caption", "caption_tag_dropout_rate", "enable_wildcard", "token_warmup_step")
+
+
+Conflict = tuple[str, str]  # the option to change, and what is wrong with the way out
+
+
+def _name_conflicts(config: Config) -> Iterator[Conflict]:
+    if not _name_is_plain(config.output_name):
+        yield "output_name", f'{config.output_name!r} is not a plain name; leave out / \\ : * ? " < > |'
+    if any(not extension.startswith(".") for extension in config.caption_extensions):
+        yield (
+            "caption_extension",
+            f'{config.caption_extension!r}: each extension must begin with a dot, like ".txt" or ".txt,.caption"',
+        )
+
+
+def _caption_conflicts(config: Config) -> Iterator[Conflict]:
+    if not config.caption_separator:
+        yield "caption_separator", 'is empty; the parts of a caption are separated by something, "," as a rule'
+
+
+def _range_conflicts(config: Config) -> Iterator[Conflict]:
+    if config.enable_bucket and config.min_bucket_reso > config.max_bucket_reso:
+        yield "min_bucket_reso", f"{config.min_bucket_reso} is above max_bucket_reso = {config.max_bucket_reso}"
+    if config.bucket_reso_steps % 8 != 0:
+        yield "bucket_reso_steps", f"{config.bucket_reso_steps} is not a multiple of 8"
+    if config.min_timestep >= config.max_timestep:
+        yield "min_timestep", f"{config.min_timestep} is not below max_timestep = {config.max_timestep}"
+    if config.max_token_length not in (75, 150, 225):
+        yield "max_token_length", f"{config.max_token_length} is not 75, 150 or 225"
+
+
+def _picture_conflicts(config: Config) -> Iterator[Conflict]:
+    for name in ("random_crop", "color_aug", "face_crop_aug_range"):
+        if config.cache_latents and getattr(config, name):
+            yield "cache_latents", f"cannot go with {name}, which makes every use another picture; choose one"
+    if config.face_crop_aug_range and config.face_crop_range is None:
+        yield (
+            "face_crop_aug_range",
+            f'{config.face_crop_aug_range!r} is not a range; write the least and the most face sizes, like "2.0,4.0"',
+        )
+    if config.face_crop_aug_range and config.enable_bucket:
+        yield "face_crop_aug_range", "cannot go with enable_bucket, which keeps the whole picture; choose one"
+    if config.masked_loss and not config.conditioning_data_dir and not config.dataset_config:
+        yield (
+            "masked_loss",
+            "needs conditioning_data_dir, the folder of the masks; alpha_mask takes the images' own transparency",
+        )
+    if config.conditioning_data_dir and not config.masked_loss:
+        yield "conditioning_data_dir", "has no effect without masked_loss = true; set it, or leave the folder out"
+
+
+def _cache_conflicts(config: Config) -> Iterator[Conflict]:
+    varying = [name for name in VARY_CAPTIONS if getattr(config, name)]
+    if config.cache_text_encoder_outputs and config.trains_text_encoder:
+        yield (
+            "cache_text_encoder_outputs",
+            "the text encoder is trained, so its outputs change; set network_train_unet_only = true or do not cache",
+        )
+    if config.cache_text_encoder_outputs and varying:
+        yield (
+            "cache_text_encoder_outputs",
+            f"cannot go with {' and '.join(varying)}, which {'varies' if len(varying) == 1 else 'vary'} the caption; "
+            "choose one",
+        )
+    if config.cache_latents_to_disk and not config.cache_latents:
+        yield "cache_latents_to_disk", "needs cache_latents = true"
+    if config.cache_text_encoder_outputs_to_disk and not config.cache_text_encoder_outputs:
+        yield "cache_text_encoder_outputs_to_disk", "needs cache_text_encoder_outputs = true"
+    if config.cache_only and not (config.cache_latents_to_disk or config.cache_text_encoder_outputs_to_disk):
+        yield (
+            "cache_only",
+            "there is nothing to prepare on disk; set cache_latents_to_disk = true or "
+            "cache_text_encoder_outputs_to_disk = true",
+        )
+
+
+def _training_conflicts(config: Config) -> Iterator[Conflict]:
+    if config.network_train_unet_only and config.network_train_text_encoder_only:
+        yield "network_train_unet_only", "cannot go with network_train_text_encoder_only; choose one"
+    elif not any(config.peak_learning_rates.values()):
+        yield "learning_rate", "is 0 for every trained part, so nothing would be trained; set one above 0"
+    for argument in config.optimizer_args:
+        if "=" not in argument:
+            yield "optimizer_args", f"{argument!r} is not of the form name=value"
+    if config.debiased_estimation_loss and config.min_snr_gamma:
+        yield "debiased_estimation_loss", "cannot go with min_snr_gamma; choose one"
+    if config.noise_offset and config.multires_noise_iterations:
+        yield "noise_offset", "cannot go with multires_noise_iterations; choose one"
+
+
+def _watching_conflicts(config: Config) -> Iterator[Conflict]:
+    samples = config.sample_every_n_steps or config.sample_every_n_epochs or config.sample_at_first
+    if samples and not config.sample_prompts.strip():
+        yield (
+            "sample_prompts",
+            "is empty, but sample images are asked for; write a prompt, or turn sample_every_n_steps, "
+            "sample_every_n_epochs and sample_at_first off",
+        )
+    validates = config.validation_split or config.validation_data_dir or config.dataset_config
+    if config.early_stopping_patience and not validates:
+        yield (
+            "early_stopping_patience",
+            "needs images to validate with: set validation_split or validation_data_dir",
+        )
+
+
+def _resume_conflicts(config: Config) -> Iterator[Conflict]:
+    for name in config.resume_allow:
+        if name in OPTIONS and OPTIONS[name].on_resume == "locked":
+            yield "resume_allow", f"{name} cannot be allowed: a checkpoint fits only one value"
+        elif name not in OPTIONS and name not in ("all", "dataset"):
+            yield "resume_allow", f"{name!r} is not an option{nearest(name, OPTIONS)}"
+
+
+CONFLICTS = (
+    _name_conflicts,
+    _caption_conflicts,
+    _range_conflicts,
+    _picture_conflicts,
+    _cache_conflicts,
+    _training_conflicts,
+    _watching_conflicts,
+    _resume_conflicts,
+)
+
+
+def combination_problems(config: Config) -> list[Conflict]:
+    """Options whose values, right by themselves, do not go together."""
+    return [conflict for conflicts in CONFLICTS for conflict in conflicts(config)]
+
+
+# Options that only shape what another one turns on.
+SHAPES = {
+    "adaptive_noise_scale": "noise_offset",
+    "noise_offset_random_strength": "noise_offset",
+    "ip_noise_gamma_random_strength": "ip_noise_gamma",
+    "multires_noise_discount": "multires_noise_iterations",
+    "conv_alpha": "conv_dim",
+    "ema_decay": "use_ema",
+    "token_warmup_min": "token_warmup_step",
+}
+
+
+def without_effect(config: Config) -> Iterator[str]:
+    """Notices of options that were set, but do nothing as the others are."""
+    if config.lr_scheduler == "constant" and config.lr_warmup_steps:
+        yield "lr_warmup_steps has no effect with lr_scheduler = constant; constant_with_warmup warms up"
+    for name, needed in SHAPES.items():
+        if getattr(config, name) != OPTIONS[name].default and not getattr(config, needed):
+            yield f"{name} has no effect without {needed}"

@@ -1,0 +1,59 @@
+"""How an option is declared: what it is, what bounds it, and what a change of it means on resume. No torch here."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+OnResume = Literal["locked", "trajectory", "free"]
+
+
+FAMILIES = ("sd",)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of the config, as declared by a field of a section."""
+
+    name: str
+    section: str  # the section's heading
+    kind: Literal["bool", "int", "float", "str", "choice", "list"]
+    default: Any
+    help: str
+    optional: bool  # None means "not given" and is only ever a default
+    low: float | None
+    high: float | None
+    choices: tuple[str, ...]
+    on_resume: OnResume
+    by_content: bool  # a path whose content, not its spelling, is compared on resume
+    path: bool  # names a file or folder: a leading ~ means the user's home
+    advanced: bool  # the form shows it in the advanced half of its section
+    families: tuple[str, ...]
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    on_resume: OnResume,
+    low: float | None = None,
+    high: float | None = None,
+    by_content: bool = False,
+    path: bool = False,
+    advanced: bool = False,
+    families: tuple[str, ...] = FAMILIES,
+) -> Any:
+    """Declare an option. `on_resume` says what a changed value means for a checkpoint:
+    locked (cannot be loaded), trajectory (loads, but the run would differ) or free (cannot change the training)."""
+    metadata = {
+        "help": help,
+        "low": low,
+        "high": high,
+        "on_resume": on_resume,
+        "by_content": by_content,
+        "path": path or by_content,
+        "advanced": advanced,
+        "families": families,
+    }
+    return dataclasses.field(default=default, metadata=metadata)

@@ -1,0 +1,51 @@
+"""The options of the section Network. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainer.options.declaration import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """Network"""
+
+    network_dim: int = option(16, "Rank of the LoRA layers.", low=1, high=1024, on_resume="locked")
+    network_alpha: float = option(
+        1.0,
+        "The LoRA is scaled by alpha / rank. 0: alpha is the same as the rank.",
+        low=0,
+        high=4096,
+        on_resume="locked",
+    )
+    network_dropout: float = option(
+        0.0, "Share of LoRA channels left out at each step.", low=0, high=0.99, on_resume="trajectory"
+    )
+    conv_dim: int | None = option(
+        None,
+        "Rank of LoRA layers on the 3x3 convolutions. Empty: none there.",
+        low=1,
+        high=1024,
+        on_resume="locked",
+        advanced=True,
+    )
+    conv_alpha: float = option(
+        1.0,
+        "Alpha of the convolution layers. 0: the same as their rank.",
+        low=0,
+        high=4096,
+        on_resume="locked",
+        advanced=True,
+    )
+    network_train_unet_only: bool = option(False, "Train the U-Net, not the text encoder.", on_resume="locked")
+    network_train_text_encoder_only: bool = option(
+        False, "Train the text encoder, not the U-Net.", on_resume="locked", advanced=True
+    )
+    network_weights: str = option(
+        "",
+        "LoRA file to start from (weights only; the step count, optimizer and learning rate start anew).",
+        on_resume="free",
+        path=True,
+        advanced=True,
+    )

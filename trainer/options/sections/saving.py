@@ -1,0 +1,63 @@
+"""The options of the section Saving. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trainer.options.declaration import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saving:
+    """Saving"""
+
+    save_every_n_steps: int = option(0, "Save every n steps. 0: not by steps.", low=0, on_resume="free")
+    save_every_n_epochs: int = option(0, "Save every n epochs. 0: not by epochs.", low=0, on_resume="free")
+    save_every_n_minutes: float = option(0.0, "Save every n minutes. 0: not by time.", low=0, on_resume="free")
+    save_state: bool = option(
+        True, "Write a checkpoint with every save, so that the run can be resumed there.", on_resume="free"
+    )
+    save_precision: Literal["float", "fp16", "bf16"] = option("fp16", "Precision of the model files.", on_resume="free")
+    keep_last_n_checkpoints: int = option(
+        3, "Number of newest checkpoints to keep. 0: all of them.", low=0, on_resume="free"
+    )
+    keep_every_n_steps: int = option(
+        0, "Also keep checkpoints at multiples of n steps. 0: none.", low=0, on_resume="free", advanced=True
+    )
+    save_last_n_steps_state: int = option(
+        0, "Also keep the checkpoints of the last n steps. 0: none.", low=0, on_resume="free", advanced=True
+    )
+    save_last_n_epochs_state: int = option(
+        0, "Also keep the checkpoints of the last n epochs. 0: none.", low=0, on_resume="free", advanced=True
+    )
+    keep_best_checkpoint: bool = option(
+        True,
+        "Also keep the checkpoint with the lowest validation loss. Without validation images none counts as the "
+        "best: the training loss depends more on the timesteps drawn than on the weights.",
+        on_resume="free",
+        advanced=True,
+    )
+    save_last_n_steps: int = option(
+        0,
+        "Delete model files saved by steps when they are more than n steps old. 0: never.",
+        low=0,
+        on_resume="free",
+        advanced=True,
+    )
+    save_last_n_epochs: int = option(
+        0,
+        "Delete model files saved by epochs when they are n or more epochs old. 0: never.",
+        low=0,
+        on_resume="free",
+        advanced=True,
+    )
+    no_metadata: bool = option(
+        False, "Write only the necessary metadata to the model file.", on_resume="free", advanced=True
+    )
+    training_comment: str = option("", "Comment stored in the model file.", on_resume="free", advanced=True)
+    metadata_title: str = option("", "Title in the model file. Empty: output_name.", on_resume="free", advanced=True)
+    metadata_author: str = option("", "Author in the model file.", on_resume="free", advanced=True)
+    metadata_description: str = option("", "Description in the model file.", on_resume="free", advanced=True)
+    metadata_license: str = option("", "Licence in the model file.", on_resume="free", advanced=True)
+    metadata_tags: str = option("", "Tags in the model file, comma-separated.", on_resume="free", advanced=True)

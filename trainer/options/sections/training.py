@@ -1,0 +1,82 @@
+"""The options of the section Training. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trainer.options.declaration import option
+
+LrScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+
+
+OptimizerType = Literal["AdamW", "AdamW8bit", "Adafactor", "Lion", "Prodigy", "SGDNesterov"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Training"""
+
+    max_train_steps: int = option(
+        1600, "Length of the run in steps. Raise it to extend a finished run.", low=1, on_resume="free"
+    )
+    max_train_epochs: int | None = option(
+        None, "Length of the run in epochs; replaces max_train_steps.", low=1, on_resume="free"
+    )
+    train_batch_size: int = option(1, "Number of images each device trains at a time.", low=1, on_resume="trajectory")
+    gradient_accumulation_steps: int = option(
+        1, "Number of micro-batches accumulated into one step.", low=1, on_resume="trajectory"
+    )
+    learning_rate: float = option(
+        1e-4, "Learning rate at the peak of its curve.", low=0, high=100, on_resume="trajectory"
+    )
+    unet_lr: float | None = option(
+        None, "Learning rate of the U-Net. Empty: learning_rate.", low=0, high=100, on_resume="trajectory"
+    )
+    text_encoder_lr: float | None = option(
+        None, "Learning rate of the text encoder. Empty: learning_rate.", low=0, high=100, on_resume="trajectory"
+    )
+    lr_scheduler: LrScheduler = option("constant", "Shape of the learning rate curve.", on_resume="trajectory")
+    lr_warmup_steps: float = option(
+        0.0, "Warm-up in steps, or below 1 as a share of all steps.", low=0, on_resume="trajectory"
+    )
+    lr_scheduler_num_cycles: int = option(
+        1, "Cycles of cosine_with_restarts.", low=1, on_resume="trajectory", advanced=True
+    )
+    lr_scheduler_power: float = option(
+        1.0, "Power of the polynomial curve.", low=0, on_resume="trajectory", advanced=True
+    )
+    optimizer_type: OptimizerType = option("AdamW", "Optimizer.", on_resume="locked")
+    optimizer_args: tuple[str, ...] = option(
+        (), "Additional arguments of the optimizer, as name=value.", on_resume="trajectory", advanced=True
+    )
+    max_grad_norm: float = option(1.0, "Clip the gradient to this norm. 0: no clipping.", low=0, on_resume="trajectory")
+    seed: int = option(42, "Seed of every random draw.", low=0, high=2**63 - 1, on_resume="trajectory")
+    mixed_precision: Literal["no", "fp16", "bf16"] = option(
+        "no", "Precision of the forward and backward pass.", on_resume="trajectory"
+    )
+    no_half_vae: bool = option(
+        False, "Run the VAE in fp32 under mixed precision.", on_resume="trajectory", advanced=True
+    )
+    gradient_checkpointing: bool = option(
+        False, "Save memory by computing activations twice; slower.", on_resume="trajectory"
+    )
+    use_ema: bool = option(
+        False, "Keep an exponential moving average of the weights and export it in their place.", on_resume="locked"
+    )
+    ema_decay: float = option(
+        0.999, "Decay of the moving average.", low=0, high=1, on_resume="trajectory", advanced=True
+    )
+    deterministic: bool = option(
+        True,
+        "Use deterministic GPU kernels. Without it a resumed run on a GPU is not bit-equal.",
+        on_resume="trajectory",
+        advanced=True,
+    )
+    max_nonfinite_steps: int = option(
+        20,
+        "Stop after this many steps in a row without a finite loss and gradient.",
+        low=1,
+        on_resume="free",
+        advanced=True,
+    )

@@ -1,0 +1,102 @@
+"""Whether a single value is what its option takes. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.options.config import OPTIONS
+from trainer.options.declaration import Option
+from trainer.options.problems import nearest
+
+TOO_LARGE = "holds a number that is too large"
+
+
+def oversized(value: Any) -> bool:
+    """Whether there is a whole number in it beyond TOML's 64 bits: Python cannot even print every one of these."""
+    if isinstance(value, Mapping):
+        return any(map(oversized, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(oversized, value))
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
+
+
+def _unwritable(text: str) -> bool:
+    """Whether a text has half a surrogate pair: what Python makes of a byte on the command line that is not UTF-8."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def value_problem(known: Option, value: Any) -> tuple[Any, str | None]:
+    """The value in its option's type, and what is wrong with it (None: nothing)."""
+    if known.name == "resolution":
+        return _check_resolution(value)
+    if known.kind == "bool":
+        return value, None if isinstance(value, bool) else f"{value!r} is not true or false"
+    if known.kind in ("int", "float"):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return value, f"{value!r} is not a number"
+        if value != value or value in (float("inf"), float("-inf")):
+            return value, f"{value!r} is not a finite number"
+        if known.kind == "int" and value != int(value):
+            return value, f"{value!r} is not a whole number"
+        value = int(value) if known.kind == "int" else float(value)
+        if known.low is not None and value < known.low:
+            return value, f"{value!r} is below {known.low:g}"
+        if known.high is not None and value > known.high:
+            return value, f"{value!r} is above {known.high:g}"
+        return value, None
+    if known.kind == "list":
+        if isinstance(value, str):
+            value = [part for part in value.split() if part]
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+            return value, f"{value!r} is not a list of text values"
+        if any("\0" in item or _unwritable(item) for item in value):
+            return value, f"{value!r} has a character that cannot be written"
+        return tuple(value), None
+    if not isinstance(value, str):
+        return value, f"{value!r} is not text"
+    if "\0" in value or _unwritable(value):
+        return value, f"{value!r} has a character that cannot be written (NUL, or one that is not UTF-8)"
+    if known.kind == "choice" and value not in known.choices:
+        return value, f"{value!r} is not one of {', '.join(known.choices)}{nearest(value, known.choices)}"
+    return value, None
+
+
+def as_ours(known: Option, value: Any) -> Any:
+    """What sd-scripts and kohya_ss write for the same thing; None where they mean "not given"."""
+    if known.kind == "choice" and isinstance(value, str):
+        value = {"fp32": "float"}.get(value, value) if known.name == "save_precision" else value
+        value = value.removeprefix("k_") if known.name == "sample_sampler" else value
+        if value == "":
+            return None
+        return next((choice for choice in known.choices if choice.lower() == value.lower()), value)
+    if known.name in ("max_train_epochs", "max_token_length") and value == 0:
+        return None
+    if known.name in ("caption_extension", "face_crop_aug_range") and isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    if known.name == "text_encoder_lr" and isinstance(value, list):  # one rate for each text encoder
+        return value[0] if len(set(map(str, value))) == 1 else value or None
+    return value
+
+
+def check_value(name: str, value: Any) -> tuple[Any, str | None]:
+    """A value for an option in the option's type, and what is wrong with it (None: nothing)."""
+    if oversized(value):
+        return value, TOO_LARGE
+    value = as_ours(OPTIONS[name], value)
+    return (OPTIONS[name].default, None) if value is None else value_problem(OPTIONS[name], value)
+
+
+def _check_resolution(value: Any) -> tuple[Any, str | None]:
+    parts = value if isinstance(value, list | tuple) else str(value).split(",")
+    try:
+        sides = [int(str(part)) for part in parts]
+    except ValueError:
+        sides = []
+    if isinstance(value, bool) or len(sides) not in (1, 2):
+        return value, f'{value!r} is not a resolution; write "512" or "512,768"'
+    if min(sides) < 8 or max(sides) > 8192:
+        return value, f"{value!r}: each side must be between 8 and 8192 pixels"
+    if any(side % 8 for side in sides):
+        return value, f"{value!r}: each side must be a multiple of 8 pixels"
+    return ",".join(str(side) for side in sides), None
