@@ -21,12 +21,13 @@ from trainer.options.sections.samples import Samples
 from trainer.options.sections.saving import Saving
 from trainer.options.sections.training import Training
 from trainer.options.sections.validation import Validation
+from trainer.options.sections.watching import Watching
 
-SECTIONS = (Model, Folders, Dataset, Validation, Network, Training, Loss, Saving, Resume, Samples)
+SECTIONS = (Model, Folders, Dataset, Validation, Network, Training, Loss, Saving, Resume, Samples, Watching)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Samples, Resume, Saving, Loss, Training, Network, Validation, Dataset, Folders, Model):
+class Config(Watching, Samples, Resume, Saving, Loss, Training, Network, Validation, Dataset, Folders, Model):
     """The complete, checked set of options. Build it with `resolve`, which checks; the constructor does not."""
 
     @property

@@ -31,7 +31,7 @@ from trainer.runs import branches, manifest, run_folder
 from trainer.runs.console import ConsoleLog
 from trainer.runs.run_folder import RunFolder
 from trainer.runs.signals import StopRequested, StopSignals
-from trainer.training import environment, session
+from trainer.training import environment, session, watching
 from trainer.training.loader import Origin, Plan
 from trainer.training.session import Session, SilentSession
 
@@ -60,6 +60,10 @@ class Beginning:
     @property
     def device(self) -> torch.device:
         return self.accelerator.device
+
+    def stop_is_asked(self) -> bool:
+        """Whether a signal or a request waits for the training to stop."""
+        return self.signals.requested or (self.session.writes and (self.run.control / "stop").exists())
 
     def raise_if_stopped(self) -> None:
         """Raises StopRequested once a stop is asked for, by a signal or in the run folder; where nothing is to save."""
@@ -113,7 +117,10 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
             prompts=tuple(sample_prompts),
             checkpoint_bytes=size,
         )
-        with this_session.recorded(**description(begun)), processes.watched():
+        used = watching.recording(
+            config, this_session, accelerator.device, processes.count, lambda: begun.checkpoint_bytes
+        )
+        with this_session.recorded(**description(begun)), processes.watched(), used:
             if console and this_session.writes:
                 console.attach(run.console_file)
             if size is not None:

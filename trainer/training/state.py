@@ -17,6 +17,7 @@ from trainer.models import network
 from trainer.models.families.base import Model
 from trainer.options.config import Config
 from trainer.recipe import optimizers
+from trainer.recipe.alarms import StepAlarms
 from trainer.recipe.early_stopping import Record
 from trainer.recipe.schedule import LrCurve
 from trainer.training.loader import Origin
@@ -52,6 +53,7 @@ class State:
         self.loss_spread: float | None = None  # how far losses usually are from it
         self.nonfinite_in_a_row = 0
         self.validation = Record()
+        self.alarms = StepAlarms(config)
         self._skips_itself = optimizers.skips_nonfinite_itself(self.optimizer)
 
     # --- a step ----------------------------------------------------------------------------------------------------
@@ -137,6 +139,7 @@ class State:
                 "loss_spread": self.loss_spread,
                 "nonfinite_in_a_row": self.nonfinite_in_a_row,
                 "validation": dataclasses.asdict(self.validation),
+                "alarms": self.alarms.as_dict() if self.config.alarms else {},
                 **more,
             },
             documents=documents,
@@ -162,6 +165,7 @@ class State:
         self.loss_spread = values.get("loss_spread")  # version 1 began without it
         self.nonfinite_in_a_row = values["nonfinite_in_a_row"]
         self.validation = Record(**values.get("validation", {}))  # version 1 began without it
+        self.alarms.restore(values.get("alarms", {}))  # version 1 began without it
 
     def checkpoint_bytes(self, images: int) -> int:
         """About what a checkpoint takes on the disk; `images`: how many the dataset has."""
