@@ -129,9 +129,11 @@ class StepAlarms:
 
     def restore(self, kept: dict[str, Any]) -> None:
         """Go on from what `as_dict` returned; from nothing where it is empty. Raises TypeError when it does not fit."""
-        windows = {name: [Window(**item) for item in kept[name]] for name in ("windows", "stretches") if name in kept}
-        current = {"current": Window(**kept["current"])} if "current" in kept else {}
-        restored = StepAlarms(self.options, self.total_steps, **{**kept, **windows, **current})
+        parts = {name: [Window(**item) for item in kept[name]] for name in ("windows", "stretches") if name in kept}
+        values: dict[str, Any] = {**kept, **parts}
+        if "current" in kept:
+            values["current"] = Window(**kept["current"])
+        restored = StepAlarms(self.options, self.total_steps, **values)
         self.__dict__.update(restored.__dict__)
 
     def forget(self) -> None:
