@@ -16,7 +16,8 @@ from tests.support import single_file, tiny
 from trainer.models import base_model, families
 from trainer.models.base_model import BaseModelMissing
 from trainer.models.families.base import Model
-from trainer.models.families.sd import SAMPLERS, StableDiffusion
+from trainer.models import model as models
+from trainer.models.model import Model
 from trainer.options.config import Config
 from trainer.recipe.prompts import Prompt
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
 OnResume = Literal["locked", "trajectory", "free"]
-
-
-FAMILIES = ("sd",)
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,11 @@ class Option:
     by_content: bool  # a path whose content, not its spelling, is compared on resume
     path: bool  # names a file or folder: a leading ~ means the user's home
     advanced: bool  # the form shows it in the advanced half of its section
-    families: tuple[str, ...]
+    traits: tuple[str, ...]  # of families: it applies to those that have one of them; empty: to all
+
+    def applies_to(self, traits: Collection[str]) -> bool:
+        """Whether a family of these traits has the option."""
+        return not self.traits or any(trait in traits for trait in self.traits)
 
 
 def option(
@@ -42,10 +44,12 @@ def option(
     by_content: bool = False,
     path: bool = False,
     advanced: bool = False,
-    families: tuple[str, ...] = FAMILIES,
+    traits: tuple[str, ...] = (),
+    choices: tuple[str, ...] = (),
 ) -> Any:
     """Declare an option. `on_resume` says what a changed value means for a checkpoint:
-    locked (cannot be loaded), trajectory (loads, but the run would differ) or free (cannot change the training)."""
+    locked (cannot be loaded), trajectory (loads, but the run would differ) or free (cannot change the training).
+    `choices`: of a text that is one of several, where a table elsewhere says which."""
     metadata = {
         "help": help,
         "low": low,
@@ -54,6 +58,7 @@ def option(
         "by_content": by_content,
         "path": path or by_content,
         "advanced": advanced,
-        "families": families,
+        "traits": traits,
+        "choices": choices,
     }
     return dataclasses.field(default=default, metadata=metadata)

@@ -8,9 +8,9 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -19,18 +19,20 @@ from torch import Tensor, nn
 
 from trainer import randomness
 from trainer.caching import filling
+from trainer.caching.filling import Encoder
 from trainer.checkpoints import checkpoint, preflight, resume
 from trainer.checkpoints.checkpoint_size import SizeUnknown
 from trainer.checkpoints.preflight import Inputs
 from trainer.checkpoints.resume import ResumeRefused, Verdict
 from trainer.distributed.agreement import Agreement, Wish
 from trainer.distributed.processes import Processes, lost_connection, several_processes
-from trainer.models import families, network
-from trainer.models.families.base import Model
-from trainer.models.network import DTYPES as FILE_DTYPES
+from trainer.models import adapters, base_model
+from trainer.models import model as models
+from trainer.models.model import Model
 from trainer.options.config import Config
 from trainer.options.problems import ConfigError, Problem
-from trainer.recipe import early_stopping, optimizers, prompts, schedule
+from trainer.recipe import early_stopping, optimizers, prompts, schedule, timesteps
+from trainer.recipe.prompts import Prompt
 from trainer.runs import branches, manifest, run_folder
 from trainer.runs.console import ConsoleLog
 from trainer.runs.manifest import CheckpointDamaged
@@ -46,7 +48,7 @@ from trainer.training.validation import Validator
 
 logger = logging.getLogger(__name__)
 Ending = Literal["finished", "stopped", "cached"]
-DTYPES = {"no": torch.float32, "fp16": FILE_DTYPES["fp16"], "bf16": FILE_DTYPES["bf16"]}
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WISHES = {"stop": Wish.STOP, "save": Wish.SAVE, "sample": Wish.SAMPLE}
 
 
@@ -65,8 +67,9 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
 
     # What is there, and what a resume would be; nothing is changed yet.
     with processes.watched():
-        sample_prompts = prompts.read(config)
         inputs = preflight.look_at_inputs(config, processes.count, watch_scan(signals))
+        config = inputs.config
+        sample_prompts = prompts.read(config)
     logger.info("%s", "\n".join(inputs.lines()))
     logger.info("%d process%s, on %s", processes.count, "es" if processes.count > 1 else "", here["device"])
     total_steps = inputs.total_steps
@@ -97,16 +100,17 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
                 warn_of_writes(config, inputs, verdict, size, this_session)
             # The model, its layers and what is computed once.
             logger.info("Loading %s", config.pretrained_model_name_or_path)
-            model = families.get(config.family).load(config, inputs.model_path, DTYPES[config.mixed_precision], device)
+            model = models.load(config, inputs.model_path, DTYPES[config.mixed_precision], device)
             if config.network_weights and not verdict:
-                network.load_kohya(model.targets, Path(config.network_weights))
+                path, naming = Path(config.network_weights), adapters.naming_of(config)
+                adapters.load(config).from_file(model.targets, naming, path)
             events = this_session.events if accelerator.is_main_process else None
             asked = stop_requests(run, signals, accelerator)
             aside = threading.Lock()  # held while what is kept aside is on the device for a moment
             meters = functools.partial(
                 CachingMeter, events=events, global_step=this_session.global_step, raise_if_requested=asked
             )
-            sources = prepare_sources(config, model, inputs, device, agreement, meters, aside)
+            sources = prepare_sources(config, model, inputs, sample_prompts, device, agreement, meters, aside)
             if config.cache_only:
                 if events:
                     this_session.finish("stopped" if verdict else "finished", "cached")
@@ -134,8 +138,9 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
                 if sample_prompts and events:
                     with aside, state.exported_weights():
                         sampling.make(
-                            model, sample_prompts, config.sample_sampler, device, run, events, state.global_step
-                        )
+                            model, sample_prompts, config.sample_sampler, device, run, events, state.global_step,
+                            sources.text,
+                        )  # fmt: skip
 
             def validate() -> None:
                 if validator and validation.is_due(config, plan, state.validation, state.global_step):
@@ -324,6 +329,7 @@ def prepare_sources(
     config: Config,
     model: Model,
     inputs: Inputs,
+    sample_prompts: Sequence[Prompt],
     device: torch.device,
     agreement: Agreement,
     meters: Callable[[str], CachingMeter],
@@ -343,21 +349,37 @@ def prepare_sources(
                 model.prepare(device, **cached)
 
     model.prepare(device, **nothing)
-    base = inputs.base_model
     entries = (*inputs.found.entries, *inputs.found.validation)
-    latents = text_states = None
+    latents = text = None
+
+    def encoder(encode: Callable[[Any], Any], components: Sequence[str], identity: str, named_by: str) -> Encoder[Any]:
+        """`named_by`: the option whose digest stood for the components in caches of earlier versions."""
+        described = {"family": config.family, "encoder": identity}
+        content = base_model.identity_of(config, inputs.model_path, components)
+        settings = {**described, "model": content}
+        former = {**described, "model": inputs.base_model[named_by]}
+        return Encoder(encode, settings, former, {"model": getattr(config, named_by)}, lending)
+
     if config.cache_latents:
-        vae = "vae" if config.vae else "pretrained_model_name_or_path"
-        settings = {"family": config.family, "model": base[vae], "encoder": model.image_identity()}
-        encoder = filling.Encoder(model.encode_images, settings, {"model": getattr(config, vae)}, lending)
-        latents = filling.latent_source(config, entries, encoder, agreement, meters("latents"))
+        name = "vae" if config.vae else "pretrained_model_name_or_path"
+        pictures = encoder(model.encode_images, ["vae"], model.image_identity(), name)
+        latents = filling.latent_source(config, entries, pictures, agreement, meters("latents"))
     if config.cache_text_encoder_outputs:
-        name = "pretrained_model_name_or_path"
-        settings = {"family": config.family, "model": base[name], "encoder": model.text_identity()}
-        text_encoder = filling.Encoder(model.encode_captions, settings, {"model": getattr(config, name)}, lending)
-        text_states = filling.text_source(config, entries, text_encoder, agreement, meters("captions"))
+        components, name = config.facts.text_components, "pretrained_model_name_or_path"
+        captions = encoder(model.encode_captions, components, model.text_identity(), name)
+        prompted = {text for prompt in sample_prompts for text in (prompt.text, prompt.negative)}
+        text = filling.text_source(config, entries, captions, agreement, meters("captions"), prompted)
     model.prepare(device, **cached)
-    return Sources(model.tokenize, latents, text_states, model.latent_channels, model.latent_factor, device)
+    return Sources(
+        model.tokenize,
+        latents,
+        text,
+        model.latent_channels,
+        model.latent_factor,
+        device,
+        timesteps.of(config),
+        model.text.ragged,
+    )
 
 
 def make_validator(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from trainer import files
-from trainer.models.families.base import Model
+from trainer.models.model import Model, TextSource
 from trainer.recipe.prompts import Prompt
 from trainer.runs.events import EventWriter
 from trainer.runs.run_folder import RunFolder
@@ -25,14 +25,15 @@ def make(
     run: RunFolder,
     events: EventWriter,
     step: int,
+    cached: TextSource | None = None,
 ) -> None:
-    """Make the prompts' images at a step, write them to the run's samples folder and say so.
+    """Make the prompts' images at a step, write them to the run's samples folder and say so. `cached`: their texts.
 
     A device that has no room for them or a disk that refuses them is an event and a warning; the training goes on. Its
     random state is addressed, and so is not touched.
     """
     try:
-        images = model.sample(prompts, sampler, device)
+        images = model.sample(prompts, sampler, device, cached)
     except RuntimeError as error:  # most often the device's memory, which is too small for larger pictures
         advice = " Give smaller ones with --w and --h." if isinstance(error, torch.OutOfMemoryError) else ""
         message = f"the sample images cannot be made: {error}.{advice}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.models.families.facts import CLIP_TEXT
 from trainer.options.declaration import option
 
 Interpolation = Literal["lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area"]
@@ -123,6 +124,7 @@ class Dataset:
         "Treat (word:1.2), (word) and [word] in captions as emphasis instead of text.",
         on_resume="trajectory",
         advanced=True,
+        traits=(CLIP_TEXT,),
     )
     max_token_length: int = option(
         75,
@@ -131,6 +133,7 @@ class Dataset:
         high=225,
         on_resume="trajectory",
         advanced=True,
+        traits=(CLIP_TEXT,),
     )
     flip_aug: bool = option(False, "Mirror images horizontally at random.", on_resume="trajectory")
     random_crop: bool = option(False, "Crop at a random place instead of the centre.", on_resume="trajectory")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trainer.models.families.facts import TRAINS_ENCODERS
 from trainer.options.declaration import option
 
 
@@ -40,7 +41,7 @@ class Network:
     )
     network_train_unet_only: bool = option(False, "Train the U-Net, not the text encoder.", on_resume="locked")
     network_train_text_encoder_only: bool = option(
-        False, "Train the text encoder, not the U-Net.", on_resume="locked", advanced=True
+        False, "Train the text encoder, not the U-Net.", on_resume="locked", advanced=True, traits=(TRAINS_ENCODERS,)
     )
     network_weights: str = option(
         "",

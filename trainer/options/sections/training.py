@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.models.families.facts import TRAINS_ENCODERS
 from trainer.options.declaration import option
 
 LrScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
@@ -34,7 +35,8 @@ class Training:
         None, "Learning rate of the U-Net. Empty: learning_rate.", low=0, high=100, on_resume="trajectory"
     )
     text_encoder_lr: float | None = option(
-        None, "Learning rate of the text encoder. Empty: learning_rate.", low=0, high=100, on_resume="trajectory"
+        None, "Learning rate of the text encoder. Empty: learning_rate.", low=0, high=100, on_resume="trajectory",
+        traits=(TRAINS_ENCODERS,),
     )
     lr_scheduler: LrScheduler = option("constant", "Shape of the learning rate curve.", on_resume="trajectory")
     lr_warmup_steps: float = option(
