@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -347,9 +347,9 @@ class Encoder(Generic[Input]):
 
     encode: Callable[[Input], Any]
     settings: Mapping[str, Any]  # everything that decides the result besides what is encoded
-    former: Mapping[str, Any]  # what stood for `settings` in caches of earlier versions, which remain valid
     about: Mapping[str, Any]  # for people
     lending: Lending  # within, the encoder is where it was while the cache was filled
+    former: Mapping[str, Any] = field(default_factory=dict)  # settings of the same in caches of earlier versions
 
 
 def latent_source(

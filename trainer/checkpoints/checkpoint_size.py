@@ -47,12 +47,12 @@ def trained(config: Config, model: Path) -> Shapes:
 def _layers(part: Part, model: Path, *, convolutions: bool) -> dict[str, Shape]:
     """The layers of a component that are trained, with the shape of their weights."""
     original = model.is_file()
-    layers = {}
+    layers: dict[str, Shape] = {}
     for name, shape in _tensors(model, part).items():
         path = name.removeprefix(part.original).removesuffix(".weight")
-        if name.endswith(".weight") and len(shape) in (2, 4):
-            if part.trains(path, convolutions=convolutions, original=original):
-                layers[path] = shape
+        is_layer = name.endswith(".weight") and len(shape) in (2, 4)
+        if is_layer and part.trains(path, convolutions=convolutions, original=original):
+            layers[path] = shape
     if part.tokenizer and original:
         layers |= _open_clip(_tensors(model, part), drops_last=part.drops_last)
     return layers
@@ -62,7 +62,7 @@ def _open_clip(tensors: Shapes, *, drops_last: bool) -> dict[str, Shape]:
     """The layers of a text encoder in OpenCLIP's names: queries, keys and values in one."""
     matches = {name: match for name in tensors if (match := _OPEN_CLIP.search(name))}
     last = max((int(match[1]) for match in matches.values()), default=0)
-    layers = {}
+    layers: dict[str, Shape] = {}
     for name, match in matches.items():
         shape = tensors[name]
         if drops_last and int(match[1]) == last:

@@ -21,7 +21,10 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 INDEX = "model_index.json"  # of a diffusers folder
 # What else people have as a single file, by a tensor of it that no other has. To say what a file is.
 OTHERS = (
-    ("a LoRA or another network to be put into a model; network_weights takes it", r"(\.lora_(down|A)\.|\.hada_|lokr_)"),
+    (
+        "a LoRA, which network_weights takes",
+        r"(\.lora_(down|A)\.|\.hada_|lokr_)",
+    ),
     ("FLUX.1 or a model made like it", r"(^|\.)double_blocks\.0\.img_attn\."),
     ("Stable Diffusion 3", r"(^|\.)joint_blocks\.0\.context_block\."),
     ("the Stable Diffusion XL refiner", r"^conditioner\.embedders\.0\.model\.transformer\.resblocks\.31\."),

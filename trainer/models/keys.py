@@ -110,14 +110,14 @@ def _fused(layers: Mapping[str, Layer], naming: Naming) -> dict[str, Array]:
     tensors: dict[str, Array] = {}
     for ours, layer in layers.items():
         component, _, path = ours.partition(".")
-        prefix, before = naming.targets[component]
+        prefix, _ = naming.targets[component]
         if component != "transformer":
             tensors |= _as_kohya(naming.kohya(component, path), layer)
             continue
         name, place = flux_place(path)
         groups.setdefault(f"{prefix}_{name}".replace(".", "_"), {})[place] = layer
     for name, members in groups.items():
-        joined = [members[place] for place in sorted(members)]
+        joined = [members[number] for number in sorted(members)]
         if len(joined) == 1:
             tensors |= _as_kohya(name, joined[0])
             continue
@@ -174,10 +174,10 @@ def original_unet_path(path: str) -> str:
         inner = _RESNET[inner]
     if side == "mid":
         return f"middle_block.{2 * int(number) if kind == 'resnets' else 1}.{inner}"
-    place = 0 if kind == "resnets" else 1
+    column = 0 if kind == "resnets" else 1
     if side == "down":
-        return f"input_blocks.{(LAYERS_A_BLOCK + 1) * int(block) + int(number) + 1}.{place}.{inner}"
-    return f"output_blocks.{(LAYERS_A_BLOCK + 1) * int(block) + int(number)}.{place}.{inner}"
+        return f"input_blocks.{(LAYERS_A_BLOCK + 1) * int(block) + int(number) + 1}.{column}.{inner}"
+    return f"output_blocks.{(LAYERS_A_BLOCK + 1) * int(block) + int(number)}.{column}.{inner}"
 
 
 _FLUX_DOUBLE = {

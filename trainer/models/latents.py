@@ -87,7 +87,7 @@ class Latents:
 
 
 def fold(latents: Tensor) -> Tensor:
-    """(batch, channels, height, width) -> (batch, 4 * channels, height / 2, width / 2): squares of 2x2 into channels."""
+    """(batch, channels, height, width) -> (batch, 4 * channels, height / 2, width / 2): squares into channels."""
     batch, channels, height, width = latents.shape
     squares = latents.view(batch, channels, height // 2, 2, width // 2, 2)
     return squares.permute(0, 1, 3, 5, 2, 4).reshape(batch, channels * 4, height // 2, width // 2)

@@ -358,7 +358,7 @@ def prepare_sources(
         content = base_model.identity_of(config, inputs.model_path, components)
         settings = {**described, "model": content}
         former = {**described, "model": inputs.base_model[named_by]}
-        return Encoder(encode, settings, former, {"model": getattr(config, named_by)}, lending)
+        return Encoder(encode, settings, {"model": getattr(config, named_by)}, lending, former)
 
     if config.cache_latents:
         name = "vae" if config.vae else "pretrained_model_name_or_path"

@@ -22,26 +22,64 @@ class Loss:
     )
     huber_scale: float = option(1.0, "Factor on huber_c.", low=1e-6, on_resume="trajectory", advanced=True)
     min_snr_gamma: float | None = option(
-        None, "Min-SNR weighting of the loss; 5 is usual. Empty or 0: off.", low=0, on_resume="trajectory", traits=(DDPM,))
+        None,
+        "Min-SNR weighting of the loss; 5 is usual. Empty or 0: off.",
+        low=0,
+        on_resume="trajectory",
+        traits=(DDPM,),
+    )
     scale_v_pred_loss_like_noise_pred: bool = option(
-        False, "Weight the v-prediction loss like noise prediction.", on_resume="trajectory", advanced=True, traits=(DDPM,))
+        False,
+        "Weight the v-prediction loss like noise prediction.",
+        on_resume="trajectory",
+        advanced=True,
+        traits=(DDPM,),
+    )
     v_pred_like_loss: float | None = option(
-        None, "Add a v-prediction-like loss with this weight.", low=0, on_resume="trajectory", advanced=True, traits=(DDPM,))
-    debiased_estimation_loss: bool = option(False, "Debiased estimation loss.", on_resume="trajectory", advanced=True, traits=(DDPM,))
+        None,
+        "Add a v-prediction-like loss with this weight.",
+        low=0,
+        on_resume="trajectory",
+        advanced=True,
+        traits=(DDPM,),
+    )
+    debiased_estimation_loss: bool = option(
+        False, "Debiased estimation loss.", on_resume="trajectory", advanced=True, traits=(DDPM,)
+    )
     noise_offset: float | None = option(
         None,
         "Strength of a random offset of the noise in each channel, for darker and lighter images. Empty: off.",
         low=0,
         high=1,
-        on_resume="trajectory", traits=(DDPM,))
+        on_resume="trajectory",
+        traits=(DDPM,),
+    )
     noise_offset_random_strength: bool = option(
-        False, "Draw the offset's strength at random between 0 and noise_offset.", on_resume="trajectory", advanced=True, traits=(DDPM,))
+        False,
+        "Draw the offset's strength at random between 0 and noise_offset.",
+        on_resume="trajectory",
+        advanced=True,
+        traits=(DDPM,),
+    )
     adaptive_noise_scale: float | None = option(
-        None, "Add the latents' absolute mean, times this, to noise_offset.", on_resume="trajectory", advanced=True, traits=(DDPM,))
+        None,
+        "Add the latents' absolute mean, times this, to noise_offset.",
+        on_resume="trajectory",
+        advanced=True,
+        traits=(DDPM,),
+    )
     multires_noise_iterations: int = option(
-        0, "Layers of multi-resolution noise. 0: off.", low=0, high=64, on_resume="trajectory", advanced=True, traits=(DDPM,))
+        0,
+        "Layers of multi-resolution noise. 0: off.",
+        low=0,
+        high=64,
+        on_resume="trajectory",
+        advanced=True,
+        traits=(DDPM,),
+    )
     multires_noise_discount: float = option(
-        0.3, "How fast those layers fade.", low=0, high=1, on_resume="trajectory", advanced=True, traits=(DDPM,))
+        0.3, "How fast those layers fade.", low=0, high=1, on_resume="trajectory", advanced=True, traits=(DDPM,)
+    )
     ip_noise_gamma: float | None = option(
         None, "Input perturbation noise; 0.1 is usual. Empty: off.", low=0, on_resume="trajectory", advanced=True
     )
@@ -54,7 +92,9 @@ class Loss:
     zero_terminal_snr: bool = option(
         False,
         "Rescale the noise schedule so that its last timestep is pure noise; for v-prediction.",
-        on_resume="trajectory", traits=(DDPM,))
+        on_resume="trajectory",
+        traits=(DDPM,),
+    )
     min_timestep: int = option(0, "Lowest timestep to train.", low=0, high=999, on_resume="trajectory", advanced=True)
     max_timestep: int = option(
         1000, "Train only timesteps below this one.", low=1, high=1000, on_resume="trajectory", advanced=True
@@ -63,8 +103,8 @@ class Loss:
         "auto", "uniform", "sigmoid", "shift", "flux_shift", "flux2_shift", "qwen_shift", "krea2_shift", "sigma"
     ] = option(
         "auto",
-        "How often each timestep is trained: evenly, more in the middle (sigmoid), that shifted towards noise (shift by "
-        "discrete_flow_shift, the others by the picture's size as the model of that name does), or as "
+        "How often each timestep is trained: evenly, more in the middle (sigmoid), that shifted towards noise (shift "
+        "by discrete_flow_shift, the others by the picture's size as the model of that name does), or as "
         "weighting_scheme says (sigma). auto: as usual for the model.",
         on_resume="trajectory",
         traits=(FLOW,),
@@ -97,7 +137,11 @@ class Loss:
         0.0, "Mean of weighting_scheme = logit_normal.", on_resume="trajectory", advanced=True, traits=(FLOW,)
     )
     logit_std: float = option(
-        1.0, "Deviation of weighting_scheme = logit_normal.", low=1e-3, on_resume="trajectory", advanced=True,
+        1.0,
+        "Deviation of weighting_scheme = logit_normal.",
+        low=1e-3,
+        on_resume="trajectory",
+        advanced=True,
         traits=(FLOW,),
     )
     mode_scale: float = option(

@@ -35,7 +35,11 @@ class Training:
         None, "Learning rate of the U-Net. Empty: learning_rate.", low=0, high=100, on_resume="trajectory"
     )
     text_encoder_lr: float | None = option(
-        None, "Learning rate of the text encoder. Empty: learning_rate.", low=0, high=100, on_resume="trajectory",
+        None,
+        "Learning rate of the text encoder. Empty: learning_rate.",
+        low=0,
+        high=100,
+        on_resume="trajectory",
         traits=(TRAINS_ENCODERS,),
     )
     lr_scheduler: LrScheduler = option("constant", "Shape of the learning rate curve.", on_resume="trajectory")
