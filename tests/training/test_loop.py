@@ -26,8 +26,8 @@ from trainer.models import previews
 from trainer.models.model import Model
 from trainer.options.config import Config
 from trainer.runs import manifest, run_folder
+from trainer.runs.failures import TrainingFailed
 from trainer.runs.run_folder import RunFolder
-from trainer.training.session import TrainingFailed
 from trainer.training.state import State
 
 

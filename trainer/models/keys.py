@@ -169,15 +169,15 @@ def original_unet_path(path: str) -> str:
     match = _IN_BLOCK.fullmatch(path)
     if not match:
         raise ValueError(f"{path} has no name in SDXL's original file")
-    side, block, kind, number, inner = match.groups()
+    side, outer, kind, number, inner = match.groups()
     if kind == "resnets":
         inner = _RESNET[inner]
     if side == "mid":
         return f"middle_block.{2 * int(number) if kind == 'resnets' else 1}.{inner}"
     column = 0 if kind == "resnets" else 1
     if side == "down":
-        return f"input_blocks.{(LAYERS_A_BLOCK + 1) * int(block) + int(number) + 1}.{column}.{inner}"
-    return f"output_blocks.{(LAYERS_A_BLOCK + 1) * int(block) + int(number)}.{column}.{inner}"
+        return f"input_blocks.{(LAYERS_A_BLOCK + 1) * int(outer) + int(number) + 1}.{column}.{inner}"
+    return f"output_blocks.{(LAYERS_A_BLOCK + 1) * int(outer) + int(number)}.{column}.{inner}"
 
 
 _FLUX_DOUBLE = {
