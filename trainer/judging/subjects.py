@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from trainer import files
-from trainer.checkpoints import checkpoint
-from trainer.models import base_model, families, network
-from trainer.models.families.base import Model
+from trainer.checkpoints import checkpoint, preflight
+from trainer.models import adapters
+from trainer.models import model as models
+from trainer.models.model import Model
 from trainer.options.checks import read_config
 from trainer.options.config import OPTIONS, Config
 from trainer.options.problems import ConfigError
@@ -129,9 +130,8 @@ class Painter:
         key = {name: getattr(config, name) for name, known in OPTIONS.items() if known.on_resume != "free"}
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = self._with = None  # the old one leaves the memory first
-            components = base_model.COMPONENTS[config.family]
-            path = base_model.locate(config.pretrained_model_name_or_path, components)
-            model = families.get(config.family).load(config, path, DTYPES[config.mixed_precision], self._device)
+            settled, path = preflight.locate_model(config)
+            model = models.load(settled, path, DTYPES[config.mixed_precision], self._device)
             model.module().to(self._device)
             model.prepare(self._device, latents_cached=False, text_cached=False)
             self._loaded = key, model
@@ -140,10 +140,11 @@ class Painter:
 
 def put_weights(model: Model, subject: Subject) -> None:
     """Give the model the trained weights of a subject. Raises Refused."""
+    adapter = adapters.load(model.config)
     if not subject.is_checkpoint:
-        network.load_kohya(model.targets, subject.path)
+        adapter.from_file(model.targets, adapters.naming_of(model.config), subject.path)
         return
-    weights = {name: value for target in model.targets for name, value in network.parameters(target).items()}
+    weights = {name: value for target in model.targets for name, value in adapter.parameters(target).items()}
     try:
         loaded = checkpoint.load(subject.path, manifest.verify(subject.path), weights, with_ema=subject.config.use_ema)
     except CheckpointDamaged as error:

@@ -7,10 +7,12 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.models.text import to_tensor
 from trainer.options.config import Config
 from trainer.recipe.alarms import Alarm
 from trainer.recipe.conditions import Throughput
@@ -138,16 +140,18 @@ class TextReference:
 
     def distance(self) -> float:
         """1 - the cosine similarity of the outputs now with those, the mean over the captions' tokens."""
-        similarity = F.cosine_similarity(self._outputs(), self._before, dim=-1)  # (captions, tokens)
-        return float(1 - similarity.mean())
+        pairs = zip(self._outputs(), self._before, strict=True)
+        similarities = [F.cosine_similarity(now, before, dim=-1).flatten() for now, before in pairs]
+        return float(1 - torch.cat(similarities).mean())
 
-    @torch.no_grad()
-    def _outputs(self) -> Tensor:
-        """(captions, tokens, width)"""
+    def _outputs(self) -> list[Tensor]:
+        """What each caption becomes: (tokens, width), and whatever else of it the denoiser is given."""
         module = self._state.model.module()
         training = module.training
         module.eval()
         try:
-            return self._state.model.encode_captions(CAPTIONS)
+            encoded = self._state.model.encode_captions(CAPTIONS)
         finally:
             module.train(training)
+        tensors = [to_tensor(np.asarray(array)) for arrays in encoded for array in arrays.values()]
+        return [tensor.float() for tensor in tensors if tensor.is_floating_point()]
