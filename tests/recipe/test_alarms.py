@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -132,7 +133,7 @@ def test_a_single_pause_is_no_slowness() -> None:
     assert not any(watch.add(seconds, 0.0) for seconds in [1.0] * 50 + [600.0] + [1.0] * 150)
 
 
-def disk(free: list[float], save_bytes: int | None = None) -> list[str]:
+def disk(free: Sequence[float], save_bytes: int | None = None) -> list[str]:
     """Kinds of alarm when so many gigabytes are free, a minute apart."""
     watch = DiskRoom(Watching(alarm_disk_saves=2, alarm_disk_hours=2.0))
     return [alarm.kind for minute, left in enumerate(free) for alarm in watch.add(60.0 * minute, left * GB, save_bytes)]

@@ -1,4 +1,4 @@
-"""The networks that pictures are judged with, in their real architectures, small where they can be, with random weights."""
+"""The networks that judge pictures: their real architectures, small where they can be, with random weights."""
 
 from __future__ import annotations
 

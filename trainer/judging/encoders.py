@@ -255,7 +255,7 @@ class Preparation:
         left, top = (size[0] - self.crop) // 2, (size[1] - self.crop) // 2
         middle = scaled.crop((left, top, left + self.crop, top + self.crop))
         values = np.asarray(middle, dtype=np.float32) / 255
-        prepared = (values - np.float32(self.mean)) / np.float32(self.std)
+        prepared = (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return np.asarray(prepared.transpose(2, 0, 1), dtype=np.float32)
 
 

@@ -129,8 +129,9 @@ class StepAlarms:
 
     def restore(self, kept: dict[str, Any]) -> None:
         """Go on from what `as_dict` returned; from nothing where it is empty. Raises TypeError when it does not fit."""
-        parts = {name: [Window(**item) for item in kept[name]] for name in ("windows", "stretches") if name in kept}
-        values: dict[str, Any] = {**kept, **parts}
+        values = dict(kept)
+        for name in {"windows", "stretches"} & kept.keys():
+            values[name] = [Window(**item) for item in kept[name]]
         if "current" in kept:
             values["current"] = Window(**kept["current"])
         restored = StepAlarms(self.options, self.total_steps, **values)
