@@ -31,7 +31,7 @@ from trainer.runs import branches, manifest, run_folder
 from trainer.runs.console import ConsoleLog
 from trainer.runs.run_folder import RunFolder
 from trainer.runs.signals import StopRequested, StopSignals
-from trainer.training import environment, session, watching
+from trainer.training import environment, session, tracking, watching
 from trainer.training.loader import Origin, Plan
 from trainer.training.session import Session, SilentSession
 
@@ -118,15 +118,23 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
             prompts=tuple(sample_prompts),
             checkpoint_bytes=size,
         )
-        used = watching.recording(
-            config, this_session, accelerator.device, processes.count, lambda: begun.checkpoint_bytes
-        )
-        with this_session.recorded(**description(begun)), processes.watched(), used:
+        with this_session.recorded(**description(begun)), processes.watched(), followed(begun):
             if console and this_session.writes:
                 console.attach(run.console_file)
             if size is not None:
                 warn_of_writes(begun, size)
             yield begun
+
+
+@contextlib.contextmanager
+def followed(begun: Beginning) -> Iterator[None]:
+    """Within, trackers are told of the events, and what is used of the machine is recorded."""
+    config, running = begun.config, begun.session
+    used = watching.recording(
+        config, running, begun.device, begun.accelerator.num_processes, lambda: begun.checkpoint_bytes
+    )
+    with tracking.following(config, running), used:
+        yield
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -135,6 +143,7 @@ def make_accelerator(config: Config) -> Accelerator:
     if config.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError([Problem("mixed_precision", "fp16 needs a GPU; use bf16 or no")])
     optimizers.check(config)
+    tracking.require(config)
     return Accelerator(
         mixed_precision=config.mixed_precision,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
