@@ -1,5 +1,5 @@
 """The command line: python -m trainer train | dataset | cache | verify | list | pin | export | drill | evaluate
-| environment."""
+| report | environment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from trainer.checkpoints import preflight
-from trainer.commands import cache, checkpoint, drill, evaluate
+from trainer.commands import cache, checkpoint, drill, evaluate, report
 from trainer.data import dataset_report
 from trainer.data.pictures import PictureError
 from trainer.options.problems import ConfigError
@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     checkpoint.add_to(commands)
     cache.add_to(commands)
     evaluate.add_to(commands)
+    report.add_to(commands)
     known, rest = parser.parse_known_args(arguments)
     if known.command == "train":
         if known.json and not known.dry_run:
@@ -87,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return cache.run(known)
     if known.command == "evaluate":
         return evaluate.run(known)
+    if known.command == "report":
+        return report.run(known)
     return checkpoint.run(known)
 
 

@@ -48,7 +48,8 @@ def test_inceptions_features_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     together = InceptionEncoder(weights, CPU, 3).features_and_logits(pictures)
     alone = InceptionEncoder(weights, CPU, 1).features_and_logits(pictures)
     assert together[0].shape == (3, 2048) and together[1].shape == (3, 1008)
-    assert np.allclose(together[0], alone[0], atol=1e-5) and not np.allclose(together[0][0], together[0][1], atol=1e-3)
+    assert np.allclose(together[0], alone[0], rtol=1e-3, atol=1e-4)
+    assert not np.allclose(together[0][0], together[0][1], rtol=0.05)
 
 
 def test_clips_similarities_are_those_of_the_model_as_a_whole(tmp_path: Path) -> None:
@@ -67,7 +68,7 @@ def test_clips_similarities_are_those_of_the_model_as_a_whole(tmp_path: Path) ->
     read = tokenizer(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
         whole = model(**read, pixel_values=torch.from_numpy(pixels.astype(np.float32)))
-    expected = (whole.logits_per_image / model.logit_scale.exp()).numpy()
+    expected = (whole.logits_per_image / model.logit_scale.exp()).detach().numpy()
     assert cosines == pytest.approx(expected, abs=1e-5)
 
 

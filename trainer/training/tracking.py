@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import queue
 import threading
@@ -88,35 +89,42 @@ class Follower:
             logger.warning("The tracker still sends; what is not sent by the end of the process is lost there.")
 
     def _follow(self) -> None:
-        for name, start in self._starts.items():
-            self._guarded(name, lambda name=name, start=start: self._trackers.update({name: start()}))
+        for name in self._starts:
+            self._guarded(name, self._start)
         while (record := self._events.get()) is not None:
-            for name, tracker in list(self._trackers.items()):
-                self._guarded(name, lambda name=name, tracker=tracker: self._log(name, tracker, record))
-        for name, tracker in list(self._trackers.items()):
-            self._guarded(name, tracker.finish)
+            for name in list(self._trackers):
+                self._guarded(name, self._log, record)
+        for name in list(self._trackers):
+            self._guarded(name, self._finish)
 
-    def _guarded(self, name: str, work: Callable[[], Any]) -> None:
+    def _guarded(self, name: str, work: Callable[..., None], *arguments: Any) -> None:
         """A tracker that fails is told once and left alone from then on; the run goes on."""
         try:
-            work()
+            work(name, *arguments)
         except Exception as error:  # noqa: BLE001 - networks, services and their clients fail in any way there is
             logger.warning("%s failed and is no longer told anything: %s", name, error)
             self._trackers.pop(name, None)
 
-    def _log(self, name: str, tracker: Any, record: Record) -> None:
+    def _start(self, name: str) -> None:
+        self._trackers[name] = self._starts[name]()
+
+    def _finish(self, name: str) -> None:
+        self._trackers[name].finish()
+
+    def _log(self, name: str, record: Record) -> None:
+        tracker = self._trackers[name]
         step, values = record["global_step"], scalars(record)
         if values and name == "wandb":
             tracker.log({**values, "global_step": step})  # its own step cannot go back, as a run's can
         elif values:
             tracker.log(values, step=step)
         if record["event"] == "sample_saved":
-            picture = np.asarray(Image.open(self._folder / record["path"]).convert("RGB"))
+            picture = np.asarray(Image.open(self._folder / record["path"]).convert("RGB"))  # (height, width, 3)
             title = f"sample/{record.get('index', 0)}: {str(record.get('prompt', ''))[:60]}"
             if name == "wandb":
                 tracker.log_images({title: [picture]}, step=None)
             else:
-                tracker.log_images({title: [picture]}, step=step, dataformats="NHWC")
+                tracker.log_images({title: picture[None]}, step=step, dataformats="NHWC")
 
 
 def _tensorboard(config: Config, session: Session) -> Any:
@@ -158,7 +166,7 @@ def following(config: Config, session: Session) -> Iterator[None]:
     if not (session.writes and config.trackers):
         yield
         return
-    starts = {name: lambda name=name: STARTS[name](config, session) for name in config.trackers}
+    starts = {name: functools.partial(STARTS[name], config, session) for name in config.trackers}
     follower = Follower(starts, config.run_dir)
     session.events.listen(follower)
     try:
