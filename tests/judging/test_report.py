@@ -27,14 +27,14 @@ from trainer.runs.run_folder import RunFolder
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     """A run of 30 steps that went back to step 20 once and went on to 40, as its files say it."""
-    folder = RunFolder(tmp_path / "my-<run>")
-    record = run_folder.new_run("my-<run>") | {"status": "finished"}
+    folder = RunFolder(tmp_path / "my & run")
+    record = run_folder.new_run("my & run") | {"status": "finished"}
     record["sessions"] = [
         {"session": 1, "from_step": 0, "to_step": 30, "grade": None, "reason": "stopped"},
         {"session": 2, "from_step": 20, "to_step": 40, "grade": "changed", "reason": "finished"},
     ]
     run_folder.write_run(folder, record)
-    files.write_text(folder.config_file, to_toml(Config(output_name="my-<run>", network_dim=24)))
+    files.write_text(folder.config_file, to_toml(Config(output_name="my & run", network_dim=24)))
     events = EventWriter(folder.events_file)
 
     def steps(first: int, last: int, level: float) -> None:
@@ -106,7 +106,7 @@ def test_the_report_opens_without_a_request_to_anywhere_and_shows_everything(
     image = page.locator(".pictures img")
     assert image.count() == 1 and image.evaluate("picture => picture.naturalWidth") == 64
     text = page.inner_text("body")
-    for words in ("my-<run>", "a <script>", "the loss <b>rose</b>", "network_dim\t24", "0.200 kWh, cost 0.10"):
+    for words in ("my & run", "a <script>", "the loss <b>rose</b>", "network_dim\t24", "0.200 kWh, cost 0.10"):
         assert words in text
     assert "learning_rate: 0.0001 → 5e-05" in text and "probe loss 0.25" in text
     context.close()

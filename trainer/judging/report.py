@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer import quantities
+from trainer import files, quantities
 from trainer.data.pictures import PictureError, thumbnail
 from trainer.judging import curves as run_curves
 from trainer.judging.curves import Curves, Event
@@ -298,9 +298,11 @@ def config_of(run: RunFolder) -> Config | None:
 
 
 def options(run: RunFolder) -> str:
-    """What differs from the defaults, and behind a click all the rest."""
+    """What differs from the defaults, and behind a click all the rest; the file as it is where it cannot be read."""
     config = config_of(run)
     if config is None:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            return f"<pre>{html.escape(files.read_text(run.config_file))}</pre>"
         return ""
     values = {name: getattr(config, name) for name in OPTIONS}
     changed = [(name, value) for name, value in values.items() if value != OPTIONS[name].default]
