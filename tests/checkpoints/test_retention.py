@@ -29,6 +29,7 @@ from tests.support.faults import Call, FileCalls
 from tests.support.runs_at_tiny_size import config_for, temporary_in
 from trainer.checkpoints import preflight
 from trainer.checkpoints.preflight import Inputs
+from trainer.data.epochs import Origin
 from trainer.models import families
 from trainer.options.config import Config
 from trainer.recipe import schedule
@@ -174,9 +175,9 @@ class Checkpoints(RuleBasedStateMachine):
         config, of = self.config.replace(resume_from_checkpoint=wanted), self.of
         self.session.enter_context(run_folder.locked(self.run))
         verdict = preflight.look_at_checkpoint(config, of.inputs, of.here)
-        session = Session(config, self.run, verdict)
+        session = Session(config, self.run, verdict, of.inputs.total_steps)
         self.session.enter_context(session.recorded())
-        self.plan = plan = Plan(config, of.inputs.found.entries, 2, beginning.epoch_origin(verdict))
+        self.plan = plan = Plan(config, of.inputs.found.entries, 2, verdict.origin if verdict else Origin())
         self.resumed_from = verdict.step if verdict else None
         of.state.global_step = verdict.step if verdict else 0
         if verdict:

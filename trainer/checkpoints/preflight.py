@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files
-from trainer.checkpoints import budget, checkpoint_size, resume
+from trainer.checkpoints import budget, checkpoint_size, choosing, resume
 from trainer.checkpoints.budget import Budget
 from trainer.checkpoints.checkpoint_size import SizeUnknown
-from trainer.checkpoints.resume import ResumeRefused, Verdict
+from trainer.checkpoints.choosing import ResumeRefused, starts_from_scratch
+from trainer.checkpoints.resume import Verdict
 from trainer.data import dataset, findings
 from trainer.data.dataset import REPLACED_BY_DATASET_CONFIG, Scan
 from trainer.data.folder_scan import Progress, nobody
@@ -110,7 +111,7 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
         Problem(name, f"there is no folder or file {home / getattr(config, name)}")
         for name in NAMED_PATHS
         if not (config.dataset_config and name in REPLACED_BY_DATASET_CONFIG)
-        if name != "network_weights" or not config.resume_from_checkpoint  # a resume has weights of its own
+        if name != "network_weights" or starts_from_scratch(config, home)  # a resume has weights of its own
         if getattr(config, name) and not files.exists(home / getattr(config, name))
     ]
     model = config.pretrained_model_name_or_path
@@ -170,12 +171,12 @@ def look_at_checkpoint(config: Config, inputs: Inputs, environment: Mapping[str,
 
     Raises ResumeRefused when there is nothing to resume, or something to lose; other reasons are in the verdict.
     """
-    if not config.resume_from_checkpoint:
+    if starts_from_scratch(config):
         require_fresh(config)
         return None
     return resume.examine(
         config,
-        resume.choose(config),
+        choosing.choose(config),
         total_steps=inputs.total_steps,
         images=inputs.images,
         base_model=inputs.base_model,
