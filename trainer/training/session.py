@@ -46,7 +46,7 @@ class Session:
         self._decisions = verdict.decisions if verdict else decisions.at_the_start(config, total_steps)
         self.events: EventWriter = EventWriter(run.events_file)
         self.global_step = verdict.step if verdict else 0
-        self._id = lineage.new_session()
+        self.id = lineage.new_session()
         self.record = self._record(run_folder.read_run(run))
         self.number = len(self.record["sessions"]) + 1
 
@@ -79,7 +79,7 @@ class Session:
         before = (lineage.sessions_of(verdict.state) or ()) if verdict else ()
         return {
             "session": self.number,
-            "lineage": [*before, (self._id, verdict.step if verdict else 0)],
+            "lineage": [*before, (self.id, verdict.step if verdict else 0)],
             "decisions": self._decisions.as_dict(),
         }
 
@@ -101,7 +101,7 @@ class Session:
             "from_step": self.global_step,
             "grade": verdict.grade if verdict else None,
             "resumed_from": str(verdict.path.absolute()) if verdict else None,
-            "id": self._id,
+            "id": self.id,
             "learning_rate": dataclasses.asdict(verdict.decision) if verdict and verdict.decision else None,
             "words": list(decisions.given(self._config)),
             "allowed": [dataclasses.asdict(item) for item in verdict.permitted] if verdict else [],
