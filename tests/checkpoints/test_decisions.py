@@ -20,7 +20,7 @@ from trainer.options.config import Config
 from trainer.runs import manifest, run_folder
 from trainer.runs.run_folder import RunFolder
 
-LATEST = {"resume_from_checkpoint": "latest"}
+LATEST: dict[str, Any] = {"resume_from_checkpoint": "latest"}
 
 
 @pytest.fixture
@@ -99,9 +99,8 @@ def test_leaving_the_options_out_keeps_what_was_decided(config: Config) -> None:
 
 def test_another_value_or_another_name_is_another_decision(config: Config) -> None:
     session(config, 5)
-    for step, options in enumerate(
-        ({"resume_lr_scale": 0.5}, {"resume_lr_scale": 0.25}, {"resume_lr_decision": "more"})
-    ):
+    asked: list[dict[str, Any]] = [{"resume_lr_scale": 0.5}, {"resume_lr_scale": 0.25}, {"resume_lr_decision": "more"}]
+    for step, options in enumerate(asked):
         config = config.replace(**LATEST, **options)
         training = session(config, 1)
         assert training.history[-1].rate == (0.5, 0.125, 0.03125)[step] * (1 - (5 + step) / 60)

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 
 from tests.support import tiny
-from tests.support.faults import Call, FileCalls
+from tests.support.faults import Deadly, Death, FileCalls
 from tests.support.runs_at_tiny_size import config_for, temporary_in
 from trainer.checkpoints import preflight
 from trainer.checkpoints.preflight import Inputs
@@ -81,22 +81,6 @@ def test_pruning_twice_is_pruning_once(steps: set[int], keep_last: int) -> None:
 
 
 # --- the real thing ------------------------------------------------------------------------------------------------
-
-
-class Death(BaseException):
-    """The process would be dead."""
-
-
-class Deadly:
-    """Ends all effect on the disk from one call of a save on, as a SIGKILL there would."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def __call__(self, call: Call) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Death
 
 
 @dataclass(frozen=True)

@@ -51,10 +51,6 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-class Death(BaseException):
-    """The process would be dead."""
-
-
 @dataclass(frozen=True)
 class Picture:
     """What a dataset's record says of an image, before its bucket is chosen."""

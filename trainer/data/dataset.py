@@ -521,12 +521,6 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any], follows: Collection
     captions = [key for key in both if old[key]["caption"] != new[key]["caption"]]
     treated = [key for key in both if any(old[key].get(name) != new[key].get(name) for name in known)]
     options = tuple(_changed_options(then, now))
-    names = sorted({"caption", *known})
-    different = {*captions, *treated, *(old.keys() ^ new.keys())}
-    contents = (
-        [[key, [images[key].get(name) for name in names]] for key in sorted(different & images.keys())]
-        for images in (old, new)
-    )
     return DatasetDifference(
         added=tuple(sorted(come - gone)),
         removed=tuple(sorted(gone - come)),
@@ -534,8 +528,18 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any], follows: Collection
         captions=tuple(sorted(new[key]["path"] for key in captions)),
         treated=tuple(sorted(new[key]["path"] for key in treated)),
         options=options,
-        content=(next(contents), [next(contents), options]),
+        content=(_news(old, new, known), [_news(new, old, known), options]),
     )
+
+
+def _news(images: Mapping[str, Any], others: Mapping[str, Any], known: Collection[str]) -> list[tuple[str, Any]]:
+    """What images have that is not so, or not there, among the others; the bucket of one that is not there follows."""
+    found = []
+    for key, image in sorted(images.items()):
+        other = others.get(key, {"bucket": image["bucket"]})
+        news = [(name, image.get(name)) for name in sorted({"caption", *known}) if image.get(name) != other.get(name)]
+        found += [(key, news)] if news else []
+    return found
 
 
 def _changed_options(record_then: Mapping[str, Any], record_now: Mapping[str, Any]) -> Iterator[str]:
