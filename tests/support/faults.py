@@ -92,11 +92,13 @@ class FileCalls:
         return told
 
     def _opening(self, open_file: Callable[..., Any]) -> Callable[..., Any]:
-        def opening(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        def opening(file: Any, mode: str = "r", buffering: int = -1, *args: Any, **kwargs: Any) -> Any:
             self._tell("open file", file)
             if "b" not in mode or not set(mode) & set("wax+"):
-                return open_file(file, mode, *args, **kwargs)
+                return open_file(file, mode, buffering, *args, **kwargs)
             raw = _WatchedFile(file, mode.replace("b", ""), self._tell)
+            if not buffering:
+                return raw
             return io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
 
         return opening

@@ -154,7 +154,7 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
                     started = time.perf_counter()
                     step = next(steps)
                     data_seconds = time.perf_counter() - started
-                    lr = state.set_learning_rate(curve)
+                    rates = state.set_learning_rate(curve)
                     loss = forward_and_backward(step, prepared, state, accelerator)
                     grad_norm = state.clip()
                     finite = torch.isfinite(grad_norm) & torch.isfinite(loss)
@@ -167,7 +167,7 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
                         grad_norm,
                         finite,
                         epoch=step.epoch,
-                        lr=lr,
+                        rates=rates,
                         step_seconds=time.perf_counter() - started,
                         data_seconds=data_seconds,
                         batch=step.digest,
