@@ -24,6 +24,7 @@ from trainer.data.augmentation import RESAMPLING, Cut, cut_at, cut_of_use, shift
 from trainer.data.buckets import Size
 from trainer.data.dataset import Entry
 from trainer.data.pictures import PictureError
+from trainer.distributed import beside
 from trainer.options.config import Config
 from trainer.recipe import losses
 from trainer.refusal import Refused
@@ -294,7 +295,7 @@ def thread_pool(workers: int, name: str, device: torch.device) -> ThreadPoolExec
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
 
-    return ThreadPoolExecutor(workers, thread_name_prefix=name, initializer=enter)
+    return beside.pool(workers, name, enter)
 
 
 class Loader:
