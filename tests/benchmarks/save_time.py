@@ -145,8 +145,8 @@ def measure_training(steps: int) -> str:
     after = median(seconds[step] for step in range(every + 1, steps + 1) if step not in beside)
     writing = median(seconds[step] for step in beside)
     return (
-        f"the demo: a step takes {before:.3f} s before the first save, {writing:.3f} s beside one ({len(beside)} steps) "
-        f"and {after:.3f} s after it: {after / before:.2f} of before"
+        f"the demo: a step takes {before:.3f} s before the first save, {writing:.3f} s beside one "
+        f"({len(beside)} steps) and {after:.3f} s after it: {after / before:.2f} of before"
     )
 
 
