@@ -20,7 +20,6 @@ from gui import look
 from gui.forms import form as forms
 from gui.places import Places, placed
 from gui.server import runner
-from gui.tabs import train_tab
 from gui.views import charts, monitor
 from trainer import quantities
 from trainer.checkpoints import preflight, resume
@@ -179,7 +178,7 @@ def _lines(refusals: Iterable[str]) -> list[str]:
 
 
 def _afresh(places: Places, values: Mapping[str, Any]) -> str:
-    run = train_tab.run_of(places, values)
+    run = runner.run_of(places, values)
     have = manifest.listing(run.checkpoints) if run is not None else []
     if run is None or not have:
         return look.note("A new run starts at step 1.")

@@ -78,5 +78,5 @@ def test_a_damaged_checkpoint_is_not_exported(trained: Config, tmp_path: Path) -
 
 
 def test_exporting_needs_no_torch() -> None:
-    code = "import sys, trainer.export; sys.exit('torch' in sys.modules)"
+    code = "import sys, trainer.checkpoints.export; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -19,9 +19,9 @@ from trainer.checkpoints.checkpoint import Save
 from trainer.models.families.sd import StableDiffusion
 from trainer.options.config import Config
 from trainer.runs import manifest, run_folder
+from trainer.runs.failures import advice_for
 from trainer.runs.run_folder import RunFolder, RunUnreadable
 from trainer.training import saving
-from trainer.training.session import advise
 from trainer.training.state import State
 
 
@@ -128,7 +128,9 @@ def test_without_memory_inside_the_optimizer_only_the_save_before_is_finished(
 
 
 def test_an_error_that_has_nothing_to_do_with_memory_has_other_advice() -> None:
-    assert "Memory" not in advise(ValueError("shapes differ")) and "Memory" not in advise(OSError(5, "I/O error"))
+    assert "Memory" not in advice_for(ValueError("shapes differ")) and "Memory" not in advice_for(
+        OSError(5, "I/O error")
+    )
 
 
 # --- time ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Pictures of every tab, light and dark, of a real run of the demo that was stopped and resumed, for README.
 
-    python -m tests.pictures [--home FOLDER] [--to gui/pictures]
+    python -m tests.support.pictures [--home FOLDER] [--to gui/pictures]
 
 Trains the demo first, two minutes or more; --home keeps that run, so that pictures can be taken of it again.
 """

@@ -25,8 +25,8 @@ from trainer.checkpoints.resume import ResumeRefused
 from trainer.models.families.sd import StableDiffusion
 from trainer.options.config import Config
 from trainer.runs import manifest, run_folder
+from trainer.runs.failures import TrainingFailed
 from trainer.runs.run_folder import RunFolder
-from trainer.training.session import TrainingFailed
 from trainer.training.state import State
 
 

@@ -31,11 +31,11 @@ from trainer.caching.stores import DiskStore, MemoryStore, Store, latent_key
 from trainer.data.buckets import Size
 from trainer.data.dataset import Entry
 from trainer.data.folder_scan import no_collections
+from trainer.data.pixels import pixels_of
 from trainer.distributed import beside
 from trainer.distributed.agreement import Agreement
 from trainer.options.config import Config
 from trainer.refusal import Refused
-from trainer.training.loader import pixels_of
 
 logger = logging.getLogger(__name__)
 PREPARATION = 1  # to be raised when what becomes of a picture before it is encoded changes

@@ -17,7 +17,7 @@ from trainer.checkpoints.budget import Budget
 from trainer.checkpoints.checkpoint_size import SizeUnknown
 from trainer.checkpoints.resume import ResumeRefused, Verdict
 from trainer.data import dataset, findings
-from trainer.data.dataset import REPLACED_BY_DATASET_CONFIG, Scan
+from trainer.data.dataset import Scan
 from trainer.data.folder_scan import Progress, nobody
 from trainer.models import base_model
 from trainer.models.base_model import BaseModelMissing
@@ -32,10 +32,6 @@ from trainer.runs import manifest
 from trainer.runs.run_folder import RunFolder
 
 SCAN_WORKERS = 4
-NAMED_PATHS = (
-    "train_data_dir", "dataset_config", "reg_data_dir", "validation_data_dir", "conditioning_data_dir", "in_json",
-    "vae", "single_file_config", "network_weights",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,8 +104,9 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
     ]
     problems += [
         Problem(name, f"there is no folder or file {home / getattr(config, name)}")
-        for name in NAMED_PATHS
-        if not (config.dataset_config and name in REPLACED_BY_DATASET_CONFIG)
+        for name, known in OPTIONS.items()
+        if known.must_exist and name != "pretrained_model_name_or_path"  # which may be on the hub
+        if not (known.replaced_by and getattr(config, known.replaced_by))
         if name != "network_weights" or not config.resume_from_checkpoint  # a resume has weights of its own
         if getattr(config, name) and not files.exists(home / getattr(config, name))
     ]

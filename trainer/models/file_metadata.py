@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data.dataset import Scan
-from trainer.options.config import Config
+from trainer.options.config import OPTIONS, Config
 
 # Kept even under no_metadata: what a program needs to use the file.
 NECESSARY = (
@@ -20,51 +20,6 @@ NECESSARY = (
     "ss_network_dim",
     "ss_network_alpha",
     "ss_network_args",
-)
-_SAME_NAME = (
-    "output_name",
-    "learning_rate",
-    "text_encoder_lr",
-    "unet_lr",
-    "gradient_checkpointing",
-    "gradient_accumulation_steps",
-    "lr_scheduler",
-    "mixed_precision",
-    "clip_skip",
-    "cache_latents",
-    "seed",
-    "noise_offset",
-    "noise_offset_random_strength",
-    "multires_noise_iterations",
-    "multires_noise_discount",
-    "adaptive_noise_scale",
-    "zero_terminal_snr",
-    "training_comment",
-    "max_grad_norm",
-    "caption_dropout_rate",
-    "caption_dropout_every_n_epochs",
-    "caption_tag_dropout_rate",
-    "min_snr_gamma",
-    "ip_noise_gamma",
-    "ip_noise_gamma_random_strength",
-    "loss_type",
-    "huber_schedule",
-    "huber_scale",
-    "huber_c",
-    "network_dropout",
-    "flip_aug",
-    "random_crop",
-    "shuffle_caption",
-    "enable_bucket",
-    "bucket_no_upscale",
-    "min_bucket_reso",
-    "max_bucket_reso",
-    "keep_tokens",
-    "max_token_length",
-    "color_aug",
-    "face_crop_aug_range",
-    "resize_interpolation",
-    "prior_loss_weight",
 )
 
 
@@ -80,7 +35,7 @@ def constant(config: Config, found: Scan, model: Any, *, total_steps: int, steps
         counts = {"n_repeats": subset.num_repeats, "img_count": 0}
         folders[subset.is_reg].setdefault(folder, counts)["img_count"] += 1
         tags[folder].update(tag.strip() for tag in entry.caption.split(",") if tag.strip())
-    values: dict[str, Any] = {f"ss_{name}": getattr(config, name) for name in _SAME_NAME}
+    values: dict[str, Any] = {f"ss_{name}": getattr(config, name) for name, known in OPTIONS.items() if known.in_header}
     width, height = config.resolution_size
     return {
         **values,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Literal
 
 from trainer.options.config import OPTIONS, Config
 from trainer.options.problems import nearest
@@ -13,7 +14,12 @@ def _name_is_plain(name: str) -> bool:
     return bool(name) and name not in (".", "..") and not re.search(r'[/\\\0:*?"<>|\n\r]', name)
 
 
-VARY_CAPTIONS = ("shuffle_caption", "caption_tag_dropout_rate", "enable_wildcard", "token_warmup_step")
+def _endless(what: Literal["picture", "caption"]) -> tuple[str, ...]:
+    """The options that make the picture or the caption different from use to use, in too many forms to cache."""
+    return tuple(name for name, known in OPTIONS.items() if known.varies == what and not known.cacheable)
+
+
+VARY_PICTURES, VARY_CAPTIONS = _endless("picture"), _endless("caption")
 
 
 Conflict = tuple[str, str]  # the option to change, and what is wrong with the way out
@@ -46,7 +52,7 @@ def _range_conflicts(config: Config) -> Iterator[Conflict]:
 
 
 def _picture_conflicts(config: Config) -> Iterator[Conflict]:
-    for name in ("random_crop", "color_aug", "face_crop_aug_range"):
+    for name in VARY_PICTURES:
         if config.cache_latents and getattr(config, name):
             yield "cache_latents", f"cannot go with {name}, which makes every use another picture; choose one"
     if config.face_crop_aug_range and config.face_crop_range is None:
@@ -145,22 +151,10 @@ def combination_problems(config: Config) -> list[Conflict]:
     return [conflict for conflicts in CONFLICTS for conflict in conflicts(config)]
 
 
-# Options that only shape what another one turns on.
-SHAPES = {
-    "adaptive_noise_scale": "noise_offset",
-    "noise_offset_random_strength": "noise_offset",
-    "ip_noise_gamma_random_strength": "ip_noise_gamma",
-    "multires_noise_discount": "multires_noise_iterations",
-    "conv_alpha": "conv_dim",
-    "ema_decay": "use_ema",
-    "token_warmup_min": "token_warmup_step",
-}
-
-
 def without_effect(config: Config) -> Iterator[str]:
     """Notices of options that were set, but do nothing as the others are."""
     if config.lr_scheduler == "constant" and config.lr_warmup_steps:
         yield "lr_warmup_steps has no effect with lr_scheduler = constant; constant_with_warmup warms up"
-    for name, needed in SHAPES.items():
-        if getattr(config, name) != OPTIONS[name].default and not getattr(config, needed):
-            yield f"{name} has no effect without {needed}"
+    for name, known in OPTIONS.items():
+        if known.shapes and getattr(config, name) != known.default and not getattr(config, known.shapes):
+            yield f"{name} has no effect without {known.shapes}"

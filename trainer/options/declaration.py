@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 OnResume = Literal["locked", "trajectory", "free"]
+Scope = Literal["run", "dataset", "subset"]  # the level of sd-scripts' dataset TOML that may set it
 
 
 FAMILIES = ("sd",)
@@ -30,6 +31,14 @@ class Option:
     path: bool  # names a file or folder: a leading ~ means the user's home
     advanced: bool  # the form shows it in the advanced half of its section
     families: tuple[str, ...]
+    scope: Scope
+    varies: Literal["", "picture", "caption"]  # what it makes different from use to use of an image
+    cacheable: bool  # it varies, but takes so few forms that each can be cached
+    shapes: str  # the option without which it does nothing
+    replaced_by: str  # the option that takes its place
+    must_exist: bool  # the file or folder that it names has to be there before a start
+    sets_speed: bool  # runs in which it differs need other times for a step
+    in_header: bool  # a model file tells it, as ss_<name>
 
 
 def option(
@@ -43,9 +52,20 @@ def option(
     path: bool = False,
     advanced: bool = False,
     families: tuple[str, ...] = FAMILIES,
+    scope: Scope = "run",
+    varies: Literal["", "picture", "caption"] = "",
+    cacheable: bool = False,
+    shapes: str = "",
+    replaced_by: str = "",
+    must_exist: bool = False,
+    sets_speed: bool = False,
+    in_header: bool = False,
 ) -> Any:
-    """Declare an option. `on_resume` says what a changed value means for a checkpoint:
-    locked (cannot be loaded), trajectory (loads, but the run would differ) or free (cannot change the training)."""
+    """Declare an option; see `Option` for what each flag says.
+
+    `on_resume` says what a changed value means for a checkpoint: locked (cannot be loaded), trajectory (loads, but the
+    run would differ) or free (cannot change the training).
+    """
     metadata = {
         "help": help,
         "low": low,
@@ -55,5 +75,13 @@ def option(
         "path": path or by_content,
         "advanced": advanced,
         "families": families,
+        "scope": scope,
+        "varies": varies,
+        "cacheable": cacheable,
+        "shapes": shapes,
+        "replaced_by": replaced_by,
+        "must_exist": must_exist or by_content,
+        "sets_speed": sets_speed,
+        "in_header": in_header,
     }
     return dataclasses.field(default=default, metadata=metadata)

@@ -14,16 +14,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from trainer import randomness
 from trainer.caching.packs import Arrays
-from trainer.data import buckets, captions, pictures
-from trainer.data.augmentation import RESAMPLING, Cut, cut_at, cut_of_use, shift_colours
+from trainer.data import buckets, captions
+from trainer.data.augmentation import Cut, cut_at, cut_of_use
 from trainer.data.buckets import Size
 from trainer.data.dataset import Entry
 from trainer.data.pictures import PictureError
+from trainer.data.pixels import mask_of, pixels_of
 from trainer.distributed import beside
 from trainer.options.config import Config
 from trainer.recipe import losses
@@ -367,29 +367,3 @@ class Loader:
             samples=len(uses),
             digest=hashlib.sha256("\n".join(described).encode()).hexdigest()[:16],
         )
-
-
-def pixels_of(
-    entry: Entry, mirrored: bool, cut: Cut | None = None, colours: np.random.Generator | None = None
-) -> NDArray[np.float32]:
-    """The image in its bucket: (3, height, width), from -1 to 1; the centre without `cut`."""
-    picture = pictures.open_picture(entry.path, pictures.read_unchanged(entry.path, entry.digest))
-    cut = cut or cut_at(picture.size, entry.bucket)
-    picture = cut.apply(picture, entry.bucket, RESAMPLING[entry.subset.options.resize_interpolation])
-    if colours:
-        picture = shift_colours(picture, colours)
-    pixels = pictures.to_pixels(picture)
-    return np.ascontiguousarray(pixels[:, :, ::-1]) if mirrored else pixels
-
-
-def mask_of(entry: Entry, cut: Cut, size: Size) -> NDArray[np.uint8] | None:
-    """The image's mask in its bucket, scaled to `size`: (1, height, width); None where it has none."""
-    if entry.mask:
-        data = pictures.read_unchanged(entry.mask, entry.mask_digest)
-        picture: Image.Image | None = pictures.open_picture(entry.mask, data).convert("L")
-    else:
-        picture = pictures.open_alpha(entry.path, pictures.read_unchanged(entry.path, entry.digest))
-    if picture is None:
-        return None
-    picture = cut.apply(picture, entry.bucket, RESAMPLING["bilinear"]).resize(size, RESAMPLING["area"])
-    return np.asarray(picture)[None]

@@ -101,7 +101,12 @@ class Saver:
     # --- what ------------------------------------------------------------------------------------------------------
 
     def save(self, files: list[Path], *, checkpoint: bool) -> None:
-        """Begin to write these model files and, if wanted, a checkpoint; older saves are waited for."""
+        """Begin to write these model files and, if wanted, a checkpoint; older saves are waited for.
+
+        Does nothing in a process that does not hold the run's lock.
+        """
+        if not self._session.writes:
+            return
         state, validated = self._state, self._state.validation
         self._saved_at = time.monotonic()
         epoch, place = self._plan.place(state.global_step)

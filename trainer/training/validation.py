@@ -49,6 +49,7 @@ class Validator:
         sources: Sources,
         state: State,
         device: torch.device,
+        events: EventWriter,
         *,
         processes: int,
         process: int,
@@ -57,6 +58,7 @@ class Validator:
         """`add_up`: the sum of a tensor over the processes, which share the images out."""
         self._state = state
         self._device = device
+        self._events = events
         self._processes, self._process = processes, process
         self._add_up = add_up
         self._workers = config.max_data_loader_n_workers
@@ -76,7 +78,7 @@ class Validator:
                 logger.info("The validation images have changed, so the best validation loss is determined anew.")
             state.validation = Record(images)
 
-    def run(self, events: EventWriter | None, given_up: Callable[[], bool]) -> None:
+    def run(self, given_up: Callable[[], bool]) -> None:
         """Measure, record and report the loss of the weights as they would be exported.
 
         `given_up` is asked between batches: nothing is recorded then, and the validation remains due.
@@ -88,10 +90,8 @@ class Validator:
             return
         train_loss = state.loss_average
         state.validation = record = state.validation.after(state.global_step, loss, train_loss, self._min_delta)
-        if events is None:
-            return
         logger.info("step %d  validation loss %.4f (best %s)", state.global_step, loss, _best(record))
-        events.write(
+        self._events.write(
             "validation",
             state.global_step,
             loss=loss,
@@ -104,7 +104,7 @@ class Validator:
         )
         if message := early_stopping.warning(record, train_loss):
             logger.warning("%s", message)
-            events.write("warning", state.global_step, kind="overfitting", message=message)
+            self._events.write("warning", state.global_step, kind="overfitting", message=message)
 
     @torch.no_grad()
     def _loss(self, given_up: Callable[[], bool]) -> float | None:

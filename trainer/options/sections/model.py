@@ -18,6 +18,7 @@ class Model:
         "Base model: a diffusers folder, a single .safetensors file, or a Hugging Face id.",
         on_resume="locked",
         by_content=True,
+        sets_speed=True,
     )
     single_file_config: str = option(
         "",
@@ -46,4 +47,5 @@ class Model:
         high=12,
         on_resume="trajectory",
         advanced=True,
+        in_header=True,
     )
