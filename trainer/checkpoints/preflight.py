@@ -126,8 +126,13 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
     return [problem for problem in problems if problem.key not in told]
 
 
-def look_at_inputs(config: Config, processes: int = 1, progress: Progress = nobody) -> Inputs:
-    """Find images and base model. Raises Refused with everything that is missing or cannot be used."""
+def look_at_inputs(
+    config: Config, processes: int = 1, progress: Progress = nobody, model_progress: Progress = nobody
+) -> Inputs:
+    """Find images and base model. Raises Refused with everything that is missing or cannot be used.
+
+    `progress` is told of the images, `model_progress` of the bytes of a base model that is read for its digest.
+    """
     if problems := missing(config):
         raise ConfigError(problems)
     components = base_model.COMPONENTS[config.family]
@@ -142,7 +147,7 @@ def look_at_inputs(config: Config, processes: int = 1, progress: Progress = nobo
         found=found,
         images=dataset.record(found, config, batches),
         model_path=model_path,
-        base_model=base_model.digests(config, model_path, components),
+        base_model=base_model.digests(config, model_path, components, model_progress),
         steps_per_epoch=steps_per_epoch,
         total_steps=config.max_train_steps if epochs is None else epochs * steps_per_epoch,
     )

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainer.data.folder_scan import Progress, nobody
 from trainer.file_memory import sha256_of
 from trainer.options.config import Config
 from trainer.refusal import Refused
@@ -68,27 +69,27 @@ def _from_hub(name: str, components: Sequence[str], download: bool) -> Path:
     return Path(folder)
 
 
-def digest(path: Path, components: Sequence[str], memory: Path) -> str:
+def digest(path: Path, components: Sequence[str], memory: Path, progress: Progress = nobody) -> str:
     """SHA-256 over the content of a model file, or of the weights and configs of a diffusers folder.
 
-    `memory`: the folder that remembers the digests of unchanged files.
+    `memory`: the folder that remembers the digests of unchanged files; `progress`: of the bytes to be read.
     """
     if path.is_file():
-        return sha256_of([path], memory)[path]
+        return sha256_of([path], memory, progress)[path]
     parts = [path / "model_index.json"] if (path / "model_index.json").is_file() else []
     folders = [path / name for name in components if (path / name).is_dir()] or [path]
     for folder in folders:
         parts += [entry for entry in sorted(folder.iterdir()) if entry.suffix in WEIGHTS + DESCRIPTIONS]
-    digests = sha256_of(parts, memory)
+    digests = sha256_of(parts, memory, progress)
     listing = "".join(f"{part.relative_to(path).as_posix()} {digests[part]}\n" for part in parts)
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
-def digests(config: Config, path: Path, components: Sequence[str]) -> dict[str, str]:
+def digests(config: Config, path: Path, components: Sequence[str], progress: Progress = nobody) -> dict[str, str]:
     """The digest of everything that makes up the base model, by the option that names it."""
-    found = {"pretrained_model_name_or_path": digest(path, components, config.cache_path)}
+    found = {"pretrained_model_name_or_path": digest(path, components, config.cache_path, progress)}
     for name in ("vae", "single_file_config"):
         value = getattr(config, name)
         if value:
-            found[name] = digest(Path(value), components, config.cache_path)
+            found[name] = digest(Path(value), components, config.cache_path, progress)
     return found

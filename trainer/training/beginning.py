@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
+from trainer import quantities
 from trainer.checkpoints import preflight, resume
 from trainer.checkpoints.checkpoint_size import SizeUnknown
 from trainer.checkpoints.preflight import Inputs
@@ -36,6 +37,7 @@ from trainer.training.loader import Origin, Plan
 from trainer.training.session import Session, SilentSession
 
 logger = logging.getLogger(__name__)
+SILENT_SECONDS, PROGRESS_SECONDS = 1.0, 5.0
 
 
 @dataclass
@@ -82,7 +84,12 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
 
     with processes.watched():
         sample_prompts = prompts.read(config)
-        inputs = preflight.look_at_inputs(config, processes.count, scan_progress(signals))
+        inputs = preflight.look_at_inputs(
+            config,
+            processes.count,
+            told_now_and_then(signals, "Reading images: %s of %s", "{:,}".format),
+            told_now_and_then(signals, "Reading the base model to know it again: %s of %s", quantities.size),
+        )
     logger.info("%s", "\n".join(inputs.lines()))
     logger.info("%d process%s, on %s", processes.count, "es" if processes.count > 1 else "", here["device"])
     with processes.watched(), holding(run, config, accelerator):
@@ -133,16 +140,19 @@ def make_accelerator(config: Config) -> Accelerator:
     )
 
 
-def scan_progress(signals: StopSignals) -> Callable[[int, int], None]:
-    """Tells the log how far the scan of the images is, now and then. Raises StopRequested."""
-    last = time.monotonic()
+def told_now_and_then(signals: StopSignals, line: str, describe: Callable[[int], str]) -> Callable[[int, int], None]:
+    """Tells the log how much of how much is done, after a second and then every few. Raises StopRequested."""
+    due: float | None = None
 
     def progress(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal due
         signals.raise_if_requested()
-        if time.monotonic() - last > 5:
-            last = time.monotonic()
-            logger.info("Reading images: %d of %d", done, total)
+        now = time.monotonic()
+        if due is None:
+            due = now + SILENT_SECONDS
+        elif now > due:
+            due = now + PROGRESS_SECONDS
+            logger.info(line, describe(done), describe(total))
 
     return progress
 
