@@ -146,7 +146,7 @@ def test_files_that_never_end_are_refused_at_once(
     plain = "cannot be read: it is not a plain file"
     assert plain in refused("--sample_prompts", str(folder / "prompts.txt"))
     assert plain in refused("--dataset_config", "/dev/zero", "--overwrite_run")
-    assert "it is larger than 10" in refused("--dataset_config", str(folder / "large.toml"))
+    assert "it is larger than 10" in refused("--dataset_config", str(folder / "large.toml"), "--overwrite_run")
     assert __main__.main(["train", "--config", "/dev/zero"]) == 3
     assert plain in capfd.readouterr().err
 

@@ -125,6 +125,8 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
                 console.attach(run.console_file)
             if size is not None:
                 warn_of_writes(begun, size)
+            if at_stake := preflight.at_stake(config, inputs, verdict):
+                this_session.warn("at_stake", at_stake)
             yield begun
 
 
