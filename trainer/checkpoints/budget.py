@@ -105,9 +105,8 @@ def at_stake(
     if apart == left and not by_clock:
         length = f", {quantities.duration(by_steps)} of it" if by_steps else ""
         return f"Nothing is saved before the end: a crash would cost the whole training{length}. {way_out}"
-    return (
-        f"A crash could cost up to {quantities.duration(min(known))} of training: saves lie that far apart. {way_out}"
-    )
+    lost = quantities.duration(min(known))
+    return f"A crash could cost up to {lost} of training: checkpoints lie that far apart. {way_out}"
 
 
 def _due(step: int, every: Sequence[int]) -> int:

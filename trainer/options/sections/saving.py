@@ -16,7 +16,7 @@ class Saving:
     save_every_n_epochs: int = option(0, "Save every n epochs. 0: not by epochs.", low=0, on_resume="free")
     save_every_n_minutes: float = option(
         10.0,
-        "Write a checkpoint, but no model file, when the last save was n minutes ago. 0: not by time.",
+        "Write a checkpoint, but no model file, when the last one is n minutes old. 0: not by time.",
         low=0,
         on_resume="free",
     )
