@@ -134,9 +134,13 @@ ERRORS: dict[str, Exception] = {
 }
 
 
+WAIT_SECONDS = 20.0
+
+
 @dataclass(frozen=True)
 class Fault:
-    """When a moment comes for the `count`-th time, these are done: names of signals, of ERRORS, requests to the run.
+    """When a moment comes for the `count`-th time, these are done: names of signals, of ERRORS, requests to the run, or
+    "wait", which takes WAIT_SECONDS.
 
     The moment "file call" is that before a call to the disk, in threads whose name begins with `thread`; `half`
     makes half of that call first.
@@ -168,7 +172,9 @@ class _Counter:
         for action in self.fault.do:
             if action in ERRORS:
                 raise ERRORS[action]
-            if action.startswith("SIG"):
+            if action == "wait":
+                time.sleep(WAIT_SECONDS)
+            elif action.startswith("SIG"):
                 self._signal(signal.Signals[action])
             else:
                 run_folder.ask(self.run, action)  # type: ignore[arg-type]

@@ -46,7 +46,7 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
             return "cached"
         stopped = train_steps(training)
         finish(training, stopped)
-        begun.accelerator.wait_for_everyone()
+        begun.agreement.wait()
         return "stopped" if stopped else "finished"
 
 
@@ -179,7 +179,8 @@ def save(training: Training, *, on_request: bool) -> None:
     due = training.saver.due_files()
     if due or on_request:
         training.meter.flush()
-        training.saver.save(due, checkpoint=training.begun.config.save_state or on_request)
+        with training.begun.agreement.waited_for():  # it waits for the save before it
+            training.saver.save(due, checkpoint=training.begun.config.save_state or on_request)
 
 
 # --- what ends a training before its time --------------------------------------------------------------------------
