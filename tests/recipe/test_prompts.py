@@ -61,7 +61,7 @@ def test_a_sampler_of_its_own_is_right_where_it_is_the_one_of_all(tmp_path: Path
     path.write_text(json.dumps([{"prompt": "a cat", "sample_sampler": "k_euler_a"}, "a dog --ss euler_a"]))
     assert [prompt.text for prompt in read(str(path), sample_sampler="euler_a")] == ["a cat", "a dog"]
     with pytest.raises(ConfigError) as refused:
-        read(str(path))
+        read(str(path), sample_sampler="ddim")
     assert [problem.where for problem in refused.value.problems] == [f"{path}, prompt 1", f"{path}, prompt 2"]
     assert "all prompts are sampled with ddim" in refused.value.problems[1].message
 

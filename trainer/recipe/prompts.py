@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files
+from trainer.models.families import AUTO
 from trainer.options.config import Config
 from trainer.options.problems import ConfigError, Problem
 from trainer.options.values import check_value
@@ -141,7 +142,7 @@ def _prompt(fields: Any, config: Config, index: int, *, by_letter: bool) -> Prom
             continue
         if field == "sample_sampler":
             sampler, wrong = check_value("sample_sampler", text)
-            if wrong or sampler != config.sample_sampler:
+            if wrong or config.sample_sampler not in (AUTO, sampler):  # auto is known with the family
                 raise ValueError(
                     f"{called} {text}: all prompts are sampled with {config.sample_sampler}; leave it out, or set the "
                     "option sample_sampler"
@@ -165,6 +166,4 @@ def _prompt(fields: Any, config: Config, index: int, *, by_letter: bool) -> Prom
         raise ValueError(f"{letters.get('sample_steps', 'sample_steps')} {values['steps']} is not between 1 and 1000")
     if not 0 <= values["seed"] < 2**63:
         raise ValueError(f"{letters.get('seed', 'seed')} {values['seed']} is not a seed")
-    if not values.get("text"):
-        values["text"] = ""
-    return Prompt(**values)
+    return Prompt(**{"text": ""} | values)
