@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.runs_at_tiny_size import config_for
-from trainer.models import families
+from trainer.models import base_model, model
 from trainer.recipe import schedule
 from trainer.training.state import State
 
@@ -19,9 +19,9 @@ def test_with_a_loss_scaler_weights_and_average_leave_the_same_steps_out(
     tiny_model: Path, tiny_images: Path, tmp_path: Path, optimizer: str, too_large: float
 ) -> None:
     config = config_for(tiny_model, tiny_images, tmp_path, optimizer_type=optimizer, use_ema=True)
-    cpu = torch.device("cpu")
-    model = families.get(config.family).load(config, tiny_model, torch.float32, cpu)
-    state = State(config.replace(mixed_precision="fp16"), model, cpu)
+    config, cpu = base_model.settle(config, tiny_model), torch.device("cpu")
+    loaded = model.load(config, tiny_model, torch.float32, cpu)
+    state = State(config.replace(mixed_precision="fp16"), loaded, cpu)
     assert state.scaler and state.ema
     curve = schedule.new_curve(config, 10)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files
-from trainer.models.families import AUTO
 from trainer.options.config import Config
 from trainer.options.problems import ConfigError, Problem
+from trainer.options.sections.samples import AUTO
 from trainer.options.values import check_value
 
 SUFFIXES = (".txt", ".json", ".toml")  # of prompt files, as sd-scripts has them
@@ -103,11 +103,10 @@ def _from_document(text: str, kind: str, where: str) -> list[tuple[str, Any]]:
     else:
         common = document.get("prompt")
         subsets = common.get("subset") if isinstance(common, dict) else None
-        if not isinstance(subsets, list) or not all(isinstance(subset, dict) for subset in subsets):
+        if common is None or not isinstance(subsets, list) or not all(isinstance(subset, dict) for subset in subsets):
             raise wrong('holds no prompts; write a table [[prompt.subset]] with prompt = "a cat" for each')
-        entries = [{**common, **subset} for subset in subsets]
-        for entry in entries:
-            entry.pop("subset")
+        shared = {name: value for name, value in common.items() if name != "subset"}
+        entries = [{**shared, **subset} for subset in subsets]
     return [(f"prompt {number}", entry) for number, entry in enumerate(entries, start=1)]
 
 
