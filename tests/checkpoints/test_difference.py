@@ -71,7 +71,7 @@ def test_a_changed_option_is_told_with_its_class(known: Option, trained: Config)
     except Refused as error:  # a file that is not there
         assert known.name in str(error)
         return
-    verdict = preflight.look_at_checkpoint(config, inputs, here)
+    verdict = preflight.look_at_checkpoint(inputs, here)
     assert verdict
     [difference] = [item for item in verdict.differences if item.name == known.name]
     assert difference.on_resume == known.on_resume
@@ -87,7 +87,7 @@ def test_a_changed_option_is_told_with_its_class(known: Option, trained: Config)
 def test_a_difference_is_refused_before_the_base_model_is_loaded_and_changes_nothing(
     known: Option, trained: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(name: str) -> NoReturn:
+    def load(*_: object) -> NoReturn:
         raise AssertionError("the base model would be loaded")
 
     monkeypatch.setattr(families, "get", load)

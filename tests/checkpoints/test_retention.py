@@ -30,7 +30,7 @@ from tests.support.runs_at_tiny_size import config_for, temporary_in
 from trainer.checkpoints import preflight
 from trainer.checkpoints.preflight import Inputs
 from trainer.data.epochs import Origin
-from trainer.models import families
+from trainer.models import model as models
 from trainer.options.config import Config
 from trainer.recipe import schedule
 from trainer.recipe.early_stopping import Record
@@ -106,9 +106,7 @@ def loaded(folder: Path) -> Loaded:
     )
     accelerator = beginning.make_accelerator(config)
     inputs = preflight.look_at_inputs(config)
-    model = families.get(config.family).load(
-        config, inputs.model_path, preparing.DTYPES[config.mixed_precision], accelerator.device
-    )
+    model = models.load(inputs.config, inputs.model_path, preparing.DTYPES[config.mixed_precision], accelerator.device)
     here = environment.describe(config, accelerator.device, 1)
     return Loaded(config, inputs, State(config, model, accelerator.device), here)
 
@@ -158,7 +156,7 @@ class Checkpoints(RuleBasedStateMachine):
         """What the loop does at a session's start."""
         config, of = self.config.replace(resume_from_checkpoint=wanted), self.of
         self.session.enter_context(run_folder.locked(self.run))
-        verdict = preflight.look_at_checkpoint(config, of.inputs, of.here)
+        verdict = preflight.look_at_checkpoint(dataclasses.replace(of.inputs, config=config), of.here)
         session = Session(config, self.run, verdict, of.inputs.total_steps)
         self.session.enter_context(session.recorded())
         self.plan = plan = Plan(config, of.inputs.found.entries, 2, verdict.origin if verdict else Origin())

@@ -309,7 +309,7 @@ def test_a_document_with_a_wrong_value_anywhere_gives_a_verdict_or_a_refusal(
             path.write_bytes(files.json_bytes(replaced(document, place, value)))
             recompose(path.parent)
             try:
-                preflight.look_at_checkpoint(config, inputs, here)
+                preflight.look_at_checkpoint(inputs, here)
                 answers.add("verdict")
             except Refused as error:
                 assert "step-00000001" in str(error), (place, value)

@@ -134,6 +134,7 @@ def inputs_of(config: Config, pictures: tuple[Picture, ...]) -> Inputs:
         validation=tuple(entry for entry in entries if entry.subset.is_validation),
     )
     return Inputs(
+        config=config,
         found=found,
         images=dataset.record(found, config, config.gradient_accumulation_steps),
         model_path=Path("model"),
@@ -168,7 +169,7 @@ class Training:
             self._held = beginning.pop_all()
 
     def _examine(self) -> Verdict | None:
-        verdict = preflight.look_at_checkpoint(self.config, self._inputs, self._environment)
+        verdict = preflight.look_at_checkpoint(self._inputs, self._environment)
         if verdict and verdict.refusals:
             raise ResumeRefused(list(verdict.refusals))
         return verdict

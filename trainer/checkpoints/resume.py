@@ -27,14 +27,6 @@ from trainer.runs.run_folder import RunFolder, RunUnreadable, read_run
 
 Grade = Literal["bit-exact", "trajectory-exact", "changed", "warm start"]
 BATCH_OPTIONS = ("train_batch_size", "gradient_accumulation_steps")
-BUCKET_OPTIONS = (
-    "resolution",
-    "enable_bucket",
-    "min_bucket_reso",
-    "max_bucket_reso",
-    "bucket_reso_steps",
-    "bucket_no_upscale",
-)
 
 
 @dataclass(frozen=True)
@@ -212,7 +204,7 @@ def examine(
     differences += models
     refusals += lines + _refused_options(differences, permissions)
 
-    follows = ("bucket",) if any(item.name in BUCKET_OPTIONS for item in differences) else ()
+    follows = ("bucket",) if any(OPTIONS[item.name].decides_bucket for item in differences) else ()
     drift = dataset.compare(images_then, images, follows)
     digest = permissions.digest("dataset", *drift.content) if drift else ""
     drift_allowed = permissions.allow("dataset", digest)

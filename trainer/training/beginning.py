@@ -83,12 +83,13 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
     run = RunFolder(config.run_dir)
 
     with processes.watched():
-        sample_prompts = prompts.read(config)
         inputs = preflight.look_at_inputs(config, processes.count, scan_progress(signals))
+        config = inputs.config
+        sample_prompts = prompts.read(config)
     logger.info("%s", "\n".join(inputs.lines()))
     logger.info("%d process%s, on %s", processes.count, "es" if processes.count > 1 else "", here["device"])
     with processes.watched(), holding(run, config, accelerator):
-        verdict = examined_checkpoint(config, inputs, here)
+        verdict = examined_checkpoint(inputs, here)
         if verdict and verdict.finished and branches.last_file(config).exists():
             if accelerator.is_main_process:
                 session.record_finished(config, run, verdict.step)
@@ -167,9 +168,9 @@ def holding(run: RunFolder, config: Config, accelerator: Accelerator) -> Iterato
         yield
 
 
-def examined_checkpoint(config: Config, inputs: Inputs, here: dict[str, Any]) -> Verdict | None:
+def examined_checkpoint(inputs: Inputs, here: dict[str, Any]) -> Verdict | None:
     """What a resume will be, told to the log; None for a fresh start. Raises ResumeRefused."""
-    verdict = preflight.look_at_checkpoint(config, inputs, here)
+    verdict = preflight.look_at_checkpoint(inputs, here)
     if verdict:
         logger.info("%s", "\n".join(verdict.lines()))
         if verdict.refusals:
