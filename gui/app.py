@@ -552,6 +552,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def keep_heap_small() -> None:
     """Give memory back as soon as it is free, where the C library is glibc: a server of many threads keeps up to a heap
     for each, and after looking at ten thousand pictures as much again as it needs (mallopt(3))."""
+    if sys.platform != "linux":
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(-1, 1 << 16)  # M_TRIM_THRESHOLD, bytes

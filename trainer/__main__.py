@@ -16,7 +16,7 @@ from trainer.data.pictures import PictureError
 from trainer.options.problems import ConfigError
 from trainer.options.writing import reference
 from trainer.refusal import Refused
-from trainer.runs.console import logging_to_console
+from trainer.runs.console import logging_to_console, write_utf8
 from trainer.runs.signals import StopRequested, StopSignals
 from trainer.training.session import TrainingFailed, advise
 
@@ -26,6 +26,7 @@ logger = logging.getLogger("trainer")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 finished, 1 failed, 3 refused, 4 stopped on request after saving."""
+    write_utf8()
     parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     training = commands.add_parser(

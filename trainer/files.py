@@ -11,12 +11,15 @@ import re
 import shutil
 import stat
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from trainer.quantities import size
 
 MOST_TEXT = 10_000_000  # bytes of a preset, a dataset file or a list of prompts
+PATIENCE = 10.0 if os.name == "nt" else 0.0  # seconds that `patiently` goes on trying
 SPARE_BYTES = 64 << 20  # left free on the disk beside what a save needs
 
 
@@ -53,13 +56,45 @@ def read_text(path: Path) -> str:
     return text.decode("utf-8-sig")
 
 
+def patiently(change: Callable[[], Any]) -> None:
+    """Rename, replace or delete, again and again for a while where Windows refuses it, which it does as long as anybody
+    has the file open, or one in the folder: the page and virus scanners have, for a moment. Raises OSError."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            change()
+            return
+        except PermissionError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.02)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Give a file the name of another, which it replaces, or a new one. Raises OSError."""
+    patiently(lambda: source.replace(target))
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a file or folder. Raises OSError."""
+    patiently(lambda: source.rename(target))
+
+
+def unlink(path: Path) -> None:
+    """Delete a file if it is there. Raises OSError."""
+    patiently(lambda: path.unlink(missing_ok=True))
+
+
 def fsync_file(path: Path) -> None:
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # Windows flushes only what may be written
         os.fsync(file.fileno())
 
 
 def fsync_folder(path: Path) -> None:
-    """Make the folder's own entries durable (a rename is only so after this). Not every file system can."""
+    """Make the folder's own entries durable (a rename is only so after this). Not every file system can, and Windows,
+    which has no such call, writes them by itself."""
+    if os.name == "nt":
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with contextlib.suppress(PermissionError):
@@ -88,11 +123,11 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
             if durable:
                 os.fsync(file.fileno())
         restore_mode(temporary)
-        temporary.replace(path)
+        replace(temporary, path)
         if durable:
             fsync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        unlink(temporary)
 
 
 def remove_temporary(folder: Path, name: str = ".*") -> None:

@@ -154,7 +154,7 @@ def command(config: Config, folder: Path) -> list[str]:
 
 
 def train(config: Config, folder: Path) -> None:
-    done = subprocess.run(command(config, folder), capture_output=True, text=True, check=False)
+    done = subprocess.run(command(config, folder), capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode == REFUSED:
         raise Refused(
             "\n".join(line.split("Refused: ", 1)[-1] for line in done.stderr.splitlines() if "Refused" in line)

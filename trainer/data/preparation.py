@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import quantities
+from trainer import files, quantities
 from trainer.data.folder_scan import Progress, list_pictures, nobody
 from trainer.refusal import Refused
 
@@ -138,6 +138,6 @@ def _copy(source: Path, copy: Path) -> None:
         except OSError:  # a file system without links
             if copy.exists():
                 raise FileExistsError(f"{copy} is there already") from None
-            temporary.rename(copy)
+            files.rename(temporary, copy)
     finally:
         temporary.unlink(missing_ok=True)

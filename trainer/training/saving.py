@@ -218,4 +218,4 @@ class Saver:
             )
             if old_step or old_epoch:
                 with contextlib.suppress(OSError):
-                    path.unlink()
+                    files.unlink(path)
