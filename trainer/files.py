@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from trainer.quantities import size
 
 MOST_TEXT = 10_000_000  # bytes of a preset, a dataset file or a list of prompts
 PATIENCE = 10.0 if os.name == "nt" else 0.0  # seconds that `patiently` goes on trying
+DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[\d¹²³]|lpt[\d¹²³]) *(\..*)?", re.IGNORECASE)
+MOST_NAME = 200  # bytes; file systems take 255, and temporary names, steps and extensions are added
 SPARE_BYTES = 64 << 20  # left free on the disk beside what a save needs
 
 
@@ -32,6 +35,39 @@ def usual_mode() -> int:
 
 _MODE = usual_mode()  # once, at import: os.umask changes the whole process for an instant
 _TEMPORARY = re.compile(r"\.tmp-(.+)-[a-z0-9_]{8}", re.DOTALL)  # every temporary name is of this form
+
+
+def unusable_name(name: str, *, windows: bool = os.name == "nt") -> str:
+    """Why no file or folder can have such a name here, or be told from another by it; empty when it can.
+
+    Windows keeps characters and the names of devices for itself, and drops dots and spaces at the end.
+    """
+    if not name or name in (".", "..") or re.search(r"[/\0]", name):
+        return "is not a name of a file"
+    if len(name.encode(errors="surrogatepass")) > MOST_NAME:
+        return f"is longer than {MOST_NAME} bytes"
+    if windows and re.search(r'[\x00-\x1f<>:"\\|?*]', name):
+        return 'has a character that Windows does not allow in names; leave out \\ : * ? " < > |'
+    if windows and name[-1] in ". ":
+        return "ends with a dot or a space, which Windows drops"
+    if windows and DEVICES.fullmatch(name):
+        return "is the name of a device on Windows"
+    return ""
+
+
+def most_path() -> int | None:
+    """The characters that a path may have; None where there is no bound that anybody meets."""
+    if sys.platform != "win32":
+        return None
+    import winreg
+
+    with (
+        contextlib.suppress(OSError),
+        winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"SYSTEM\CurrentControlSet\Control\FileSystem") as key,
+    ):
+        if winreg.QueryValueEx(key, "LongPathsEnabled")[0]:
+            return None
+    return 259
 
 
 def exists(path: Path) -> bool:

@@ -8,17 +8,17 @@ time appends to a pack, the one that holds its lock, `00000.lock`; any number re
 mapped: a mapped file that is cut, as on a network drive that fails, ends the process that reads it (SIGBUS), and
 Windows lets nobody cut or remove one.
 
-Why neither SQLite nor LMDB, with the same digests (`python -m tests.benchmarks.store_libraries`, two busy cores, SD 1.5's
-latents, the median-sized of three runs; packs / SQLite / LMDB): filled 1,572 / 852 / 282 values a second, read at
-random 4,236 / 3,900 / 5,801, opened with 100,000 keys in 120 / 141 / 107 ms, two writers 1,678 / 879 / 377 together, 1.00
-/ 1.02 / 1.03 of the arrays' bytes, nothing lost in 8 kills. For a training each is fast enough; these decide:
-* Of 60 damages (a flipped bit, a block of zeros, the end cut off) packs served all that was whole and took the rest
-  again in 60, SQLite in 30 and LMDB in 28: in the others the whole file was refused from then on, or LMDB ended the
-  process with SIGBUS (19), as it did when the file was cut while it was read.
-* Caches lie on network drives, with several machines at work. SQLite's write-ahead log and LMDB are not for those by
-  their own documentation, and SQLite without it trusts the drive's locks; without locks a pack is simply not shared.
-* On Windows LMDB's file is mapped, and is as large as its map from the start.
-What the libraries have over this is their age, and that SQLite would take a quarter of the lines.
+Why neither SQLite nor LMDB, with the same digests (`python -m tests.benchmarks.store_libraries`; two busy cores,
+latents of SD 1.5; packs / SQLite / LMDB): filled with 1,572 / 852 / 282 values a second, read at random 4,236 / 3,900 /
+5,801, opened with 100,000 keys in 120 / 141 / 107 ms, by two writers 1,678 / 879 / 377 together, 1.00 / 1.02 / 1.03 of
+the arrays' bytes, nothing lost in 8 kills. Each is fast enough for a training; these decide:
+* Of 20 flipped bits, 20 blocks of zeros and 20 cuts, packs lost what was hit and took it again in all 60. SQLite did
+  so in 30, LMDB in 28: otherwise the whole file was refused from then on, or LMDB ended the process with SIGBUS (19
+  times), as it did when a file was cut while it was read.
+* Caches lie on network drives, with several machines at work. By their own documentation SQLite's write-ahead log and
+  LMDB are not for those, and SQLite without that log relies on the drive's locks. Without locks, each process here
+  writes a pack of its own.
+What SQLite has over this: its age, and a quarter of the lines.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from trainer import randomness
+from trainer import devices, randomness
 from trainer.caching import filling
 from trainer.checkpoints import checkpoint, preflight, resume
 from trainer.checkpoints.checkpoint_size import SizeUnknown
@@ -222,7 +222,7 @@ def make_accelerator(config: Config) -> Accelerator:
     """accelerate, with the switches set on which equal bits depend. Raises ConfigError."""
     environment.make_deterministic(config)
     if config.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise ConfigError([Problem("mixed_precision", "fp16 needs a GPU; use bf16 or no")])
+        raise ConfigError([Problem("mixed_precision", "fp16 needs an NVIDIA or AMD GPU; use bf16 or no")])
     optimizers.check(config)
     return Accelerator(
         mixed_precision=config.mixed_precision,
@@ -466,8 +466,7 @@ def emergency_save(saver: Saver, state: State, meter: Meter, error: Exception) -
         return  # the device waits for the lost process, and would for ever
     traceback.clear_frames(error.__traceback__)  # they hold the activations, and memory may be what ran out
     state.optimizer.zero_grad(set_to_none=True)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    devices.give_back_memory(state.device)
     try:
         meter.flush()
         if state.global_step and saver.last_step != state.global_step and not state.nonfinite_in_a_row:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from trainer import files
+from trainer import devices, files
 from trainer.models.families.base import Model
 from trainer.recipe.prompts import Prompt
 from trainer.runs.events import EventWriter
@@ -34,12 +34,11 @@ def make(
     try:
         images = model.sample(prompts, sampler, device)
     except RuntimeError as error:  # most often the device's memory, which is too small for larger pictures
-        advice = " Give smaller ones with --w and --h." if isinstance(error, torch.OutOfMemoryError) else ""
+        advice = " Give smaller ones with --w and --h." if devices.ran_out_of_memory(error) else ""
         message = f"the sample images cannot be made: {error}.{advice}"
         logger.warning("Step %d: %s The training goes on without them.", step, message)
         events.write("warning", step, kind="sample_failed", message=message)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        devices.give_back_memory(device)
         return
     for index, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
         name = f"step{step:08d}-{index:02d}-{prompt.seed}.png"

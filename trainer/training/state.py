@@ -29,6 +29,7 @@ class State:
     """The trained weights, the optimizer, the loss scaler, the moving average and the counters of a run."""
 
     def __init__(self, config: Config, model: Model, device: torch.device) -> None:
+        self.device = device
         self.config = config
         self.model = model
         self.weights: dict[str, nn.Parameter] = {}

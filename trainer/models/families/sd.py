@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from trainer import randomness
+from trainer import devices, randomness
 from trainer.data import prompt_weights
 from trainer.models import network
 from trainer.models.base_model import COMPONENTS, BaseModelMissing
@@ -155,8 +155,7 @@ class StableDiffusion(nn.Module):
         self._aside["vae"].to("cpu" if latents_cached else device)
         if "text_encoder" in self._aside:
             self._aside["text_encoder"].to("cpu" if text_cached else device)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        devices.give_back_memory(device)
 
     # --- encoding --------------------------------------------------------------------------------------------------
 
