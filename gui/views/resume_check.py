@@ -19,8 +19,7 @@ import plotly.graph_objects as go
 from gui import look
 from gui.forms import form as forms
 from gui.places import Places, placed
-from gui.server import detached
-from gui.tabs import train_tab
+from gui.server import detached, runner
 from gui.views import charts, monitor
 from trainer import files, quantities
 from trainer.checkpoints import preflight, resume
@@ -180,7 +179,7 @@ def _lines(refusals: Iterable[str]) -> list[str]:
 
 
 def _afresh(places: Places, values: Mapping[str, Any]) -> str:
-    run = train_tab.run_of(places, values)
+    run = runner.run_of(places, values)
     have = manifest.listing(run.checkpoints) if run is not None else []
     if run is None or not have:
         return look.note("A new run starts at step 1.")

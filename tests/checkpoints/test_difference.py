@@ -16,7 +16,7 @@ from trainer.options.declaration import Option
 from trainer.refusal import Refused
 from trainer.runs import manifest
 from trainer.runs.run_folder import RunFolder
-from trainer.training import environment, loop
+from trainer.training import beginning, environment
 
 # They say what to resume and where it is, so there is no run to compare with when they differ.
 OF_THE_PLACE = ("output_dir", "output_name", "resume_from_checkpoint")
@@ -65,7 +65,7 @@ COMPARED = [known for known in OPTIONS.values() if known.name not in OF_THE_PLAC
 @pytest.mark.parametrize("known", COMPARED, ids=lambda known: known.name)
 def test_a_changed_option_is_told_with_its_class(known: Option, trained: Config) -> None:
     config = changed(known, trained)
-    here = environment.describe(trained, loop.make_accelerator(trained).device, 1)
+    here = environment.describe(trained, beginning.make_accelerator(trained).device, 1)
     try:
         inputs = preflight.look_at_inputs(config)
     except Refused as error:  # a file that is not there
@@ -87,7 +87,7 @@ def test_a_changed_option_is_told_with_its_class(known: Option, trained: Config)
 def test_a_difference_is_refused_before_the_base_model_is_loaded_and_changes_nothing(
     known: Option, trained: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(name: str) -> NoReturn:
+    def load(*_: object) -> NoReturn:
         raise AssertionError("the base model would be loaded")
 
     monkeypatch.setattr(families, "get", load)

@@ -29,14 +29,14 @@ from tests.support.faults import Call, FileCalls
 from tests.support.runs_at_tiny_size import config_for, temporary_in
 from trainer.checkpoints import preflight
 from trainer.checkpoints.preflight import Inputs
-from trainer.models import families
+from trainer.models import model as models
 from trainer.options.config import Config
 from trainer.recipe import schedule
 from trainer.recipe.early_stopping import Record
 from trainer.runs import branches, manifest, run_folder
 from trainer.runs.manifest import to_prune
 from trainer.runs.run_folder import RunFolder
-from trainer.training import environment, loop
+from trainer.training import beginning, environment, preparing
 from trainer.training.loader import Plan
 from trainer.training.saving import Saver
 from trainer.training.session import Session
@@ -119,11 +119,9 @@ def loaded(folder: Path) -> Loaded:
         network_train_text_encoder_only=True,
         max_train_steps=10_000,
     )
-    accelerator = loop.make_accelerator(config)
+    accelerator = beginning.make_accelerator(config)
     inputs = preflight.look_at_inputs(config)
-    model = families.get(config.family).load(
-        config, inputs.model_path, loop.DTYPES[config.mixed_precision], accelerator.device
-    )
+    model = models.load(inputs.config, inputs.model_path, preparing.DTYPES[config.mixed_precision], accelerator.device)
     here = environment.describe(config, accelerator.device, 1)
     return Loaded(config, inputs, State(config, model, accelerator.device), here)
 
@@ -176,7 +174,7 @@ class Checkpoints(RuleBasedStateMachine):
         verdict = preflight.look_at_checkpoint(config, of.inputs, of.here)
         session = Session(config, self.run, verdict)
         self.session.enter_context(session.recorded())
-        self.plan = plan = Plan(config, of.inputs.found.entries, 2, loop.epoch_origin(verdict))
+        self.plan = plan = Plan(config, of.inputs.found.entries, 2, beginning.epoch_origin(verdict))
         self.resumed_from = verdict.step if verdict else None
         of.state.global_step = verdict.step if verdict else 0
         if verdict:

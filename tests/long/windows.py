@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +20,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
+from gui.server import detached
 from tests.support.browser import chromium, field, load_preset, open_tab
 from tests.support.forked_trainer import REPOSITORY, free_port
 from trainer.runs import manifest
@@ -67,7 +66,7 @@ def page_under_wine(folder: Path, home: str) -> Iterator[tuple[str, subprocess.P
     code += f"os.environ['XDG_STATE_HOME'] = r'Z:\\w\\{home}\\state'; "
     code += "sys.argv[1:] = ['--headless', '--server_port', sys.argv[1]]; runpy.run_path('app.py', run_name='__main__')"
     command = windows(folder, "-c", code, str(free_port()))
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     address = ""
     while not address:
@@ -77,7 +76,7 @@ def page_under_wine(folder: Path, home: str) -> Iterator[tuple[str, subprocess.P
     try:
         yield address, process
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        detached.kill(detached.family_of(process.pid))
 
 
 def when(fact: Callable[[], bool], what: str) -> None:

@@ -29,7 +29,7 @@ from trainer.refusal import Refused
 from trainer.runs import manifest
 from trainer.runs.manifest import MANIFEST, REQUIRED, CheckpointDamaged
 from trainer.runs.run_folder import RunFolder
-from trainer.training import environment, loop
+from trainer.training import beginning, environment
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -299,7 +299,7 @@ def test_a_document_with_a_wrong_value_anywhere_gives_a_verdict_or_a_refusal(
     shutil.copytree(trained.run_dir, tmp_path / "run")
     config = trained.replace(output_dir=str(tmp_path), resume_allow=("all",))
     inputs = preflight.look_at_inputs(config)
-    here = environment.describe(config, loop.make_accelerator(config).device, 1)
+    here = environment.describe(config, beginning.make_accelerator(config).device, 1)
     path = checkpoint_of(config, 1) / name
     document = json.loads(path.read_bytes())
     places = every_place(document)

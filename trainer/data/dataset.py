@@ -21,7 +21,6 @@ from trainer.data.subsets import DatasetError, Subset, in_folder
 from trainer.options.config import OPTIONS, Config
 
 DATASET_VERSION = 1
-REPLACED_BY_DATASET_CONFIG = ("train_data_dir", "reg_data_dir", "in_json")
 SMALLEST_SHARE = 1 / 16  # of a picture that its bucket must show: less, and scaling it would take absurd memory
 FIRST_TREATMENT = ("bucket", "repeats", "validation", "is_reg", "mask")  # of an image, in the earliest records
 TREATMENT = (*FIRST_TREATMENT, "subset", "face")
@@ -214,8 +213,8 @@ def _subsets(config: Config) -> tuple[list[Subset], list[str]]:
         found, notices = dataset_config.read(config)
         notices += [
             f"{name} is ignored: dataset_config names the folders"
-            for name in REPLACED_BY_DATASET_CONFIG
-            if getattr(config, name)
+            for name, known in OPTIONS.items()
+            if known.replaced_by == "dataset_config" and getattr(config, name)
         ]
     elif config.train_data_dir:
         found, notices = in_folder(config.train_data_dir, "train_data_dir", config)

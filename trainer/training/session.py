@@ -13,23 +13,12 @@ from trainer.checkpoints.resume import Verdict
 from trainer.options.config import Config
 from trainer.options.writing import to_toml
 from trainer.runs import branches, manifest, run_folder
-from trainer.runs.events import EVENTS_VERSION, EventWriter
+from trainer.runs.events import EVENTS_VERSION, EventWriter, SilentWriter
+from trainer.runs.failures import advice_for, kind_of
 from trainer.runs.run_folder import RunFolder
 from trainer.runs.signals import StopRequested
 
 logger = logging.getLogger(__name__)
-
-# What PyTorch, CUDA and the system say when memory ran out, on the GPU and in the computer itself.
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed", "memoryallocation")
-
-
-class TrainingFailed(Exception):
-    """The training cannot go on; `advice` says what to change. `told`: another process tells it to the user."""
-
-    def __init__(self, message: str, advice: str, *, told: bool = False) -> None:
-        super().__init__(message)
-        self.advice = advice
-        self.told = told
 
 
 def record_finished(config: Config, run: RunFolder, step: int) -> None:
@@ -42,13 +31,15 @@ def record_finished(config: Config, run: RunFolder, step: int) -> None:
 
 
 class Session:
-    """This process's entry in the run's record. Every process has one; only the one that holds the lock writes it."""
+    """The entry in the run's record of the process that holds its lock, and all that it reports."""
+
+    writes = True
 
     def __init__(self, config: Config, run: RunFolder, verdict: Verdict | None) -> None:
         self._config = config
         self._run = run
         self._verdict = verdict
-        self.events = EventWriter(run.events_file)
+        self.events: EventWriter = EventWriter(run.events_file)
         self.global_step = verdict.step if verdict else 0
         record = run_folder.read_run(run)
         if record is None or verdict is None or not manifest.listing(run.checkpoints):
@@ -153,9 +144,9 @@ class Session:
         self._write_status(status, reason)
 
     def _fail(self, error: BaseException) -> None:
-        advice = getattr(error, "advice", "") or advise(error)
         message = str(error) or type(error).__name__
-        self.events.write("run_failed", self.global_step, error=message, advice=advice)
+        advice, kind = advice_for(error), kind_of(error)
+        self.events.write("run_failed", self.global_step, error=message, advice=advice, kind=kind)
         self._write_status("failed", message)
 
     def _write_status(self, status: run_folder.Status, reason: str) -> None:
@@ -172,20 +163,24 @@ def _allowed(verdict: Verdict) -> list[str]:
     return [item.name for item in verdict.differences if item.allowed] + (["dataset"] if verdict.dataset else [])
 
 
-def advise(error: BaseException) -> str:
-    """What a user can do about an error that ended a training."""
-    text = f"{type(error).__name__}: {error}".lower()
-    if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
-        return (
-            "Memory ran out. Set gradient_checkpointing = true, halve train_batch_size and double "
-            "gradient_accumulation_steps, use optimizer_type = AdamW8bit, set cache_latents = true, or lower "
-            "resolution; then resume."
-        )
-    if "use_deterministic_algorithms" in text:
-        return (
-            "An operation has no deterministic implementation on this device. Set deterministic = false to train all "
-            "the same; a resumed run is then no longer bit-equal."
-        )
-    if isinstance(error, OSError):
-        return "A file could not be read or written; see console.log. Then resume from the latest checkpoint."
-    return "See console.log for the details. The latest checkpoint is intact and can be resumed."
+class SilentSession(Session):
+    """The session of a process that does not hold the run's lock: the same record, and nothing of it is written."""
+
+    writes = False
+
+    def __init__(self, config: Config, run: RunFolder, verdict: Verdict | None) -> None:
+        super().__init__(config, run, verdict)
+        self.events: EventWriter = SilentWriter(run.events_file)
+
+    @contextlib.contextmanager
+    def recorded(self, **started: Any) -> Iterator[Session]:
+        yield self
+
+    def resumed(self, probe_loss: float, epochs: int) -> None:
+        pass
+
+    def warn(self, kind: str, message: str) -> None:
+        pass
+
+    def finish(self, status: run_folder.Status, reason: str) -> None:
+        pass
