@@ -171,7 +171,7 @@ def train_and_kill(config: Config, folder: Path, middle: int) -> int:
         while time.monotonic() < deadline and process.poll() is None:
             if any(event["event"] == "checkpoint_saved" for event in events_of(config)):
                 break
-            time.sleep(0.005)
+            time.sleep(0.05)  # each look takes time from the training
     finally:
         process.kill()
         process.wait()
