@@ -142,6 +142,19 @@ def served(folder: Path) -> None:
         resume(page)
         when(lambda: status_of(run) == "finished", f"resumed again and finished at step {stopped_at + 8}")
         assert (run.path.parent / "journey.safetensors").is_file()
+    print(f"  {steps_done_twice(run)} steps were done twice, with equal losses, rates, gradients and batches")
+
+
+def steps_done_twice(run: RunFolder) -> int:
+    """How many steps were lost by the kill and done again; each has to be what it was."""
+    done: dict[int, list[list[object]]] = {}
+    for event in read_events(run.events_file)[0]:
+        if event["event"] == "step":
+            compared = [event[name] for name in ("loss", "lr", "grad_norm", "batch")]
+            done.setdefault(event["global_step"], []).append(compared)
+    twice = [outcomes for outcomes in done.values() if len(outcomes) > 1]
+    assert twice and all(first == again for first, *others in twice for again in others)
+    return len(twice)
 
 
 def resume(page: Page) -> None:
