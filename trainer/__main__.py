@@ -7,6 +7,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from trainer.runs.console import write_utf8
+
 # Each command's module in trainer.commands, which is imported when the command is given, and what it does.
 COMMANDS = {
     "train": ("train", "train a preset, or resume a run"),
@@ -24,6 +26,7 @@ INTERRUPTED = 130  # what a shell calls a program that Ctrl-C ended
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 finished, 1 failed, 3 refused, 4 stopped on request after saving."""
+    write_utf8()
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)

@@ -15,7 +15,6 @@ from trainer.options import checks, problems, sources, writing
 USER = "user/"
 PLAIN_NAME = re.compile(r"\w[\w .+-]{0,79}")
 LARGEST = 256 << 10  # bytes; a preset with every option has about 5,000
-DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 class NameRefused(Exception):
@@ -96,7 +95,7 @@ def plain(name: str) -> str:
     name = name.strip().removeprefix(USER).removesuffix(".toml").strip()
     if not name:
         raise NameRefused("Write a name for the preset first.")
-    if not PLAIN_NAME.fullmatch(name) or name.endswith(".") or DEVICES.fullmatch(name):
+    if not PLAIN_NAME.fullmatch(name) or files.unusable_name(name, windows=True):
         raise NameRefused(
             f"{name[:80]!r} cannot be a preset's name: use letters, digits, spaces and . _ - + only, "
             "beginning with a letter or digit, 80 characters at most."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 from accelerate.state import AcceleratorState
 
-from tests.support import tiny
+from tests.support import posix, tiny
 from tests.support.damages import rewrite_manifest
 from trainer import __main__, files
 from trainer.checkpoints import preflight
@@ -141,7 +140,7 @@ def test_images_and_a_base_model_that_cannot_be_used_are_told_at_once(
 def test_files_that_never_end_are_refused_at_once(
     refused: Callable[..., str], folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    os.mkfifo(folder / "prompts.txt")
+    posix.make_pipe_or_skip(folder / "prompts.txt")
     (folder / "large.toml").write_bytes(b"#" * 10_000_001)
     plain = "cannot be read: it is not a plain file"
     assert plain in refused("--sample_prompts", str(folder / "prompts.txt"))

@@ -6,15 +6,14 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
+from trainer import files
 from trainer.models.families import AUTO
 from trainer.models.families.facts import FLOW
 from trainer.options.config import OPTIONS, Config
 from trainer.options.problems import nearest
 from trainer.options.sections.samples import SAMPLERS
 
-
-def _name_is_plain(name: str) -> bool:
-    return bool(name) and name not in (".", "..") and not re.search(r'[/\\\0:*?"<>|\n\r]', name)
+BELOW_A_RUN = 80  # characters of the longest path in a run folder, that of a file in an abandoned checkpoint
 
 
 def _endless(what: Literal["picture", "caption"]) -> tuple[str, ...]:
@@ -29,8 +28,17 @@ Conflict = tuple[str, str]  # the option to change, and what is wrong with the w
 
 
 def _name_conflicts(config: Config) -> Iterator[Conflict]:
-    if not _name_is_plain(config.output_name):
+    if re.search(r'[/\\\0:*?"<>|\n\r]', config.output_name) or config.output_name in ("", ".", ".."):
         yield "output_name", f'{config.output_name!r} is not a plain name; leave out / \\ : * ? " < > |'
+    elif reason := files.unusable_name(config.output_name):
+        yield "output_name", f"{config.output_name!r} {reason}; choose another"
+    most, length = files.most_path(), len(str(config.run_dir.absolute())) + BELOW_A_RUN
+    if most and length > most:
+        yield (
+            "output_dir",
+            f"paths in {config.run_dir} would have up to {length} characters, and Windows takes {most}; choose a "
+            "shorter output_dir or output_name, or switch LongPathsEnabled on in the registry",
+        )
     if any(not extension.startswith(".") for extension in config.caption_extensions):
         yield (
             "caption_extension",

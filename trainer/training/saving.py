@@ -226,7 +226,7 @@ class Saver:
             )
             if old_step or old_epoch:
                 with contextlib.suppress(OSError):
-                    path.unlink()
+                    files.unlink(path)
 
 
 def _as_torch(tensor: Stored) -> Tensor:
