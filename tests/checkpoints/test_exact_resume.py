@@ -50,6 +50,26 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     },
     "Prodigy": {"optimizer_type": "Prodigy", "learning_rate": 1.0, "optimizer_args": ("safeguard_warmup=True",)},
     "Adafactor, polynomial": {"optimizer_type": "Adafactor", "lr_scheduler": "polynomial", "lr_scheduler_power": 2.0},
+    "Adafactor that follows the step": {
+        "optimizer_type": "Adafactor",
+        "optimizer_args": ("relative_step=True", "scale_parameter=True", "warmup_init=True"),
+        "lr_scheduler": "adafactor",
+    },
+    "schedule-free, validation": {
+        "optimizer_type": "AdamWScheduleFree",
+        "optimizer_args": ("warmup_steps=3",),
+        "validation_split": 0.3,
+        "validate_every_n_steps": 2,
+    },
+    "8 bits": {"optimizer_type": "AdamW8bit", "optimizer_args": ("min_8bit_size=64",), "lr_scheduler": "inverse_sqrt"},
+    "D-adaptation, a rate that falls where validation does not": {
+        "optimizer_type": "DAdaptAdam",
+        "learning_rate": 1.0,
+        "lr_scheduler": "reduce_lr_on_plateau",
+        "lr_scheduler_args": ("patience=0", "threshold=0.5"),
+        "validation_split": 0.3,
+        "validate_every_n_steps": 1,
+    },
     "SGD, real clipping": {"optimizer_type": "SGDNesterov", "max_grad_norm": 0.001},
     "buckets, random crop": {
         "enable_bucket": True,

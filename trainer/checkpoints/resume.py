@@ -366,7 +366,9 @@ def _checked_documents(state: Mapping[str, Any], images: Mapping[str, Any], envi
         raise ValueError(f"{sorted(unknown)} are no parts of a base model")
     kinds = {"str": str, "int": int, "float": float}
     for field in dataclasses.fields(LrCurve):
-        manifest.of(kinds[str(field.type)], state["lr_curve"][field.name])
+        if str(field.type) in kinds:
+            manifest.of(kinds[str(field.type)], state["lr_curve"][field.name])
+    manifest.of(dict, state["lr_curve"].get("own", {}))
     manifest.of(int, state.get("planned_steps", 0))
     manifest.of(int, Record(**state.get("validation", {})).not_better)
     curve = LrCurve(**state["lr_curve"])

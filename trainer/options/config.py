@@ -6,11 +6,13 @@ import ast
 import dataclasses
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from trainer.options.declaration import Option
+from trainer.options.optimizer_table import Optimizer, optimizer_of
 from trainer.options.sections.dataset import Dataset
 from trainer.options.sections.folders import Folders
 from trainer.options.sections.loss import Loss
@@ -63,25 +65,30 @@ class Config(Samples, Resume, Saving, Loss, Training, Network, Validation, Datas
 
     @property
     def peak_learning_rates(self) -> dict[str, float]:
-        """The learning rate of each trained part at the top of the curve."""
+        """The learning rate of each trained part at the top of the curve: 1 where the curve is itself the rate."""
         parts = {}
         if self.trains_unet:
             parts["unet"] = self.learning_rate if self.unet_lr is None else self.unet_lr
         if self.trains_text_encoder:
             parts["text_encoder"] = self.learning_rate if self.text_encoder_lr is None else self.text_encoder_lr
+        if self.lr_scheduler == "adafactor":
+            return {part: float(rate > 0) for part, rate in parts.items()}
         return parts
 
     @property
+    def optimizer(self) -> Optimizer:
+        """What is known of the optimizer."""
+        return optimizer_of(self.optimizer_type)
+
+    @property
     def optimizer_arguments(self) -> dict[str, Any]:
-        """What optimizer_args says, as Python's values where it is one and as text where it is not."""
-        arguments = {}
-        for item in self.optimizer_args:
-            name, _, text = item.partition("=")
-            try:
-                arguments[name.strip()] = ast.literal_eval(text.strip())
-            except (ValueError, SyntaxError):
-                arguments[name.strip()] = text.strip()
-        return arguments
+        """What optimizer_args says."""
+        return arguments_of(self.optimizer_args)
+
+    @property
+    def lr_scheduler_arguments(self) -> dict[str, Any]:
+        """What lr_scheduler_args says."""
+        return arguments_of(self.lr_scheduler_args)
 
     def replace(self, **changes: Any) -> Config:
         return dataclasses.replace(self, **changes)
@@ -96,10 +103,13 @@ def _declared() -> dict[str, Option]:
             if isinstance(hint, types.UnionType):
                 hint = next(part for part in typing.get_args(hint) if part is not types.NoneType)
                 optional = True
-            choices: tuple[str, ...] = ()
+            declared = dict(field.metadata)
+            choices: tuple[str, ...] = declared.pop("choices")
             kind: Any
             if typing.get_origin(hint) is Literal:
                 kind, choices = "choice", typing.get_args(hint)
+            elif choices:
+                kind = "choice"
             elif typing.get_origin(hint) is tuple:
                 kind = "list"
             else:
@@ -111,12 +121,24 @@ def _declared() -> dict[str, Option]:
                 default=field.default,
                 optional=optional,
                 choices=choices,
-                **field.metadata,
+                **declared,
             )
     return found
 
 
 OPTIONS: dict[str, Option] = _declared()
+
+
+def arguments_of(items: Iterable[str]) -> dict[str, Any]:
+    """What texts like "name=value" say: Python's values where it is one and text where it is not."""
+    arguments = {}
+    for item in items:
+        name, _, text = item.partition("=")
+        try:
+            arguments[name.strip()] = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError):
+            arguments[name.strip()] = text.strip()
+    return arguments
 
 
 def face_range(text: str) -> tuple[float, float] | None:

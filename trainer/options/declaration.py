@@ -39,6 +39,7 @@ class Option:
     must_exist: bool  # the file or folder that it names has to be there before a start
     sets_speed: bool  # runs in which it differs need other times for a step
     in_header: bool  # a model file tells it, as ss_<name>
+    pattern: str  # of texts that are right besides the choices
 
 
 def option(
@@ -60,11 +61,14 @@ def option(
     must_exist: bool = False,
     sets_speed: bool = False,
     in_header: bool = False,
+    choices: tuple[str, ...] = (),
+    pattern: str = "",
 ) -> Any:
     """Declare an option; see `Option` for what each flag says.
 
     `on_resume` says what a changed value means for a checkpoint: locked (cannot be loaded), trajectory (loads, but the
-    run would differ) or free (cannot change the training).
+    run would differ) or free (cannot change the training). `choices`: of a text that is one of several, where a table
+    elsewhere says which.
     """
     metadata = {
         "help": help,
@@ -83,5 +87,7 @@ def option(
         "must_exist": must_exist or by_content,
         "sets_speed": sets_speed,
         "in_header": in_header,
+        "choices": choices,
+        "pattern": pattern,
     }
     return dataclasses.field(default=default, metadata=metadata)

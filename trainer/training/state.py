@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from trainer.models.families.base import Model
 from trainer.options.config import Config
 from trainer.recipe import optimizers
 from trainer.recipe.early_stopping import Record
-from trainer.recipe.schedule import LrCurve
+from trainer.recipe.plateau import Plateau
+from trainer.recipe.schedule import PLATEAU, LrCurve
 from trainer.training.loader import Origin
 
 STATE_VERSION = 1
@@ -52,13 +53,15 @@ class State:
         self.loss_spread: float | None = None  # how far losses usually are from it
         self.nonfinite_in_a_row = 0
         self.validation = Record()
+        self.plateau = Plateau()
+        self._averages = optimizers.averages(self.optimizer)
         self._skips_itself = optimizers.skips_nonfinite_itself(self.optimizer)
 
     # --- a step ----------------------------------------------------------------------------------------------------
 
     def set_learning_rate(self, curve: LrCurve) -> float:
         """Set the rate of the step that follows; returns that of the first group."""
-        factor = curve.factor(self.global_step)
+        factor = curve.factor(self.global_step) * self.plateau.factor
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
         return self.peaks[0] * factor
@@ -104,11 +107,17 @@ class State:
             self.loss_spread = (1 - share) * spread + share * abs(loss - average)
             self.loss_average = (1 - share) * average + share * loss
 
+    def note_validation(self, loss: float, curve: LrCurve) -> None:
+        """Bring the learning rate's plateau up to date with a validation."""
+        if curve.scheduler == PLATEAU:
+            self.plateau = self.plateau.after(loss, curve.own)
+
     @contextmanager
     def exported_weights(self) -> Iterator[None]:
-        """Within, the model has the weights that a model file would hold: the moving average, if there is one."""
+        """Within, the model has the weights that a model file would hold: the average, if there is one."""
         if self.ema is None:
-            yield
+            with optimizers.averaged(self.optimizer) if self._averages else nullcontext():
+                yield
             return
         self.ema.store(self.parameters)
         self.ema.copy_to(self.parameters)
@@ -125,7 +134,7 @@ class State:
         return Contents(
             weights=dict(self.weights),
             optimizer=tensors,
-            ema=dict(zip(self.weights, self.ema.shadow_params, strict=True)) if self.ema else {},
+            ema=self._averaged_weights(),
             state={
                 "version": STATE_VERSION,
                 "global_step": self.global_step,
@@ -137,11 +146,21 @@ class State:
                 "loss_spread": self.loss_spread,
                 "nonfinite_in_a_row": self.nonfinite_in_a_row,
                 "validation": dataclasses.asdict(self.validation),
+                **({"plateau": self.plateau.as_dict()} if self.plateau != Plateau() else {}),
                 **more,
             },
             documents=documents,
             config=config,
         )
+
+    def _averaged_weights(self) -> dict[str, Tensor]:
+        """What model files hold, where it is not the weights that are trained."""
+        if self.ema:
+            return dict(zip(self.weights, self.ema.shadow_params, strict=True))
+        if not self._averages:
+            return {}
+        with self.exported_weights():
+            return {name: parameter.detach().clone() for name, parameter in self.weights.items()}
 
     def restore(self, loaded: Contents) -> None:
         """Take over what a checkpoint holds. Raises CheckpointDamaged or ValueError when it does not fit."""
@@ -162,6 +181,7 @@ class State:
         self.loss_spread = values.get("loss_spread")  # version 1 began without it
         self.nonfinite_in_a_row = values["nonfinite_in_a_row"]
         self.validation = Record(**values.get("validation", {}))  # version 1 began without it
+        self.plateau = Plateau(**values.get("plateau", {}))
 
     def checkpoint_bytes(self, images: int) -> int:
         """About what a checkpoint takes on the disk; `images`: how many the dataset has."""
