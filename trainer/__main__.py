@@ -1,4 +1,5 @@
-"""The command line: python -m trainer train | dataset | cache | verify | list | pin | export | drill | environment."""
+"""The command line: python -m trainer train | dataset | cache | verify | list | pin | export | import | drill |
+environment."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from trainer.checkpoints import preflight
-from trainer.commands import cache, checkpoint, drill
+from trainer.commands import cache, checkpoint, drill, import_preset
 from trainer.data import dataset_report
 from trainer.data.pictures import PictureError
 from trainer.options.problems import ConfigError
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     telling.add_argument("--config", required=True, help="a preset")
     checkpoint.add_to(commands)
     cache.add_to(commands)
+    import_preset.add_to(commands)
     known, rest = parser.parse_known_args(arguments)
     if known.command == "train":
         if known.json and not known.dry_run:
@@ -83,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown: {' '.join(rest)}")
     if known.command == "cache":
         return cache.run(known)
+    if known.command == "import":
+        return import_preset.run(known)
     return checkpoint.run(known)
 
 

@@ -30,6 +30,7 @@ BUCKET_OPTIONS = (
     "max_bucket_reso",
     "bucket_reso_steps",
     "bucket_no_upscale",
+    "bucket_rules",
 )
 
 # Files of accelerate's save_state, which sd-scripts' --save_state calls.

@@ -106,8 +106,8 @@ def _training_conflicts(config: Config) -> Iterator[Conflict]:
         for argument in getattr(config, name):
             if "=" not in argument:
                 yield name, f"{argument!r} is not of the form name=value"
-    if config.noise_offset and config.multires_noise_iterations:
-        yield "noise_offset", "cannot go with multires_noise_iterations; choose one"
+    if config.adaptive_noise_scale and config.noise_offset and config.multires_noise_iterations:
+        yield "adaptive_noise_scale", "cannot go with multires_noise_iterations; leave one out"
 
 
 def _optimizer_conflicts(config: Config) -> Iterator[Conflict]:

@@ -86,7 +86,7 @@ def _of_8_bits(*numbers: int) -> Keeps:
         count = math.prod(shape)
         if count < int(arguments.get("min_8bit_size", 4096)):
             return _whole(shape, *(f"state{number}" for number in numbers))
-        kept = {}
+        kept: dict[str, int] = {}
         for number in numbers:
             kept |= {f"state{number}": count, f"absmax{number}": 4 * math.ceil(count / 256), f"qmap{number}": 1024}
         return kept
