@@ -87,7 +87,7 @@ def test_a_changed_option_is_told_with_its_class(known: Option, trained: Config)
 def test_a_difference_is_refused_before_the_base_model_is_loaded_and_changes_nothing(
     known: Option, trained: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(name: str) -> NoReturn:
+    def load(*_: object) -> NoReturn:
         raise AssertionError("the base model would be loaded")
 
     monkeypatch.setattr(families, "get", load)

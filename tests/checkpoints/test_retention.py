@@ -29,7 +29,7 @@ from tests.support.faults import Call, FileCalls
 from tests.support.runs_at_tiny_size import config_for, temporary_in
 from trainer.checkpoints import preflight
 from trainer.checkpoints.preflight import Inputs
-from trainer.models import families
+from trainer.models import model as models
 from trainer.options.config import Config
 from trainer.recipe import schedule
 from trainer.recipe.early_stopping import Record
@@ -121,9 +121,7 @@ def loaded(folder: Path) -> Loaded:
     )
     accelerator = beginning.make_accelerator(config)
     inputs = preflight.look_at_inputs(config)
-    model = families.get(config.family).load(
-        config, inputs.model_path, preparing.DTYPES[config.mixed_precision], accelerator.device
-    )
+    model = models.load(inputs.config, inputs.model_path, preparing.DTYPES[config.mixed_precision], accelerator.device)
     here = environment.describe(config, accelerator.device, 1)
     return Loaded(config, inputs, State(config, model, accelerator.device), here)
 

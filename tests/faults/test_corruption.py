@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ from tests.support.runs_at_tiny_size import assert_bit_equal, config_for, events
 from trainer.__main__ import main
 from trainer.checkpoints import resume
 from trainer.checkpoints.resume import ResumeRefused
-from trainer.models.families import sd
+from trainer.models.parts import Parts
 from trainer.runs import manifest
 from trainer.runs.manifest import MANIFEST, CheckpointDamaged
 from trainer.runs.run_folder import RunFolder
@@ -186,14 +187,14 @@ def test_damage_done_after_the_verdict_is_found_before_anything_is_loaded(
     sound: Sound, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = sound.copy(tmp_path).replace(resume_from_checkpoint="3")
-    load = sd._from_folder
+    load = Parts._load
 
-    def damage_and_load(*args: object) -> object:
+    def damage_and_load(parts: Parts, component: str) -> dict[str, Any]:
         path = checkpoint_of(config, 3) / "ema.safetensors"
         path.write_bytes(path.read_bytes()[:-1] + b"\x55")
-        return load(*args)  # type: ignore[arg-type]
+        return load(parts, component)
 
-    monkeypatch.setattr(sd, "_from_folder", damage_and_load)
+    monkeypatch.setattr(Parts, "_load", damage_and_load)
     with pytest.raises(ResumeRefused, match=r"ema\.safetensors was changed"):
         run(config)
 

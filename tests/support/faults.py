@@ -117,11 +117,11 @@ class FileCalls:
 
 MOMENTS = {  # what is about to be called then
     "scanning": ("trainer.data.dataset", "read_folders"),
-    "loading": ("trainer.models.families.sd", "_from_folder"),
-    "caching": ("trainer.models.families.sd", "StableDiffusion.encode_images"),
+    "loading": ("trainer.models.parts", "Parts._load"),
+    "caching": ("trainer.models.model", "Model.encode_images"),
     "stepping": ("trainer.training.state", "State.clip"),
     "saving": ("trainer.runs.manifest", "compose"),
-    "sampling": ("trainer.models.families.sd", "StableDiffusion._one_sample"),
+    "sampling": ("trainer.models.previews", "one_picture"),
     "moving aside": ("trainer.runs.manifest", "move_aside"),
     "ending": ("trainer.training.session", "Session.finish"),
 }

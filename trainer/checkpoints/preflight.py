@@ -23,6 +23,7 @@ from trainer.models import base_model
 from trainer.models.base_model import BaseModelMissing
 from trainer.options.checks import build, check
 from trainer.options.config import OPTIONS, Config
+from trainer.options.conflicts import combination_problems
 from trainer.options.problems import ConfigError, Problem, Source
 from trainer.options.sources import read_arguments, read_toml
 from trainer.quantities import counted, size
@@ -36,8 +37,9 @@ SCAN_WORKERS = 4
 
 @dataclass(frozen=True)
 class Inputs:
-    """The images, the base model's files and what follows from them."""
+    """The images, the base model's files and what follows from them. `config`: with its family as the files tell."""
 
+    config: Config
     found: Scan
     images: Mapping[str, Any]  # what dataset.json keeps
     model_path: Path
@@ -85,6 +87,9 @@ def read_options(preset: Path | str, arguments: Sequence[str], *, to_train: bool
     problems += checked.problems
     config = build(checked.values)
     if to_train and complete:
+        config, unfit = settled(config)
+        said = {(problem.key, problem.message) for problem in problems}
+        problems += [problem for problem in unfit if (problem.key, problem.message) not in said]
         problems += missing(config, known=problems)
     if problems:
         raise ConfigError(problems)
@@ -130,22 +135,50 @@ def look_at_inputs(config: Config, processes: int = 1, progress: Progress = nobo
     """Find images and base model. Raises Refused with everything that is missing or cannot be used."""
     if problems := missing(config):
         raise ConfigError(problems)
-    components = base_model.COMPONENTS[config.family]
-    found, model_path = both(
+    found, (config, model_path) = both(
         lambda: dataset.scan(config, progress=progress, workers=SCAN_WORKERS),
-        lambda: base_model.locate(config.pretrained_model_name_or_path, components),
+        lambda: locate_model(config),
     )
     batches = config.gradient_accumulation_steps * processes
     steps_per_epoch = found.steps_per_epoch(batches)
     epochs = config.max_train_epochs
     return Inputs(
+        config=config,
         found=found,
         images=dataset.record(found, config, batches),
         model_path=model_path,
-        base_model=base_model.digests(config, model_path, components),
+        base_model=base_model.digests(config, model_path),
         steps_per_epoch=steps_per_epoch,
         total_steps=config.max_train_steps if epochs is None else epochs * steps_per_epoch,
     )
+
+
+def locate_model(config: Config) -> tuple[Config, Path]:
+    """The config with its family as the base model's files tell, and where these are.
+
+    Raises BaseModelMissing, and ConfigError with what does not apply to the family.
+    """
+    path = base_model.locate(config.pretrained_model_name_or_path, config.family)
+    settled = base_model.settle(config, path)
+    if problems := [Problem(key, text) for key, text in combination_problems(settled)]:
+        raise ConfigError(problems)
+    return settled, path
+
+
+def settled(config: Config, home: Path = Path()) -> tuple[Config, list[Problem]]:
+    """The config with its family as the files tell, and what is wrong with them or does not apply to it; as it is where
+    there are no files on this machine. `home`: the folder that relative paths mean."""
+    path = home / config.pretrained_model_name_or_path
+    if not config.pretrained_model_name_or_path or not files.exists(path) or base_model.unusable(path):
+        return config, []
+    try:
+        family = base_model.settle(config, path)
+    except BaseModelMissing as error:
+        key, _, text = str(error).partition(": ")
+        return config, [Problem(key, text)]
+    left = {name: getattr(family, name) for name in ("family", *family.facts.defaults)}
+    config = config.replace(**left)
+    return config, [Problem(key, text) for key, text in combination_problems(config)]
 
 
 def require_fresh(config: Config) -> None:
@@ -336,6 +369,7 @@ def look(config: Config, *, processes: int = 1, environment: Mapping[str, Any] |
     inputs, verdict, needed, unknown = None, None, None, ""
     try:
         inputs = look_at_inputs(config, processes)
+        config = inputs.config
         verdict = look_at_checkpoint(config, inputs, environment)
         refusals += verdict.refusals if verdict else ()
         if not (verdict and verdict.finished):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.data.dataset import Scan
 from trainer.options.config import OPTIONS, Config
+
+if TYPE_CHECKING:
+    from trainer.models.model import Model
 
 # Kept even under no_metadata: what a program needs to use the file.
 NECESSARY = (
@@ -21,10 +25,11 @@ NECESSARY = (
     "ss_network_alpha",
     "ss_network_args",
 )
+PREDICTIONS = {"v_prediction": "v"}  # modelspec's names; the others are as diffusers'
 
 
-def constant(config: Config, found: Scan, model: Any, *, total_steps: int, steps_per_epoch: int) -> dict[str, Any]:
-    """What stays the same over a run. `model`: a `families.base.Model`."""
+def constant(config: Config, found: Scan, model: Model, *, total_steps: int, steps_per_epoch: int) -> dict[str, Any]:
+    """What stays the same over a run."""
     network_args = {}
     if config.conv_dim:
         network_args = {"conv_dim": config.conv_dim, "conv_alpha": config.conv_alpha or config.conv_dim}
@@ -78,7 +83,7 @@ def model_hashes(path: Path, digest: str) -> dict[str, str]:
     return {"ss_sd_model_hash": legacy, "ss_new_sd_model_hash": digest}
 
 
-def modelspec(config: Config, model: Any, finished: float) -> dict[str, str]:
+def modelspec(config: Config, model: Model, finished: float) -> dict[str, str]:
     """The modelspec part; see https://github.com/Stability-AI/ModelSpec."""
     width, height = config.resolution_size
     optional = {
@@ -95,7 +100,7 @@ def modelspec(config: Config, model: Any, finished: float) -> dict[str, str]:
         "title": config.metadata_title or config.output_name,
         "resolution": f"{width}x{height}",
         "date": datetime.fromtimestamp(int(finished), UTC).isoformat(),
-        "prediction_type": "v" if model.prediction_type == "v_prediction" else "epsilon",
+        "prediction_type": PREDICTIONS.get(model.prediction_type, model.prediction_type),
         **{name: value for name, value in optional.items() if value},
     }
     return {f"modelspec.{name}": value for name, value in spec.items()}
@@ -103,3 +108,11 @@ def modelspec(config: Config, model: Any, finished: float) -> dict[str, str]:
 
 def necessary(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in NECESSARY}
+
+
+def as_text(values: Mapping[str, object]) -> dict[str, str]:
+    """safetensors metadata: every value a text, kohya's way ("None", "True", JSON for lists and tables)."""
+    return {
+        name: value if isinstance(value, str) else json.dumps(value) if isinstance(value, dict | list) else str(value)
+        for name, value in values.items()
+    }

@@ -6,9 +6,12 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
+from trainer.models.families import AUTO
+from trainer.models.families.facts import CONVOLUTIONAL, FLOW
 from trainer.options.config import OPTIONS, Config
 from trainer.options.optimizer_table import OPTIMIZERS
 from trainer.options.problems import nearest
+from trainer.options.sections.samples import SAMPLERS
 
 
 def _name_is_plain(name: str) -> bool:
@@ -44,8 +47,12 @@ def _caption_conflicts(config: Config) -> Iterator[Conflict]:
 def _range_conflicts(config: Config) -> Iterator[Conflict]:
     if config.enable_bucket and config.min_bucket_reso > config.max_bucket_reso:
         yield "min_bucket_reso", f"{config.min_bucket_reso} is above max_bucket_reso = {config.max_bucket_reso}"
-    if config.bucket_reso_steps % 8 != 0:
-        yield "bucket_reso_steps", f"{config.bucket_reso_steps} is not a multiple of 8"
+    step = config.facts.granularity
+    if config.bucket_reso_steps % step != 0:
+        yield "bucket_reso_steps", f"{config.bucket_reso_steps} is not a multiple of {step}"
+    folds = CONVOLUTIONAL not in config.facts.traits  # a convolution takes any number of latents
+    if folds and not config.enable_bucket and any(side % step for side in config.resolution_size):
+        yield "resolution", f"{config.resolution!r}: each side must be a multiple of {step} pixels for this model"
     if config.min_timestep >= config.max_timestep:
         yield "min_timestep", f"{config.min_timestep} is not below max_timestep = {config.max_timestep}"
     if config.max_token_length not in (75, 150, 225):
@@ -74,7 +81,7 @@ def _picture_conflicts(config: Config) -> Iterator[Conflict]:
 
 def _cache_conflicts(config: Config) -> Iterator[Conflict]:
     varying = [name for name in VARY_CAPTIONS if getattr(config, name)]
-    if config.cache_text_encoder_outputs and config.trains_text_encoder:
+    if config.cache_text_encoder_outputs and config.trains_text_encoder and config.family != AUTO:
         yield (
             "cache_text_encoder_outputs",
             "the text encoder is trained, so its outputs change; set network_train_unet_only = true or do not cache",
@@ -160,6 +167,22 @@ def _watching_conflicts(config: Config) -> Iterator[Conflict]:
         )
 
 
+def _family_conflicts(config: Config) -> Iterator[Conflict]:
+    """What the family does not have; nothing while it is still to be found out."""
+    if config.family == AUTO:
+        return
+    facts = config.facts
+    for name, known in OPTIONS.items():
+        if not known.applies_to(facts.traits) and getattr(config, name) != known.default:
+            yield name, f"does not apply to {facts.title}; leave it out"
+    sampler = SAMPLERS.get(config.sample_sampler)
+    if sampler and not sampler.fits(facts.traits):
+        fitting = ", ".join(name for name, other in SAMPLERS.items() if other.fits(facts.traits))
+        yield "sample_sampler", f"{config.sample_sampler!r} cannot sample {facts.title}; choose one of {fitting}"
+    if FLOW in facts.traits and config.huber_schedule == "snr" and config.loss_type in ("huber", "smooth_l1"):
+        yield "huber_schedule", f"'snr' does not apply to {facts.title}; choose constant or exponential"
+
+
 def _resume_conflicts(config: Config) -> Iterator[Conflict]:
     for name in config.resume_allow:
         if name in OPTIONS and OPTIONS[name].on_resume == "locked":
@@ -178,6 +201,7 @@ CONFLICTS = (
     _optimizer_conflicts,
     _plateau_conflicts,
     _watching_conflicts,
+    _family_conflicts,
     _resume_conflicts,
 )
 

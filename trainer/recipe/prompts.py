@@ -63,7 +63,7 @@ def read(config: Config) -> list[Prompt]:
 
 def _parse(line: str, config: Config, index: int) -> Prompt:
     head, *rest = _OPTION.split(" " + line.strip() + " ")
-    width, height = config.resolution_size
+    width, height = (max(8, side // 8 * 8) for side in config.resolution_size)
     values: dict[str, Any] = {
         "negative": "",
         "width": width,

@@ -81,8 +81,9 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
     run = RunFolder(config.run_dir)
 
     with processes.watched():
-        sample_prompts = prompts.read(config)
         inputs = preflight.look_at_inputs(config, processes.count, scan_progress(signals))
+        config = inputs.config
+        sample_prompts = prompts.read(config)
     logger.info("%s", "\n".join(inputs.lines()))
     logger.info("%d process%s, on %s", processes.count, "es" if processes.count > 1 else "", here["device"])
     with processes.watched(), holding(run, config, accelerator):

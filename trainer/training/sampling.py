@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from trainer import files
+from trainer.models.model import TextSource
 from trainer.recipe.prompts import Prompt
 from trainer.training.beginning import Beginning
 from trainer.training.state import State
@@ -20,11 +21,13 @@ logger = logging.getLogger(__name__)
 class Sampler:
     """Makes the sample images of a training, in the process that holds the run's lock; does nothing in the others."""
 
-    def __init__(self, state: State, begun: Beginning, aside: threading.Lock) -> None:
-        """`aside`: held while what is kept off the device is on it for a moment."""
+    def __init__(self, state: State, begun: Beginning, aside: threading.Lock, text: TextSource | None) -> None:
+        """`aside`: held while what is kept off the device is on it for a moment; `text`: where the prompts' texts are
+        found encoded."""
         self._state = state
         self._begun = begun
         self._aside = aside
+        self._text = text
 
     def is_due(self) -> bool:
         """Whether the steps or epochs completed just now call for sample images."""
@@ -45,7 +48,7 @@ class Sampler:
             return
         try:
             with self._aside, state.exported_weights():
-                images = state.model.sample(begun.prompts, begun.config.sample_sampler, begun.device)
+                images = state.model.sample(begun.prompts, begun.config.sample_sampler, begun.device, self._text)
         except RuntimeError as error:  # most often the device's memory, which is too small for larger pictures
             advice = " Give smaller ones with --w and --h." if isinstance(error, torch.OutOfMemoryError) else ""
             message = f"the sample images cannot be made: {error}.{advice}"

@@ -8,10 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from trainer import files
 from trainer.checkpoints.checkpoint import Contents, Save, Saved, Writer
 from trainer.checkpoints.preflight import Inputs
-from trainer.models import file_metadata, network
+from trainer.models import adapters, file_metadata, keys
+from trainer.models.keys import Stored
 from trainer.options.config import Config
 from trainer.options.writing import to_toml
 from trainer.recipe import optimizers
@@ -72,13 +76,10 @@ class Saver:
         config, model = self._config, self._state.model
         values = {name: value for name, value in self._constant.items() if name != "ss_tag_frequency"}
         values |= {"ss_session_id": self._session.run_id, "ss_training_started_at": self._session.record["created"]}
-        described = network.as_metadata(file_metadata.necessary(values) if config.no_metadata else values)
+        described = file_metadata.as_text(file_metadata.necessary(values) if config.no_metadata else values)
         if not config.no_metadata:
             described |= file_metadata.modelspec(config, model, self._session.record["created"])
-        return {
-            "targets": {target.name: [target.prefix, target.path_prefix] for target in model.targets},
-            "metadata": described,
-        }
+        return {**adapters.naming_of(config).record(), "metadata": described}
 
     # --- when ------------------------------------------------------------------------------------------------------
 
@@ -139,8 +140,8 @@ class Saver:
 
     def _export(self, contents: Contents) -> tuple[dict[str, Any], dict[str, str]]:
         config, state = self._config, contents.state
-        dtype = network.DTYPES[config.save_precision]
-        tensors = network.to_kohya(self._state.model.targets, contents.ema or contents.weights, dtype)
+        weights = {name: tensor.numpy() for name, tensor in (contents.ema or contents.weights).items()}
+        tensors = adapters.tensors_of_file(weights, adapters.naming_of(config), config)
         values = {
             **self._constant,
             "ss_session_id": self._session.run_id,
@@ -150,10 +151,11 @@ class Saver:
             "ss_epoch": state["epoch"],
             "ss_optimizer": optimizers.describe(self._state.optimizer, config),
         }
-        described = network.as_metadata(file_metadata.necessary(values) if config.no_metadata else values)
+        described = file_metadata.as_text(file_metadata.necessary(values) if config.no_metadata else values)
         if not config.no_metadata:
             described |= file_metadata.modelspec(config, self._state.model, values["ss_training_finished_at"])
-        return tensors, described | network.hashes(tensors, described)
+        described |= keys.hashes(tensors, described)
+        return {name: _as_torch(tensor) for name, tensor in tensors.items()}, described
 
     def close(self) -> None:
         """Return when everything is written, or has failed."""
@@ -224,3 +226,9 @@ class Saver:
             if old_step or old_epoch:
                 with contextlib.suppress(OSError):
                     path.unlink()
+
+
+def _as_torch(tensor: Stored) -> Tensor:
+    """The same memory as a tensor; of bfloat16 the bits."""
+    values = torch.from_numpy(tensor.array)
+    return values.view(torch.bfloat16) if tensor.dtype == "bfloat16" else values

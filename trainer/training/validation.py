@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import logging
@@ -25,7 +26,7 @@ from trainer.training.loader import MicroBatch, Plan, Samples, Sources, Use, thr
 from trainer.training.state import State
 
 logger = logging.getLogger(__name__)
-DRAWS = 4  # noise and timestep of each image, one from each quarter of the timesteps
+DRAWS = 4  # noise and timestep of each image, one from each quarter of what is trained
 EPOCH = -1  # in the addresses; those of the training are 0 and above
 
 
@@ -73,8 +74,10 @@ class Validator:
             chosen = chosen[: config.max_validation_steps * config.train_batch_size]
         self._count = len(chosen)
         self._batches = _batches(chosen, config.train_batch_size)
-        self._draws = [Samples(part, sources) for part in _timestep_ranges(config.replace(seed=seed))]
-        named = [[entry.id for entry in chosen], seed, config.min_timestep, config.max_timestep]
+        seeded = config.replace(seed=seed)
+        parts = sources.timesteps.parts(DRAWS)
+        self._draws = [Samples(seeded, dataclasses.replace(sources, timesteps=part)) for part in parts]
+        named = [[entry.id for entry in chosen], seed, *sources.timesteps.described()]
         images = hashlib.sha256(files.json_bytes(named)).hexdigest()[:16]
         if state.validation.images != images:
             if state.validation.best_step is not None:
@@ -161,14 +164,6 @@ def _batches(entries: Sequence[Entry], size: int) -> list[list[Entry]]:
         for group in [list(members)]
         for start in range(0, len(group), size)
     ]
-
-
-def _timestep_ranges(config: Config) -> list[Config]:
-    """The config once for each draw, with a part of the timesteps: what the loss depends on most."""
-    low, high = config.min_timestep, config.max_timestep
-    draws = min(DRAWS, high - low)
-    edges = [low + (high - low) * part // draws for part in range(draws + 1)]
-    return [config.replace(min_timestep=start, max_timestep=end) for start, end in itertools.pairwise(edges)]
 
 
 def _best(record: Record) -> str:

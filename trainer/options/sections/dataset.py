@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.models.families.facts import CLIP_TEXT
 from trainer.options.declaration import option
 
 Interpolation = Literal["automatic", "lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area"]
@@ -212,6 +213,7 @@ class Dataset:
         "Treat (word:1.2), (word) and [word] in captions as emphasis instead of text.",
         on_resume="trajectory",
         advanced=True,
+        traits=(CLIP_TEXT,),
     )
     max_token_length: int = option(
         75,
@@ -221,6 +223,7 @@ class Dataset:
         on_resume="trajectory",
         advanced=True,
         in_header=True,
+        traits=(CLIP_TEXT,),
     )
     flip_aug: bool = option(
         False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trainer.models.families.facts import TRAINS_ENCODERS
 from trainer.options.declaration import option
 
 
@@ -54,6 +55,7 @@ class Network:
         on_resume="locked",
         advanced=True,
         sets_speed=True,
+        traits=(TRAINS_ENCODERS,),
     )
     network_weights: str = option(
         "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.models.families.facts import TRAINS_ENCODERS
 from trainer.options.declaration import option
 from trainer.options.optimizer_table import IMPORT_PATH, OPTIMIZERS
 
@@ -84,6 +85,7 @@ class Training:
         high=100,
         on_resume="trajectory",
         in_header=True,
+        traits=(TRAINS_ENCODERS,),
     )
     lr_scheduler: LrScheduler = option(
         "constant", "Shape of the learning rate curve.", on_resume="trajectory", in_header=True
