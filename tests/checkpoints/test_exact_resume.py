@@ -70,6 +70,16 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
         "validation_split": 0.3,
         "validate_every_n_steps": 1,
     },
+    "LoRA+, every dropout, limited norms, both noises": {
+        "loraplus_lr_ratio": 4.0,
+        "network_dropout": 0.1,
+        "rank_dropout": 0.2,
+        "module_dropout": 0.2,
+        "scale_weight_norms": 0.001,
+        "noise_offset": 0.1,
+        "multires_noise_iterations": 3,
+        "gradient_checkpointing": True,
+    },
     "SGD, real clipping": {"optimizer_type": "SGDNesterov", "max_grad_norm": 0.001},
     "buckets, random crop": {
         "enable_bucket": True,

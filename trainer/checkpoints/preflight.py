@@ -21,6 +21,7 @@ from trainer.data.dataset import Scan
 from trainer.data.folder_scan import Progress, nobody
 from trainer.models import base_model
 from trainer.models.base_model import BaseModelMissing
+from trainer.models.network_file import RanksUnknown
 from trainer.options.checks import build, check
 from trainer.options.config import OPTIONS, Config
 from trainer.options.conflicts import combination_problems
@@ -173,7 +174,7 @@ def settled(config: Config, home: Path = Path()) -> tuple[Config, list[Problem]]
         return config, []
     try:
         family = base_model.settle(config, path)
-    except BaseModelMissing as error:
+    except (BaseModelMissing, RanksUnknown) as error:
         key, _, text = str(error).partition(": ")
         return config, [Problem(key, text)]
     left = {name: getattr(family, name) for name in ("family", *family.facts.defaults)}

@@ -89,6 +89,14 @@ class Config(Samples, Resume, Saving, Loss, Training, Network, Validation, Datas
         return {name: float(peak > 0) for name, peak in peaks.items()} if self.lr_scheduler == "adafactor" else peaks
 
     @property
+    def plus_ratios(self) -> dict[str, float]:
+        """How many times its part's learning rate each layer's second matrix gets; of the parts where it is another."""
+        own = {self.facts.denoiser.component: self.loraplus_unet_lr_ratio}
+        own |= {part.component: self.loraplus_text_encoder_lr_ratio for part in self.facts.encoders}
+        ratios = {part.component: own[part.component] or self.loraplus_lr_ratio for part in self.trained_parts}
+        return {name: ratio for name, ratio in ratios.items() if ratio}
+
+    @property
     def optimizer(self) -> Optimizer:
         """What is known of the optimizer."""
         return optimizer_of(self.optimizer_type)

@@ -109,6 +109,8 @@ def _training_conflicts(config: Config) -> Iterator[Conflict]:
         yield "network_train_unet_only", "cannot go with network_train_text_encoder_only; choose one"
     elif not any(config.peak_learning_rates.values()):
         yield "learning_rate", "is 0 for every trained part, so nothing would be trained; set one above 0"
+    if config.dim_from_weights and not config.network_weights:
+        yield "dim_from_weights", "needs network_weights, the LoRA file to take the ranks from"
     for name in ("optimizer_args", "lr_scheduler_args"):
         for argument in getattr(config, name):
             if "=" not in argument:
@@ -125,6 +127,10 @@ def _optimizer_conflicts(config: Config) -> Iterator[Conflict]:
             "learning_rate",
             f"{name} finds one rate for all trained parts; give them the same factor (1.0 as a rule), or 0",
         )
+    if optimizer.one_rate and config.plus_ratios:
+        yield "loraplus_lr_ratio", f"{name} finds one rate for all weights; leave LoRA+ out"
+    if optimizer.averages and config.scale_weight_norms:
+        yield "scale_weight_norms", f"cannot go with {name}, which averages weights that are not scaled; choose one"
     if optimizer.averages and (config.lr_scheduler_type or config.lr_scheduler != "constant"):
         yield (
             "lr_scheduler",

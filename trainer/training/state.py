@@ -34,11 +34,15 @@ class State:
         self.model = model
         self.weights: dict[str, nn.Parameter] = {}
         groups = []
-        adapter = adapters.load(config)
+        self._adapter = adapters.load(config)
         for target in model.targets:
-            parameters = adapter.parameters(target)
+            parameters = self._adapter.parameters(target)
             self.weights |= parameters
-            groups.append((target.name, list(parameters.values()), config.peak_learning_rates[target.name]))
+            peak, ratio = config.peak_learning_rates[target.name], config.plus_ratios.get(target.name, 1.0)
+            second = [name for name in parameters if name.endswith("lora_B.weight") and ratio != 1]  # LoRA+
+            groups.append((target.name, [parameters[name] for name in parameters if name not in set(second)], peak))
+            if second:
+                groups.append((f"{target.name} plus", [parameters[name] for name in second], peak * ratio))
         self.peaks = [peak for _, _, peak in groups]
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.weights.items()}
         self.parameters = list(self.weights.values())
@@ -92,6 +96,9 @@ class State:
         elif bool(finite):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.config.scale_weight_norms:
+            for target in self.model.targets:
+                self._adapter.limit_norms(target, self.config.scale_weight_norms)
         if self.ema:
             self.ema.step(self.parameters)
         self.global_step += 1
