@@ -71,13 +71,13 @@ def test_a_changed_option_is_told_with_its_class(known: Option, trained: Config)
     except Refused as error:  # a file that is not there
         assert known.name in str(error)
         return
-    verdict = preflight.look_at_checkpoint(config, inputs, here)
+    verdict = preflight.look_at_checkpoint(inputs, here)
     assert verdict
     [difference] = [item for item in verdict.differences if item.name == known.name]
     assert difference.on_resume == known.on_resume
     refused = [line for line in verdict.refusals if line.startswith(f"{known.name}: ")]
     assert len(refused) == (known.on_resume != "free")
-    of_the_curve = known.name.startswith("resume_lr") or known.name == "resume_warmup_steps"
+    of_the_curve = known.name in ("resume_lr_policy", "resume_lr_scale", "resume_warmup_steps")
     assert (verdict.grade == "bit-exact") == (known.on_resume == "free" and not of_the_curve)
 
 

@@ -113,6 +113,22 @@ class FileCalls:
         return saving
 
 
+class Death(BaseException):
+    """The process would be dead."""
+
+
+class Deadly:
+    """Ends all effect on the disk from one call on, as a SIGKILL there would."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __call__(self, call: Call) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Death
+
+
 # --- moments of a training -----------------------------------------------------------------------------------------
 
 MOMENTS = {  # what is about to be called then

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files
-from trainer.checkpoints import budget, checkpoint_size, resume
+from trainer.checkpoints import budget, checkpoint_size, choosing, resume
 from trainer.checkpoints.budget import Budget
 from trainer.checkpoints.checkpoint_size import SizeUnknown
-from trainer.checkpoints.resume import ResumeRefused, Verdict
+from trainer.checkpoints.choosing import ResumeRefused, starts_from_scratch
+from trainer.checkpoints.resume import Verdict
 from trainer.data import dataset, findings
 from trainer.data.dataset import Scan
 from trainer.data.folder_scan import Progress, nobody
@@ -113,7 +114,7 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
         for name, known in OPTIONS.items()
         if known.must_exist and name != "pretrained_model_name_or_path"  # which may be on the hub
         if not (known.replaced_by and getattr(config, known.replaced_by))
-        if name != "network_weights" or not config.resume_from_checkpoint  # a resume has weights of its own
+        if name != "network_weights" or starts_from_scratch(config, home)  # a resume has weights of its own
         if getattr(config, name) and not files.exists(home / getattr(config, name))
     ]
     model = config.pretrained_model_name_or_path
@@ -196,17 +197,18 @@ def require_fresh(config: Config) -> None:
         )
 
 
-def look_at_checkpoint(config: Config, inputs: Inputs, environment: Mapping[str, Any] | None) -> Verdict | None:
+def look_at_checkpoint(inputs: Inputs, environment: Mapping[str, Any] | None) -> Verdict | None:
     """What a resume would be; None for a fresh start. `environment`: None where it is not known; not compared then.
 
     Raises ResumeRefused when there is nothing to resume, or something to lose; other reasons are in the verdict.
     """
-    if not config.resume_from_checkpoint:
+    config = inputs.config
+    if starts_from_scratch(config):
         require_fresh(config)
         return None
     return resume.examine(
         config,
-        resume.choose(config),
+        choosing.choose(config),
         total_steps=inputs.total_steps,
         images=inputs.images,
         base_model=inputs.base_model,
@@ -371,7 +373,7 @@ def look(config: Config, *, processes: int = 1, environment: Mapping[str, Any] |
     try:
         inputs = look_at_inputs(config, processes)
         config = inputs.config
-        verdict = look_at_checkpoint(config, inputs, environment)
+        verdict = look_at_checkpoint(inputs, environment)
         refusals += verdict.refusals if verdict else ()
         if not (verdict and verdict.finished):
             needed = bytes_of_save(config, inputs, verdict)

@@ -23,6 +23,7 @@ from trainer.data import buckets, captions
 from trainer.data.augmentation import Cut, cut_by_rules, cut_of_use
 from trainer.data.buckets import Size
 from trainer.data.dataset import Entry
+from trainer.data.epochs import Origin
 from trainer.data.pictures import PictureError
 from trainer.data.pixels import mask_of, pixels_of
 from trainer.models.model import TEXT
@@ -43,17 +44,6 @@ class SampleFailed(Exception):
 
     def __init__(self, path: Path, error: Exception) -> None:
         super().__init__(f"{path} could not be prepared: {type(error).__name__}: {error}")
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Epochs are counted from here: at `step` completed steps, epoch `epoch` (from 0) begins.
-
-    It moves when a resume changes the images or the batch, so that no draw of an earlier epoch comes again.
-    """
-
-    step: int = 0
-    epoch: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trainer.checkpoints import checkpoint_size
 from trainer.checkpoints.checkpoint import Contents
+from trainer.data.epochs import Origin
 from trainer.models import adapters
 from trainer.models.model import Model
 from trainer.options.config import Config
@@ -20,7 +21,6 @@ from trainer.recipe import optimizers
 from trainer.recipe.early_stopping import Record
 from trainer.recipe.plateau import Plateau
 from trainer.recipe.schedule import PLATEAU, LrCurve
-from trainer.training.loader import Origin
 
 STATE_VERSION = 1
 LOSS_AVERAGE = 0.98  # share of the past in the moving average that the log shows
