@@ -20,6 +20,7 @@ from trainer.options.declaration import OnResume
 from trainer.options.problems import ConfigError
 from trainer.recipe import early_stopping, schedule
 from trainer.recipe.early_stopping import Record
+from trainer.recipe.plateau import Plateau
 from trainer.recipe.schedule import Decision, LrCurve
 from trainer.runs import branches, lineage, manifest
 from trainer.runs.manifest import CheckpointDamaged, Manifest

@@ -226,8 +226,9 @@ def own_arguments(config: Config) -> dict[str, Any]:
     own = {}
     for argument, default in shape.own.items():
         by_option = by_options.get(argument)
-        value = given.get(argument, default if by_option is None else by_option)
-        own[argument] = value = list(value) if isinstance(value, tuple) else value  # as JSON gives it back
+        value: Any = given.get(argument, default if by_option is None else by_option)
+        value = list(value) if isinstance(value, tuple) else value  # as JSON gives it back
+        own[argument] = value
         if value is NEEDED:
             way_out = "lr_scheduler_min_lr_ratio" if argument == "min_lr_rate" else f"{argument}= in lr_scheduler_args"
             problems.append(Problem(option, f"{name} needs {way_out}"))
