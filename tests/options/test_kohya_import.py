@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gui.forms import presets
 from tests.support.exactness import check_every_resume
 from tests.support.kohya_presets import NEWER, NEWEST, PRESETS, RESTING
 from trainer.__main__ import main
@@ -257,6 +258,16 @@ def test_what_is_no_preset_is_refused_and_nothing_worse(text: str) -> None:
 def test_ours_are_told_from_theirs() -> None:
     assert reading.is_theirs('{"a": 1}') and reading.is_theirs('network_module = "networks.lora"')
     assert not reading.is_theirs("[network]\nnetwork_dim = 4") and not reading.is_theirs("not = = toml")
+
+
+def test_the_pages_upload_reads_them_by_the_same_function() -> None:
+    checked = presets.parse(json.dumps(SD_LORA).encode(), "theirs.json")
+    assert checked.problems == [] and Config(**checked.values) == values_of(SD_LORA)
+    assert any("bucket_rules = sd-scripts" in notice for notice in checked.notices)
+    with pytest.raises(ConfigError, match="a full fine-tune"):
+        presets.parse(json.dumps(PRESETS["fine-tune, Lion"]).encode(), "theirs.json")
+    partly = presets.parse(json.dumps({**SD_LORA, "full_bf16": True}).encode(), "theirs.json")
+    assert [problem.key for problem in partly.problems] == ["full_bf16"]
 
 
 def test_the_command_writes_a_preset_that_is_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

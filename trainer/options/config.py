@@ -86,7 +86,12 @@ class Config(Samples, Resume, Saving, Loss, Training, Network, Validation, Datas
         given |= {part.component: self.text_encoder_lr for part in self.facts.encoders}
         rates = {part.component: given[part.component] for part in self.trained_parts}
         peaks = {name: self.learning_rate if rate is None else rate for name, rate in rates.items()}
-        return {name: float(peak > 0) for name, peak in peaks.items()} if self.lr_scheduler == "adafactor" else peaks
+        return {name: float(peak > 0) for name, peak in peaks.items()} if self.lr_curve == "adafactor" else peaks
+
+    @property
+    def lr_curve(self) -> str:
+        """The learning rate's curve: one of PyTorch's takes the place of lr_scheduler."""
+        return self.lr_scheduler_type or self.lr_scheduler
 
     @property
     def plus_ratios(self) -> dict[str, float]:

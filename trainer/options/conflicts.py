@@ -131,7 +131,7 @@ def _optimizer_conflicts(config: Config) -> Iterator[Conflict]:
         yield "loraplus_lr_ratio", f"{name} finds one rate for all weights; leave LoRA+ out"
     if optimizer.averages and config.scale_weight_norms:
         yield "scale_weight_norms", f"cannot go with {name}, which averages weights that are not scaled; choose one"
-    if optimizer.averages and (config.lr_scheduler_type or config.lr_scheduler != "constant"):
+    if optimizer.averages and config.lr_curve != "constant":
         yield (
             "lr_scheduler",
             f"{name} needs none: set constant; its warm-up is warmup_steps in optimizer_args",
@@ -139,7 +139,7 @@ def _optimizer_conflicts(config: Config) -> Iterator[Conflict]:
     if optimizer.averages and config.use_ema:
         yield "use_ema", f"{name} keeps an average of its own, which is what model files hold; turn use_ema off"
     arguments = config.optimizer_arguments if optimizer.relative_step else {}
-    follows = config.lr_scheduler == "adafactor" and not config.lr_scheduler_type
+    follows = config.lr_curve == "adafactor"
     if arguments.get("relative_step") and not follows:
         yield "lr_scheduler", 'relative_step sets the rate by itself: set lr_scheduler = "adafactor", or leave it out'
     if follows and not arguments.get("relative_step"):
@@ -150,7 +150,7 @@ def _optimizer_conflicts(config: Config) -> Iterator[Conflict]:
 
 def _plateau_conflicts(config: Config) -> Iterator[Conflict]:
     validates = config.validation_split or config.validation_data_dir or config.dataset_config
-    if config.lr_scheduler == "reduce_lr_on_plateau" and not config.lr_scheduler_type and not validates:
+    if config.lr_curve == "reduce_lr_on_plateau" and not validates:
         yield (
             "lr_scheduler",
             "reduce_lr_on_plateau needs images to validate with: set validation_split or validation_data_dir",
@@ -220,14 +220,14 @@ def combination_problems(config: Config) -> list[Conflict]:
 
 def without_effect(config: Config) -> Iterator[str]:
     """Notices of options that were set, but do nothing as the others are."""
-    if config.lr_scheduler == "constant" and config.lr_warmup_steps:
+    if config.lr_curve == "constant" and config.lr_warmup_steps:
         yield "lr_warmup_steps has no effect with lr_scheduler = constant; constant_with_warmup warms up"
     if config.lr_scheduler_type:
         replaced = (
             name for name in ("lr_scheduler", "lr_warmup_steps") if getattr(config, name) != OPTIONS[name].default
         )
         yield from (f"{name} has no effect: lr_scheduler_type takes its place" for name in replaced)
-    if config.lr_scheduler == "adafactor" and config.learning_rate != OPTIONS["learning_rate"].default:
+    if config.lr_curve == "adafactor" and config.learning_rate != OPTIONS["learning_rate"].default:
         yield "learning_rate has no effect with relative_step: the rate follows the step alone"
     if config.optimizer_type not in OPTIMIZERS:
         yield (

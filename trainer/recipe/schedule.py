@@ -295,7 +295,7 @@ class LrCurve:
 
 def new_curve(config: Config, total_steps: int, start_step: int = 0) -> LrCurve:
     """The curve that the options describe, over `total_steps` steps from `start_step` on."""
-    scheduler, own = config.lr_scheduler_type or config.lr_scheduler, own_arguments(config)
+    scheduler, own = config.lr_curve, own_arguments(config)
     if "decay_steps" in own:
         own["decay_steps"] = _steps(config.lr_decay_steps, total_steps)
     return LrCurve(
