@@ -134,8 +134,8 @@ def test_all_that_is_wrong_is_said_at_once_with_file_and_line() -> None:
         "network_dim: 0 is below 1 (mine.toml, line 2)",
         "learning_rat: there is no such option; did you mean learning_rate? (mine.toml, line 5)",
         "seed: 'x' is not a number (mine.toml, line 6)",
-        "lr_scheduler: 'cosin' is not one of constant, constant_with_warmup, linear, cosine, cosine_with_restarts, "
-        "polynomial; did you mean cosine? (mine.toml, line 7)",
+        f"lr_scheduler: 'cosin' is not one of {', '.join(OPTIONS['lr_scheduler'].choices)}; did you mean cosine? "
+        "(mine.toml, line 7)",
     ]
 
 
