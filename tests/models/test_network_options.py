@@ -78,8 +78,11 @@ def test_lora_plus_gives_the_second_matrices_a_rate_of_their_own(folder: Path) -
     options = {"loraplus_lr_ratio": 16.0, "loraplus_text_encoder_lr_ratio": 4.0, "learning_rate": 1e-3}
     model = load(folder, network_dim=2, **options)
     state = State(model.config, model, torch.device("cpu"))
-    rates = {state.names[parameter]: peak for group, peak in zip(state.optimizer.param_groups, state.peaks, strict=True)
-             for parameter in group["params"]}  # fmt: skip
+    rates = {
+        state.names[parameter]: peak
+        for group, peak in zip(state.optimizer.param_groups, state.peaks.values(), strict=True)
+        for parameter in group["params"]
+    }
     assert rates.keys() == state.weights.keys()
     for name, rate in rates.items():
         ratio = (4 if name.startswith("text_encoder") else 16) if "lora_B" in name else 1

@@ -1,9 +1,10 @@
-"""The command that turns presets of kohya_ss and sd-scripts into ours. No torch here."""
+"""python -m trainer import: turns presets of kohya_ss and sd-scripts into ours. No torch here."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,12 @@ from trainer.options.kohya import translation
 from trainer.options.kohya.translation import Imported
 from trainer.options.problems import ConfigError, Problem
 
-FINISHED, FAILED, REFUSED = 0, 1, 3
+DONE, FAILED, REFUSED = 0, 1, 3
 LARGEST = 256 << 10  # bytes; a preset with every key has about 8,000
 
 
-def add_to(commands: Any) -> None:
-    parser = commands.add_parser(
-        "import",
-        help="turn a preset of kohya_ss (JSON) or sd-scripts (TOML) into one of ours, key by key",
-        allow_abbrev=False,
-    )
+def declare(command: str, parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
     parser.add_argument("file", help="the preset")
     parser.add_argument("--output", metavar="PRESET", help="where to write it (TOML); without it, nothing is written")
     parser.add_argument(
@@ -30,8 +27,10 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print every key's fate as JSON, for programs")
 
 
-def run(known: argparse.Namespace) -> int:
-    """Print what becomes of every key, and write the preset; returns the exit code."""
+def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
+    """Print what becomes of every key, and write the preset; returns the exit code: 0 done, 1 failed, 3 refused."""
+    if rest:
+        parser.error(f"unknown: {' '.join(rest)}")
     leave_out = [key.strip() for key in known.leave_out.split(",") if key.strip()]
     try:
         imported = read(Path(known.file), leave_out)
@@ -47,7 +46,7 @@ def run(known: argparse.Namespace) -> int:
         return REFUSED
     if known.output:
         return write(Path(known.output), text, quiet=known.json)
-    return FINISHED
+    return DONE
 
 
 def read(path: Path, leave_out: list[str]) -> Imported:
@@ -74,7 +73,7 @@ def write(target: Path, text: str, *, quiet: bool) -> int:
         return FAILED
     if not quiet:
         print(f"Written: {target}")
-    return FINISHED
+    return DONE
 
 
 def as_json(imported: Imported) -> dict[str, Any]:

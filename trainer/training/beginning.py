@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
+from trainer import quantities
 from trainer.checkpoints import choosing, preflight, resume
 from trainer.checkpoints.checkpoint_size import SizeUnknown
 from trainer.checkpoints.choosing import ResumeRefused
@@ -38,6 +39,7 @@ from trainer.training.loader import Plan
 from trainer.training.session import Session, SilentSession
 
 logger = logging.getLogger(__name__)
+SILENT_SECONDS, PROGRESS_SECONDS = 1.0, 5.0
 
 
 @dataclass
@@ -83,7 +85,12 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
     run = RunFolder(config.run_dir)
 
     with processes.watched():
-        inputs = preflight.look_at_inputs(config, processes.count, scan_progress(signals))
+        inputs = preflight.look_at_inputs(
+            config,
+            processes.count,
+            told_now_and_then(signals, "Reading images: %s of %s", "{:,}".format),
+            told_now_and_then(signals, "Reading the base model to know it again: %s of %s", quantities.size),
+        )
         config = inputs.config
         sample_prompts = prompts.read(config)
     logger.info("%s", "\n".join(inputs.lines()))
@@ -124,6 +131,8 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
                 console.attach(run.console_file)
             if size is not None:
                 warn_of_writes(begun, size)
+            if at_stake := preflight.at_stake(config, inputs, verdict):
+                this_session.warn("at_stake", at_stake)
             yield begun
 
 
@@ -140,16 +149,19 @@ def make_accelerator(config: Config) -> Accelerator:
     )
 
 
-def scan_progress(signals: StopSignals) -> Callable[[int, int], None]:
-    """Tells the log how far the scan of the images is, now and then. Raises StopRequested."""
-    last = time.monotonic()
+def told_now_and_then(signals: StopSignals, line: str, describe: Callable[[int], str]) -> Callable[[int, int], None]:
+    """Tells the log how much of how much is done, after a second and then every few. Raises StopRequested."""
+    due: float | None = None
 
     def progress(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal due
         signals.raise_if_requested()
-        if time.monotonic() - last > 5:
-            last = time.monotonic()
-            logger.info("Reading images: %d of %d", done, total)
+        now = time.monotonic()
+        if due is None:
+            due = now + SILENT_SECONDS
+        elif now > due:
+            due = now + PROGRESS_SECONDS
+            logger.info(line, describe(done), describe(total))
 
     return progress
 

@@ -26,6 +26,7 @@ from trainer.data.dataset import Entry
 from trainer.data.epochs import Origin
 from trainer.data.pictures import PictureError
 from trainer.data.pixels import mask_of, pixels_of
+from trainer.distributed import beside
 from trainer.models.model import TEXT
 from trainer.models.text import MASK
 from trainer.options.config import Config
@@ -326,7 +327,7 @@ def thread_pool(workers: int, name: str, device: torch.device) -> ThreadPoolExec
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
 
-    return ThreadPoolExecutor(workers, thread_name_prefix=name, initializer=enter)
+    return beside.pool(workers, name, enter)
 
 
 class Loader:

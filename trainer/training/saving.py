@@ -114,7 +114,6 @@ class Saver:
         if not self._session.writes:
             return
         state, validated = self._state, self._state.validation
-        self._saved_at = time.monotonic()
         epoch, place = self._plan.place(state.global_step)
         started = time.perf_counter()
         more = {
@@ -143,6 +142,7 @@ class Saver:
         )
         if checkpoint:
             self.last_step = state.global_step
+            self._saved_at = time.monotonic()
 
     def _export(self, contents: Contents) -> tuple[dict[str, Any], dict[str, str]]:
         config, state = self._config, contents.state

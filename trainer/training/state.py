@@ -8,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from trainer.checkpoints import checkpoint_size
@@ -19,6 +18,7 @@ from trainer.models.model import Model
 from trainer.options.config import Config
 from trainer.recipe import optimizers
 from trainer.recipe.early_stopping import Record
+from trainer.recipe.moving_average import MovingAverage
 from trainer.recipe.plateau import Plateau
 from trainer.recipe.schedule import PLATEAU, LrCurve
 
@@ -43,14 +43,12 @@ class State:
             groups.append((target.name, [parameters[name] for name in parameters if name not in set(second)], peak))
             if second:
                 groups.append((f"{target.name} plus", [parameters[name] for name in second], peak * ratio))
-        self.peaks = [peak for _, _, peak in groups]
+        self.peaks = {name: peak for name, _, peak in groups}
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.weights.items()}
         self.parameters = list(self.weights.values())
         self.optimizer = optimizers.build(config, groups)
         self.scaler = torch.amp.GradScaler(device.type) if config.mixed_precision == "fp16" else None
-        self.ema: EMAModel | None = None
-        if config.use_ema:
-            self.ema = EMAModel(self.parameters, decay=config.ema_decay, foreach=True)
+        self.ema = MovingAverage(self.parameters, decay=config.ema_decay, foreach=True) if config.use_ema else None
         self.global_step = 0
         self.origin = Origin()
         self.planned_steps = 0  # the run's length when it began, which options may name shares of
@@ -64,12 +62,13 @@ class State:
 
     # --- a step ----------------------------------------------------------------------------------------------------
 
-    def set_learning_rate(self, curve: LrCurve) -> float:
-        """Set the rate of the step that follows; returns that of the first group."""
+    def set_learning_rate(self, curve: LrCurve) -> dict[str, float]:
+        """Set the rates of the step that follows; returns them by trained part."""
         factor = curve.factor(self.global_step) * self.plateau.factor
-        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * factor
-        return self.peaks[0] * factor
+        rates = {group: peak * factor for group, peak in self.peaks.items()}
+        for group, rate in zip(self.optimizer.param_groups, rates.values(), strict=True):
+            group["lr"] = rate
+        return {target.name: rates[target.name] for target in self.model.targets}
 
     def clip(self) -> Tensor:
         """Unscale and clip the gradients; returns their norm before clipping, on the device."""
@@ -86,6 +85,9 @@ class State:
         The host waits for the device only if the optimizer cannot leave a step out by itself.
         """
         if self.scaler:
+            # Its own verdict is on the gradients alone; a norm or a loss that is not finite counts as well.
+            for found in self.scaler._found_inf_per_device(self.optimizer).values():
+                found.copy_(torch.maximum(found, (~finite).float()))
             self.scaler.step(self.optimizer)
             self.scaler.update()
         elif self._skips_itself:
@@ -100,7 +102,7 @@ class State:
             for target in self.model.targets:
                 self._adapter.limit_norms(target, self.config.scale_weight_norms)
         if self.ema:
-            self.ema.step(self.parameters)
+            self.ema.move(self.parameters, finite)
         self.global_step += 1
 
     def note_loss(self, step: int, loss: float, finite: bool) -> None:
