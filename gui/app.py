@@ -355,7 +355,7 @@ class Page:
         if values is None:
             return {self.bar.message: message}
         filled = self.fill(data, values, name)
-        return filled | {self.bar.message: message, self.train.name: name.removesuffix(".toml")}
+        return filled | {self.bar.message: message, self.train.name: Path(name).stem}
 
     def save_preset(self, data: Mapping[Any, Any]) -> Updates:
         draft = self.train.draft(data)

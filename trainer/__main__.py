@@ -1,4 +1,4 @@
-"""The command line: python -m trainer train | dataset | cache | verify | list | pin | export | drill | environment."""
+"""The command line: python -m trainer COMMAND; COMMANDS says which there are."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ COMMANDS = {
     "pin": ("checkpoint", "keep a checkpoint, however many newer ones there are"),
     "export": ("checkpoint", "write the model file of a checkpoint, in kohya's format"),
     "cache": ("cache", "list or prune caches of latents and text encoder outputs"),
+    "import": ("import_preset", "turn a preset of kohya_ss (JSON) or sd-scripts (TOML) into one of ours, key by key"),
 }
 INTERRUPTED = 130  # what a shell calls a program that Ctrl-C ended
 

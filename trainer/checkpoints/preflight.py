@@ -22,6 +22,7 @@ from trainer.data.dataset import Scan
 from trainer.data.folder_scan import Progress, nobody
 from trainer.models import base_model
 from trainer.models.base_model import BaseModelMissing
+from trainer.models.network_file import RanksUnknown
 from trainer.options.checks import build, check
 from trainer.options.config import OPTIONS, Config
 from trainer.options.conflicts import combination_problems
@@ -179,7 +180,7 @@ def settled(config: Config, home: Path = Path()) -> tuple[Config, list[Problem]]
         return config, []
     try:
         family = base_model.settle(config, path)
-    except BaseModelMissing as error:
+    except (BaseModelMissing, RanksUnknown) as error:
         key, _, text = str(error).partition(": ")
         return config, [Problem(key, text)]
     left = {name: getattr(family, name) for name in ("family", *family.facts.defaults)}
@@ -308,7 +309,7 @@ class Preflight:
         lines += self.verdict.lines() if self.verdict else []
         if not self.refusals and self.verdict is None:
             rates = ", ".join(f"{part} {peak:.3g}" for part, peak in self.config.peak_learning_rates.items())
-            lines.append(f"Starts afresh; learning rate {rates}, {self.config.lr_scheduler}")
+            lines.append(f"Starts afresh; learning rate {rates}, {self.config.lr_curve}")
         if writes := self.writes:
             lines += [writes.line(), *filter(None, [writes.warning()])]
         lines += filter(None, [self.at_stake])

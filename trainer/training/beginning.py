@@ -141,6 +141,7 @@ def make_accelerator(config: Config) -> Accelerator:
     environment.make_deterministic(config)
     if config.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError([Problem("mixed_precision", "fp16 needs an NVIDIA or AMD GPU; use bf16 or no")])
+    schedule.check(config)
     optimizers.check(config)
     return Accelerator(
         mixed_precision=config.mixed_precision,
