@@ -23,6 +23,7 @@ MOST_TEXT = 10_000_000  # bytes of a preset, a dataset file or a list of prompts
 PATIENCE = 10.0 if os.name == "nt" else 0.0  # seconds that `patiently` goes on trying
 DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[\d¹²³]|lpt[\d¹²³]) *(\..*)?", re.IGNORECASE)
 MOST_NAME = 200  # bytes; file systems take 255, and temporary names, steps and extensions are added
+READ_AT_ONCE = 4 << 20  # bytes
 SPARE_BYTES = 64 << 20  # left free on the disk beside what a save needs
 
 
@@ -219,7 +220,13 @@ def digest(value: Any) -> str:
     return hashlib.sha256(compact_json_bytes(value)).hexdigest()
 
 
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
+def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits. `progress`: told now and then how many bytes are read."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if progress is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while part := file.read(READ_AT_ONCE):
+            digest.update(part)
+            progress(file.tell())
+        return digest.hexdigest()

@@ -7,12 +7,13 @@ SIGTERM's place, in the temporary folder and named after the process, which the 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +22,7 @@ import psutil
 
 from trainer.runs import run_folder
 
+logger = logging.getLogger(__name__)
 EXIT_NOW = 130
 BY_FILE = os.name == "nt"
 LOOK_SECONDS = 0.2
@@ -56,7 +58,7 @@ class StopSignals:
         self.requested = False
         self._interrupts = 0
         self._before: dict[signal.Signals, Any] = {}
-        self._nothing_to_save = False
+        self._leave: Callable[[], None] | None = None  # what a stop means while nothing is to save
         self._over = threading.Event()
 
     def __enter__(self) -> StopSignals:
@@ -76,17 +78,25 @@ class StopSignals:
             signal.signal(number, before)
 
     @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Within, a signal ends the process: for where it waits outside of Python, which hears none, and nothing is to
-        save. Raises StopRequested when one came before."""
+    def at_once(self, code: int | None = None, message: str = "") -> Iterator[None]:
+        """Within, a signal ends the process: for where nothing is to save. Raises StopRequested when one came before.
+
+        `code`: with which it ends, after a last message; an exception in the middle of an import would leave traces.
+        None: by the signal itself, for where it waits outside of Python, which hears none.
+        """
         self.raise_if_requested()
-        self._nothing_to_save = True
+
+        def leave(number: int, frame: FrameType | None) -> None:
+            logger.info("%s", message)
+            os._exit(code or 0)
+
+        self._leave = lambda: os._exit(EXIT_NOW) if code is None else leave(0, None)
         for number in self._before:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_DFL if code is None else leave)
         try:
             yield
         finally:
-            self._nothing_to_save = False
+            self._leave = None
             for number in self._before:
                 signal.signal(number, self._handle)
 
@@ -103,8 +113,8 @@ class StopSignals:
             if path.exists():
                 with contextlib.suppress(OSError):
                     path.unlink()
-                if self._nothing_to_save:
-                    os._exit(EXIT_NOW)
+                if self._leave:
+                    self._leave()
                 self.requested = True
 
     def raise_if_requested(self) -> None:
