@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -58,7 +58,7 @@ class StopSignals:
         self.requested = False
         self._interrupts = 0
         self._before: dict[signal.Signals, Any] = {}
-        self._nothing_to_save = False
+        self._leave: Callable[[], None] | None = None  # what a stop means while nothing is to save
         self._over = threading.Event()
 
     def __enter__(self) -> StopSignals:
@@ -90,13 +90,13 @@ class StopSignals:
             logger.info("%s", message)
             os._exit(code or 0)
 
-        self._nothing_to_save = True
+        self._leave = lambda: os._exit(EXIT_NOW) if code is None else leave(0, None)
         for number in self._before:
             signal.signal(number, signal.SIG_DFL if code is None else leave)
         try:
             yield
         finally:
-            self._nothing_to_save = False
+            self._leave = None
             for number in self._before:
                 signal.signal(number, self._handle)
 
@@ -113,8 +113,8 @@ class StopSignals:
             if path.exists():
                 with contextlib.suppress(OSError):
                     path.unlink()
-                if self._nothing_to_save:
-                    os._exit(EXIT_NOW)
+                if self._leave:
+                    self._leave()
                 self.requested = True
 
     def raise_if_requested(self) -> None:
