@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.options.checks import resolve
@@ -31,14 +32,9 @@ Without a network, its figures are left out:
 """
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the command."""
-    parser = commands.add_parser(
-        "evaluate",
-        help="make pictures with checkpoints or model files and measure them against the training's",
-        epilog=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def declare(command: str, parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.epilog, parser.formatter_class = HELP, argparse.RawDescriptionHelpFormatter
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a checkpoint, a run or a model file")
     parser.add_argument("--config", help="a preset, for model files without a run beside them")
     parser.add_argument("--samples", type=int, default=SAMPLES, help=f"pictures of each ({SAMPLES})")
@@ -52,8 +48,10 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
-def run(known: argparse.Namespace) -> int:
+def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
     """Run the command; returns the exit code: 0 done, 3 refused."""
+    if rest:
+        parser.error(f"unknown: {' '.join(rest)}")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         if min(known.samples, known.steps, known.batch_size) < 1:

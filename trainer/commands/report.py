@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from trainer import files
@@ -14,16 +15,17 @@ from trainer.runs.run_folder import RunFolder, read_run
 DONE, REFUSED = 0, 3
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the command."""
-    parser = commands.add_parser("report", help="write a run as one HTML file that opens without a network, or as CSV")
+def declare(command: str, parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--csv", action="store_true", help="write every step's numbers as CSV instead")
     parser.add_argument("--to", type=Path, help="the file to write (report.html or steps.csv in the run's folder)")
 
 
-def run(known: argparse.Namespace) -> int:
+def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
     """Run the command; returns the exit code: 0 done, 3 refused."""
+    if rest:
+        parser.error(f"unknown: {' '.join(rest)}")
     folder = RunFolder(known.run)
     try:
         if read_run(folder) is None:

@@ -101,7 +101,8 @@ def chart(title: str, lines: Sequence[Line], marks: Sequence[tuple[float, str]] 
         opacity = 0.35 if line.faint else 1
         style = f'fill="none" stroke="{line.colour}" stroke-width="1.5" opacity="{opacity}"'
         places = " ".join(f"{across(step):.1f},{down(value):.1f}" for step, value in points)
-        parts.append(f'<polyline points="{places}" {style}/>')
+        if len(points) > 1:
+            parts.append(f'<polyline points="{places}" {style}/>')
         if line.dots or len(points) == 1:
             parts += [
                 f'<circle cx="{across(step):.1f}" cy="{down(value):.1f}" r="3" fill="{line.colour}">'

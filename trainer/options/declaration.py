@@ -30,6 +30,7 @@ class Option:
     advanced: bool  # the form shows it in the advanced half of its section
     traits: tuple[str, ...]  # of families: it applies to those that have one of them; empty: to all
     scope: Scope
+    decides_bucket: bool  # the bucket of an image follows from it
     varies: Literal["", "picture", "caption"]  # what it makes different from use to use of an image
     cacheable: bool  # it varies, but takes so few forms that each can be cached
     shapes: str  # the option without which it does nothing
@@ -37,6 +38,7 @@ class Option:
     must_exist: bool  # the file or folder that it names has to be there before a start
     sets_speed: bool  # runs in which it differs need other times for a step
     in_header: bool  # a model file tells it, as ss_<name>
+    pattern: str  # of texts that are right besides the choices
 
     def applies_to(self, traits: Collection[str]) -> bool:
         """Whether a family of these traits has the option."""
@@ -56,6 +58,7 @@ def option(
     traits: tuple[str, ...] = (),
     choices: tuple[str, ...] = (),
     scope: Scope = "run",
+    decides_bucket: bool = False,
     varies: Literal["", "picture", "caption"] = "",
     cacheable: bool = False,
     shapes: str = "",
@@ -63,6 +66,7 @@ def option(
     must_exist: bool = False,
     sets_speed: bool = False,
     in_header: bool = False,
+    pattern: str = "",
 ) -> Any:
     """Declare an option; see `Option` for what each flag says.
 
@@ -81,6 +85,7 @@ def option(
         "traits": traits,
         "choices": choices,
         "scope": scope,
+        "decides_bucket": decides_bucket,
         "varies": varies,
         "cacheable": cacheable,
         "shapes": shapes,
@@ -88,5 +93,6 @@ def option(
         "must_exist": must_exist or by_content,
         "sets_speed": sets_speed,
         "in_header": in_header,
+        "pattern": pattern,
     }
     return dataclasses.field(default=default, metadata=metadata)

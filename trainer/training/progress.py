@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import psutil
 import torch
 from torch import Tensor
 
+from trainer import devices
 from trainer.recipe.resume_watch import AfterResume
 from trainer.runs.events import EventWriter
 from trainer.runs.resources import Cooling
@@ -26,11 +27,16 @@ LOG_SECONDS = 10.0
 class _Pending:
     global_step: int
     epoch: int
-    lr: float
+    rates: Mapping[str, float]  # by trained part
     step_seconds: float
     data_seconds: float
     batch: str
     numbers: Tensor  # loss, grad_norm, finite; on the device
+
+    @property
+    def lr(self) -> float:
+        """The rate of the first part."""
+        return next(iter(self.rates.values()))
 
 
 class Meter:
@@ -56,14 +62,14 @@ class Meter:
         finite: Tensor,
         *,
         epoch: int,
-        lr: float,
+        rates: Mapping[str, float],
         step_seconds: float,
         data_seconds: float,
         batch: str,
     ) -> None:
         numbers = torch.stack([loss.float(), grad_norm.float(), finite.float()])
         step = self._state.global_step
-        self._pending.append(_Pending(step, epoch, lr, step_seconds, data_seconds, batch, numbers))
+        self._pending.append(_Pending(step, epoch, rates, step_seconds, data_seconds, batch, numbers))
         self._watch.weights(step)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
@@ -76,7 +82,7 @@ class Meter:
         if not self._pending:
             return
         rows = torch.stack([pending.numbers for pending in self._pending]).tolist()
-        memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else self._process.memory_info().rss
+        memory = devices.memory_used(self._pending[0].numbers.device) or self._process.memory_info().rss
         for pending, (loss, grad_norm, finite) in zip(self._pending, rows, strict=True):
             self._state.note_loss(pending.global_step, loss, bool(finite))
             jump = self._after_resume.add(loss)
@@ -87,6 +93,7 @@ class Meter:
                 epoch=pending.epoch,
                 loss=loss,
                 lr=pending.lr,
+                lrs=pending.rates,
                 grad_norm=grad_norm,
                 step_seconds=pending.step_seconds,
                 data_seconds=pending.data_seconds,

@@ -6,10 +6,9 @@ import io
 import logging
 import threading
 
-import torch
 from PIL import Image
 
-from trainer import files
+from trainer import devices, files
 from trainer.models.model import TextSource
 from trainer.recipe.prompts import Prompt
 from trainer.training.beginning import Beginning
@@ -43,19 +42,22 @@ class Sampler:
         A device that has no room for them or a disk that refuses them is an event and a warning; the training goes
         on. Its random state is addressed, and so is not touched.
         """
+        if self._begun.prompts:
+            with self._begun.agreement.waited_for():
+                if self._begun.session.writes:
+                    self._make()
+
+    def _make(self) -> None:
         begun, state = self._begun, self._state
-        if not (begun.prompts and begun.session.writes):
-            return
         try:
             with self._aside, state.exported_weights():
                 images = state.model.sample(begun.prompts, begun.config.sample_sampler, begun.device, self._text)
         except RuntimeError as error:  # most often the device's memory, which is too small for larger pictures
-            advice = " Give smaller ones with --w and --h." if isinstance(error, torch.OutOfMemoryError) else ""
+            advice = " Give smaller ones with --w and --h." if devices.ran_out_of_memory(error) else ""
             message = f"the sample images cannot be made: {error}.{advice}"
             logger.warning("Step %d: %s The training goes on without them.", state.global_step, message)
             begun.session.events.write("warning", state.global_step, kind="sample_failed", message=message)
-            if begun.device.type == "cuda":
-                torch.cuda.empty_cache()
+            devices.give_back_memory(begun.device)
             return
         for index, (prompt, image) in enumerate(zip(begun.prompts, images, strict=True)):
             self._write(index, prompt, image)
