@@ -13,10 +13,13 @@ from trainer.checkpoints import preflight
 from trainer.commands import cache, checkpoint, drill
 from trainer.data import dataset_report
 from trainer.data.pictures import PictureError
+from trainer.options.config import Config
 from trainer.options.problems import ConfigError
 from trainer.options.writing import reference
 from trainer.refusal import Refused
-from trainer.runs.console import logging_to_console
+from trainer.runs import on_finish
+from trainer.runs.console import ConsoleLog, logging_to_console
+from trainer.runs.run_folder import RunFolder
 from trainer.runs.signals import StopRequested, StopSignals
 from trainer.training.session import TrainingFailed, advise
 
@@ -90,32 +93,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train(preset: str, rest: Sequence[str]) -> int:
-    """Train what a preset and the command line describe."""
+    """Train what a preset and the command line describe; then do what is wanted when a session ends."""
     with logging_to_console() as console, StopSignals() as signals:
         try:
             config, notices = preflight.read_options(preset, rest)
-            for notice in notices:
-                logger.warning("%s", notice)
-            from trainer.training import loop  # torch and diffusers take seconds; a wrong option is told at once
-
-            ending = loop.train(config, signals, console)
         except Refused as refusal:
-            for line in str(refusal).splitlines():
-                logger.error("Refused: %s", line)
-            return REFUSED
-        except StopRequested:
-            logger.info("Stopped before the first step; there was nothing to save.")
-            return STOPPED
-        except Exception as error:  # noqa: BLE001 - the last resort, so that the way out is the last thing in the log
-            return tell_failure(error)
-        if ending == "stopped":
-            logger.info("Stopped and saved. Continue with --resume_from_checkpoint latest.")
-            return STOPPED
-        if ending == "cached":
-            logger.info("The caches in %s are ready. Nothing was trained: cache_only.", config.cache_path)
-            return FINISHED
-        logger.info("Finished.")
+            return tell_refusal(refusal)
+        for notice in notices:
+            logger.warning("%s", notice)
+        code = train_run(config, signals, console)
+        on_finish.tell(RunFolder(config.run_dir))
+        return code
+
+
+def train_run(config: Config, signals: StopSignals, console: ConsoleLog) -> int:
+    """Train a run; returns the exit code."""
+    try:
+        from trainer.training import loop  # torch and diffusers take seconds; a wrong option is told at once
+
+        ending = loop.train(config, signals, console)
+    except Refused as refusal:
+        return tell_refusal(refusal)
+    except StopRequested:
+        logger.info("Stopped before the first step; there was nothing to save.")
+        return STOPPED
+    except Exception as error:  # noqa: BLE001 - the last resort, so that the way out is the last thing in the log
+        return tell_failure(error)
+    if ending == "stopped":
+        logger.info("Stopped and saved. Continue with --resume_from_checkpoint latest.")
+        return STOPPED
+    if ending == "cached":
+        logger.info("The caches in %s are ready. Nothing was trained: cache_only.", config.cache_path)
         return FINISHED
+    logger.info("Finished.")
+    return FINISHED
+
+
+def tell_refusal(refusal: Refused) -> int:
+    for line in str(refusal).splitlines():
+        logger.error("Refused: %s", line)
+    return REFUSED
 
 
 def dry_run(preset: str, rest: Sequence[str], *, as_json: bool) -> int:

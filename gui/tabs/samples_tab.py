@@ -12,8 +12,7 @@ import gradio as gr
 
 from gui import look
 from gui.places import Places
-from gui.tabs import run_bar
-from gui.views import thumbnails
+from gui.views import runs, thumbnails
 from gui.views.history import Sample
 from gui.views.monitor import View, Watch
 from gui.wiring import QUIET, TELL_CLICKS, Updates
@@ -71,7 +70,7 @@ class SamplesTab:
 
     def wire(self, picker: gr.Dropdown, watch: Watch) -> None:
         def view(data: Mapping[Any, Any]) -> View | None:
-            run = run_bar.chosen(self._places, data[picker])
+            run = runs.chosen(self._places, data[picker])
             return watch.look(run) if run is not None else None
 
         def enlarge(data: Mapping[Any, Any], event: gr.EventData) -> Updates:

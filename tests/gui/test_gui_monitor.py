@@ -17,7 +17,7 @@ from gui.places import Places
 from gui.server import console_log, runner
 from gui.server.runner import Started
 from gui.tabs import monitor_tab, run_bar
-from gui.views import advice, charts, curves, monitor
+from gui.views import advice, charts, curves, monitor, runs
 from gui.views.history import SMOOTHING, History, Sample
 from gui.views.monitor import Watch
 from tests.gui.test_gui_fake_run import loss_at, make_run, settings, write_session
@@ -501,38 +501,38 @@ def test_the_run_that_was_active_last_comes_first(places: Places) -> None:
     output = places.home / "output"
     first, second = make_run(output, "first"), make_run(output, "second")
     files.write_bytes(first.run_file, first.run_file.read_bytes())
-    assert run_bar.choices(places) == [("first", str(first.path)), ("second", str(second.path))]
+    assert runs.choices(places) == [("first", str(first.path)), ("second", str(second.path))]
 
 
 def test_a_run_started_in_another_folder_is_found_again(places: Places, tmp_path: Path) -> None:
     run = make_run(tmp_path / "elsewhere", "far")
-    assert run_bar.choices(places) == []
+    assert runs.choices(places) == []
     places.remember_output_folder(run.path.parent)
-    assert run_bar.choices(places) == [("far", str(run.path))]
+    assert runs.choices(places) == [("far", str(run.path))]
 
 
 def test_a_start_without_a_run_yet_is_among_the_choices(places: Places) -> None:
     run = RunFolder(places.home / "output" / "new")
     started(run, alive=True)
-    assert run_bar.choices(places) == [("new", str(run.path))]
-    assert run_bar.chosen(places, str(run.path)) == run
+    assert runs.choices(places) == [("new", str(run.path))]
+    assert runs.chosen(places, str(run.path)) == run
 
 
 def test_a_run_whose_folder_was_deleted_is_no_choice_any_more(places: Places) -> None:
     run = make_run(places.home / "output")
     started(run, alive=False)
     shutil.rmtree(run.path)
-    assert run_bar.choices(places) == []
-    assert run_bar.chosen(places, str(run.path)) is None
+    assert runs.choices(places) == []
+    assert runs.chosen(places, str(run.path)) is None
 
 
 @pytest.mark.parametrize("value", ["/etc", "../secret", "", None, 7, "output/fox/../../secret", "\0"])
 def test_only_a_known_run_can_be_opened(places: Places, value: Any) -> None:
     make_run(places.home / "output")
     make_run(places.home, "secret")
-    assert run_bar.chosen(places, value) is None
-    assert run_bar.chosen(places, str(places.home / "secret")) is None
-    assert run_bar.chosen(places, str(places.home / "output" / "fox" / ".." / ".." / "secret")) is None
+    assert runs.chosen(places, value) is None
+    assert runs.chosen(places, str(places.home / "secret")) is None
+    assert runs.chosen(places, str(places.home / "output" / "fox" / ".." / ".." / "secret")) is None
 
 
 def test_the_charts_of_a_run_that_goes_on_are_drawn_only_when_there_is_something_new(

@@ -33,6 +33,7 @@ from trainer.options.problems import ConfigError, Problem
 from trainer.recipe import early_stopping, optimizers, prompts, schedule
 from trainer.runs import branches, manifest, run_folder
 from trainer.runs.console import ConsoleLog
+from trainer.runs.machine import Readings
 from trainer.runs.manifest import CheckpointDamaged
 from trainer.runs.run_folder import RunFolder
 from trainer.runs.signals import StopRequested, StopSignals
@@ -127,11 +128,12 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
             signals.raise_if_requested()
 
             saver = Saver(config, run, state, plan, curve, inputs, this_session, here)
-            meter = Meter(state, events, total_steps)
+            meter = Meter(state, events, total_steps, Readings(run.path, gpu_uuids(device)))
             validator = make_validator(config, inputs, sources, state, accelerator)
 
             def sample() -> None:
                 if sample_prompts and events:
+                    meter.flush()
                     with aside, state.exported_weights():
                         sampling.make(
                             model, sample_prompts, config.sample_sampler, device, run, events, state.global_step
@@ -228,6 +230,11 @@ def make_accelerator(config: Config) -> Accelerator:
         mixed_precision=config.mixed_precision,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+
+
+def gpu_uuids(device: torch.device) -> list[str]:
+    """What names the GPU of this process; empty where it trains on none."""
+    return [str(torch.cuda.get_device_properties(device).uuid)] if device.type == "cuda" else []
 
 
 def watch_scan(signals: StopSignals) -> Callable[[int, int], None]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trainer.recipe.resume_watch import AfterResume
 from trainer.runs.events import EventWriter
+from trainer.runs.machine import Readings
 from trainer.training.state import State
 
 logger = logging.getLogger(__name__)
@@ -34,10 +35,13 @@ class _Pending:
 class Meter:
     """Keeps the numbers of recent steps on the device and writes their events about once a second, in one transfer."""
 
-    def __init__(self, state: State, events: EventWriter | None, total_steps: int) -> None:
+    def __init__(
+        self, state: State, events: EventWriter | None, total_steps: int, readings: Readings | None = None
+    ) -> None:
         self._state = state
         self._events = events
         self._total_steps = total_steps
+        self._readings = readings
         self._process = psutil.Process()
         self._pending: list[_Pending] = []
         self._after_resume = AfterResume(state.global_step, state.loss_average, state.loss_spread)
@@ -94,6 +98,9 @@ class Meter:
                     self._events.write("warning", pending.global_step, kind="loss_jump", message=jump)
         if time.monotonic() - self._logged > LOG_SECONDS or self._pending[-1].global_step == self._total_steps:
             self._log(self._pending[-1])
+        machine = self._readings.due() if self._events and self._readings else None
+        if self._events and machine:
+            self._events.write("machine", self._pending[-1].global_step, **machine)
         self._pending.clear()
 
     def _log(self, last: _Pending) -> None:

@@ -26,22 +26,23 @@ def make(
     events: EventWriter,
     step: int,
 ) -> None:
-    """Make the prompts' images at a step, write them to the run's samples folder and say so.
+    """Make the prompts' images at a step one after another, write them to the run's samples folder and say so.
 
     A device that has no room for them or a disk that refuses them is an event and a warning; the training goes on. Its
     random state is addressed, and so is not touched.
     """
-    try:
-        images = model.sample(prompts, sampler, device)
-    except RuntimeError as error:  # most often the device's memory, which is too small for larger pictures
-        advice = " Give smaller ones with --w and --h." if isinstance(error, torch.OutOfMemoryError) else ""
-        message = f"the sample images cannot be made: {error}.{advice}"
-        logger.warning("Step %d: %s The training goes on without them.", step, message)
-        events.write("warning", step, kind="sample_failed", message=message)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        return
-    for index, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
+    for index, prompt in enumerate(prompts):
+        events.write("sampling", step, done=index, total=len(prompts))
+        try:
+            (image,) = model.sample([prompt], sampler, device)
+        except RuntimeError as error:  # most often the device's memory, which is too small for larger pictures
+            advice = " Give smaller ones with --w and --h." if isinstance(error, torch.OutOfMemoryError) else ""
+            message = f"the sample images cannot be made: {error}.{advice}"
+            logger.warning("Step %d: %s The training goes on without them.", step, message)
+            events.write("warning", step, kind="sample_failed", message=message)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            break
         name = f"step{step:08d}-{index:02d}-{prompt.seed}.png"
         data = io.BytesIO()
         image.save(data, "PNG")
@@ -59,3 +60,4 @@ def make(
                 index=index,
                 seed=prompt.seed,
             )
+    events.write("sampling", step, done=len(prompts), total=len(prompts))

@@ -88,6 +88,7 @@ class Session:
             "grade": verdict.grade if verdict else None,
             "resumed_from": str(verdict.path.absolute()) if verdict else None,
             "allowed": _allowed(verdict) if verdict else [],
+            "total_steps": started.get("total_steps"),
             **run_folder.this_process(),
         }
         self.record |= {"status": "running", **run_folder.this_process()}
