@@ -30,8 +30,9 @@ from gui.forms import presets
 from gui.forms.draft import Draft
 from gui.places import Places, usual_places
 from gui.server import runner, security, sessions
+from gui.server.early_script import EarlyScript
 from gui.server.security import Guard
-from gui.tabs import run_bar, train_tab
+from gui.tabs import live, run_bar, train_tab
 from gui.tabs.dataset_tab import DatasetTab
 from gui.tabs.monitor_tab import MonitorTab, add_output_folder
 from gui.tabs.resume_tab import ResumeTab
@@ -44,12 +45,13 @@ from gui.views.monitor import View, Watch
 from gui.wiring import QUIET, Updates, fresh_list, stamp_of_list
 
 logger = logging.getLogger(__name__)
-TICK_SECONDS = 1.0  # between two looks at a run that is active
-IDLE_SECONDS = 3.0  # and at one that is not
 QUEUE_SECONDS = 0.05  # how often Gradio's queue looks for events; by itself it does so every millisecond
 STOP_SECONDS = 60.0
 TABS = ("tab-train", "tab-dataset", "tab-resume", "tab-monitor", "tab-samples", "tab-runs")
 STOP_RUNS = "REKINDLE_STOP_RUNS_ON_EXIT"
+
+# For the js_on_load of a widget that nobody sees: charts.js calls for its event when there is something to show.
+CALLED_BY_THE_SCRIPT = "window.rekindleNews = () => trigger('click', {});"
 
 # --- the page ------------------------------------------------------------------------------------------------------
 
@@ -79,9 +81,8 @@ class Page:
                 with gr.Tab("Runs", id="tab-runs", elem_id="tab-runs") as runs_item:
                     self.runs = RunsTab(places, self.watch, self.bar.picker, self.bar.message, self.question)
             self.tab = gr.Textbox("", visible="hidden")  # the one that this browser had open last
-            self.timer = gr.Timer(TICK_SECONDS)
             self.seen = gr.State({})  # what this page was last shown, so that only what changed is sent
-            self.news = gr.Number(0, visible="hidden")  # changes when there is something to show
+            self.news = gr.HTML(visible="hidden", elem_id="run-news", js_on_load=CALLED_BY_THE_SCRIPT)
             self.form = self.train.form
             self._wire(resume_item)
             self.dataset.wire(self.form, dataset_item, QUIET)
@@ -92,9 +93,9 @@ class Page:
     def _wire(self, resume_item: gr.Tab) -> None:
         options = self.form.inputs()
         watched = {self.bar.picker, self.seen, self.bar.awaited, self.bar.message} | self.samples.inputs()
-        run_parts = self.bar.outputs() | self.monitor.outputs() | self.samples.outputs()
+        run_parts = self.bar.outputs() | self.samples.outputs()
         message = self.bar.message
-        run_parts |= {self.bar.picker, self.timer, self.seen, self.bar.awaited, message}
+        run_parts |= {self.bar.picker, self.seen, self.bar.awaited, message}
 
         draft = self.train.outputs()
         lists = {self.train.picker, self.train.name, self.train.about, self.train.opened_with, self.bar.opened_with}
@@ -102,9 +103,7 @@ class Page:
         self.blocks.load(*opening, js=_as_before(watched | {self.tab}, self.bar.picker, self.tab), **QUIET).then(
             None, js="() => { rekindleOpened(); rekindleCharts.opened(); }", api_visibility="private"
         )
-        # Gradio makes every output of an event anew, changed or not; so a tick has one, and news are another event.
-        self.timer.tick(self.look_for_news, watched, {self.news}, queue=False, **QUIET)
-        self.news.change(self.refresh, watched, run_parts, queue=False, **QUIET)
+        self.news.click(self.refresh, watched, run_parts, queue=False, **QUIET)
         self.bar.picker.input(self.choose_run, watched, run_parts | {message}, **QUIET)
         # A list that is sent again would undo what was chosen in it meanwhile: it is sent only when it is another.
         output_dir = self.form.widgets["output_dir"]
@@ -196,12 +195,6 @@ class Page:
         view, updates = self._watched(data)
         return updates | self.show(view, data)
 
-    def look_for_news(self, data: Mapping[Any, Any]) -> Updates:
-        """A new number when `refresh` would change anything on this page."""
-        view, updates = self._watched(data)
-        changes, stale, _ = self._changes(view, data)
-        return {self.news: time.time() if updates or changes or stale else gr.skip()}
-
     def _watched(self, data: Mapping[Any, Any]) -> tuple[View | None, Updates]:
         """The run that the picker names, as it is now; where it names none, the latest and its choice."""
         value = data[self.bar.picker]
@@ -216,27 +209,20 @@ class Page:
         return view, updates | self.bar.forget(view, data)
 
     def show(self, view: View | None, data: Mapping[Any, Any]) -> Updates:
-        """The parts of the page that tell of the run, as far as they are not what the page was shown last."""
-        updates, stale, seen = self._changes(view, data)
-        return updates | self.monitor.show(view, stale) | {self.seen: seen}
-
-    def _changes(self, view: View | None, data: Mapping[Any, Any]) -> tuple[Updates, set[str], dict[str, Any]]:
-        """What is new outside the Monitor tab; that tab's parts that are not as shown; what is shown after both."""
+        """The widgets that tell of the run, as far as they do not show what the page was shown last."""
         seen = dict(data[self.seen] or {})
         updates: Updates = {}
-        for widget, update in self.bar.show(view).items():
+        for widget, update in self.bar.show(view, live.news(self.places, view)).items():
             key = f"bar {widget.elem_id}"
             if seen.get(key, "") != update:
                 seen[key] = update
                 updates[widget] = update
-        stamps = self.monitor.stamps(view)
-        stale = {part: stamp for part, stamp in stamps.items() if seen.get(part, "") != stamp}
-        seconds = TICK_SECONDS if view is not None and view.active else IDLE_SECONDS
-        if seen.get("seconds") != seconds:
-            seen["seconds"] = seconds
-            updates[self.timer] = gr.update(value=seconds)
+        condition = (view.name, view.condition) if view is not None else None
+        if seen.setdefault("condition", condition) != condition:  # the picker tells it
+            seen["condition"] = condition
+            updates[self.bar.picker] = gr.update(choices=runs.choices(self.places))
         pictures, seen["samples"] = self.samples.show(view, seen.get("samples"), data)
-        return updates | pictures, set(stale), seen | stale
+        return updates | pictures | {self.seen: seen}
 
     def look_for_runs(self, data: Mapping[Any, Any]) -> Updates:
         """A new number when there are other runs to choose from, those in the form's output folder among them."""
@@ -477,7 +463,7 @@ def make_application(places: Places, *, root_path: str = "") -> security.App:
     routes.add(server, places, page.watch)
     page.blocks._queue.sleep_when_free = QUEUE_SECONDS
     sessions.bound(page.blocks, server)
-    return gr.mount_gradio_app(
+    mounted = gr.mount_gradio_app(
         server,
         page.blocks,
         path="/",
@@ -495,6 +481,7 @@ def make_application(places: Places, *, root_path: str = "") -> security.App:
         css=look.CSS + dataset_view.CSS,
         head=look.script(forms.index()),
     )
+    return EarlyScript(mounted)
 
 
 def _as_before(inputs: set[Any], picker: gr.Dropdown, tab: gr.Textbox) -> str:

@@ -1,9 +1,13 @@
 // Charts that are updated in place, and rest while nobody sees them; the page's title; a notification at the end.
 // The server has the curves (live/charts): all of them at first, from then on only what is new.
 (() => {
-  const LOOK = 1000; // ms between two looks whether there is something to do
-  const PULSE = 2000; // ms between two drawings at least,
-  const SHARE = 40; // and so many times what the last one took, so that charts take a small share of a core
+  const LOOK = 400; // ms between two looks whether there is something to do
+  const LIVE_PULSE = 1000; // ms between two looks at a run that goes on,
+  const IDLE_PULSE = 3000; // and at one that does not
+  const NEWS_PULSE = 5000; // ms until Gradio is called again for the same news
+  const PULSE = 3000; // ms between two drawings at least,
+  const SHARE = 30; // and so many times what the last one took, so that charts take a small share of a core,
+  const LONGEST = 15000; // but not longer than that on a slow machine
   const MOST = 5000; // points of a line, after which all of it is asked for again, thinned out
   const HIDDEN_PULSE = 15000; // ms between two looks at how the run stands while the page is hidden
   const KEPT = "rekindle.view";
@@ -98,10 +102,11 @@
       const layout = { ...layoutOf(id, figure), datarevision: Math.random(), width: div.clientWidth };
       const started = performance.now();
       await Plotly.react(div, figure.data, layout, { displaylogo: false, responsive: true });
+      const taken = performance.now() - started;
       figure.dirty = false;
       figure.div = div;
       window.rekindleCharts.drawn += 1;
-      next = Math.max(next, performance.now() + Math.max(PULSE, SHARE * (performance.now() - started)));
+      next = Math.max(next, performance.now() + Math.max(PULSE, Math.min(LONGEST, SHARE * taken)));
     }
   }
 
@@ -128,7 +133,7 @@
     }
   }
 
-  const watched = () => document.querySelector("#run-status [data-run]")?.dataset.run || "";
+  const watched = () => document.querySelector("#run-watched [data-run]")?.dataset.run || "";
   const waiting = ([id, figure]) => inSight(place(id)) && (figure.dirty || figure.div !== place(id));
 
   async function look() {
@@ -159,44 +164,86 @@
     keep(changes);
   }
 
+  // --- lines, numbers and log ------------------------------------------------------------------------------------
+
+  let parts = {}; // what is shown of them, as the server calls it
+  let news = null; // stands for what Gradio was last called to show,
+  let again = 0; // and when it is called once more where it does not show that
+  let due = 0;
+  let asking = false;
+  let before = { run: "", condition: "" };
+
+  async function update() {
+    const run = watched();
+    if (asking || (run === before.run && performance.now() < due)) return;
+    asking = true;
+    try {
+      const whole = Boolean(find("loss-chart")?.offsetParent) && !document.hidden;
+      const query = new URLSearchParams({ run, whole, have: JSON.stringify(parts) });
+      const answer = await fetch(`live/page?${query}`);
+      if (!answer.ok) return;
+      const told = await answer.json();
+      due = performance.now() + (document.hidden ? HIDDEN_PULSE : told.active ? LIVE_PULSE : IDLE_PULSE);
+      for (const [id, html] of Object.entries(told.parts)) {
+        const place = find(id)?.querySelector(".live");
+        if (place) place.innerHTML = html;
+        else delete told.have[id]; // not there yet
+      }
+      parts = told.have;
+      tell({ ...told.short, run });
+      const shown = Number(document.querySelector("#run-watched [data-run]")?.dataset.news);
+      if (opened && run === watched() && told.news !== shown && (told.news !== news || performance.now() > again)) {
+        news = told.news;
+        again = performance.now() + NEWS_PULSE;
+        window.rekindleNews?.();
+      }
+    } catch {
+      due = performance.now() + IDLE_PULSE; // the server is away for a moment, as when it starts again
+    } finally {
+      asking = false;
+    }
+  }
+
   // --- the title, and the end of a run ---------------------------------------------------------------------------
 
-  let before = { run: "", condition: "" }; // of the run that is watched
-
   function tell(told) {
-    if (!told.run) return;
-    const percent = ACTIVE.includes(told.condition) && told.percent !== "" ? `${told.percent} % · ` : "";
-    const ended = ENDED.includes(told.condition) ? `${told.words} · ` : "";
-    document.title = `${percent || ended}${told.name} · Rekindle`;
     const over = before.run === told.run && ACTIVE.includes(before.condition) && ENDED.includes(told.condition);
     before = { run: told.run, condition: told.condition };
+    if (!told.name) return;
+    const percent = ACTIVE.includes(told.condition) && told.percent !== "" ? `${told.percent} % · ` : "";
+    const ended = ENDED.includes(told.condition) ? `${told.words} · ` : "";
+    const title = `${percent || ended}${told.name} · Rekindle`;
+    if (document.title !== title) document.title = title;
     if (over && view.tell && window.Notification?.permission === "granted") {
       new Notification(`${told.name}: ${told.words}`, { body: told.line, tag: told.run });
     }
   }
 
-  let asked = 0;
   let opened = false; // whether the page shows by now what it was left with
-  async function follow() {
-    const line = document.querySelector("#run-status [data-run]");
-    if (!document.hidden) {
-      const tab = document.querySelector('[role="tab"][aria-selected="true"]')?.id.replace(/-button$/, "") || view.tab;
-      const run = line?.dataset.run || view.run;
-      if (opened && (tab !== view.tab || run !== view.run)) keep({ tab, run });
-      if (line) tell(line.dataset);
-    } else if (line && performance.now() - asked > HIDDEN_PULSE) {
-      asked = performance.now();
-      const answer = await fetch(`live/run?${new URLSearchParams({ run: line.dataset.run })}`).catch(() => null);
-      if (answer?.ok) tell(await answer.json());
+  function remember() {
+    const tab = document.querySelector('[role="tab"][aria-selected="true"]')?.id.replace(/-button$/, "") || view.tab;
+    const run = watched() || view.run;
+    if (opened && (tab !== view.tab || run !== view.run)) {
+      due = 0;
+      keep({ tab, run });
     }
   }
 
   setInterval(() => {
+    remember();
+    update();
     look();
-    follow();
   }, LOOK);
-  document.addEventListener("visibilitychange", look);
-  document.addEventListener("scroll", () => performance.now() > next - PULSE && look(), { passive: true, capture: true });
+  document.addEventListener("visibilitychange", () => {
+    due = 0;
+    update();
+    look();
+  });
+  let resting = 0;
+  addEventListener("scroll", () => {
+    clearTimeout(resting);
+    resting = setTimeout(look, 200);
+  }, { passive: true, capture: true });
 
   // --- for the widgets -------------------------------------------------------------------------------------------
 
@@ -210,7 +257,11 @@
       look();
     },
     redraw,
-    opened: () => (opened = true),
+    opened: () => {
+      opened = true;
+      due = 0;
+      update();
+    },
     whole: () => {
       for (const id of figures.keys()) {
         const div = place(id);

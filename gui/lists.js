@@ -50,7 +50,7 @@
     if (document.hidden || waiting || !line?.offsetParent) return;
     waiting = true;
     try {
-      const run = document.querySelector("#run-status [data-run]")?.dataset.run || "";
+      const run = document.querySelector("#run-watched [data-run]")?.dataset.run || "";
       const answer = await fetch(`live/machine?${new URLSearchParams({ run })}`);
       if (!answer.ok) return;
       const parts = (await answer.json()).map((told) => {

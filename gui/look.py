@@ -98,6 +98,7 @@ button.picture:hover, button.picture:focus-visible { border-color: #1d4ed8; }
 button.picture img { display: block; max-width: 220px; width: 100%; min-width: 96px; border-radius: 4px; }
 figure.whole { margin: 0; } figure.whole img { max-width: 100%; border-radius: 6px; min-width: min(256px, 100%); }
 #sample-picture:not(:has(figure, .note)) { display: none; }
+.live:empty { display: none; }
 .chart { min-height: 300px; width: 100%; }
 .chart-controls { align-items: end; } .chart-controls .block { padding-top: 4px; padding-bottom: 4px; }
 #run-differences:not(:has(.note, table)) { display: none; }
@@ -245,6 +246,11 @@ def badge(words: str, kind: str) -> Html:
 def mark(words: str, kind: str = "") -> Html:
     """A word or two that stand out. `kind`: good, bad, warn, or nothing."""
     return Html(f'<span class="mark {kind}">{escape(words)}</span>')
+
+
+def live(words: str = "") -> str:
+    """A place that charts.js fills and keeps up to date, and which Gradio leaves alone."""
+    return f'<div class="live">{words}</div>'
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib.resources
+import json
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import fastapi
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from gui.places import Places
-from gui.tabs import run_bar
+from gui.tabs import live
 from gui.views import charts, machine, results, runs
 from gui.views.history import SMOOTHING
 from gui.views.monitor import Watch
@@ -41,10 +42,13 @@ def add(server: fastapi.FastAPI, places: Places, watch: Watch) -> None:
         told = charts.news(drawn, charts.as_asked(axis, smoothing), have)
         return JSONResponse(told | {"active": watch.look(found).active}, headers=FRESH)
 
-    @server.get("/live/run")
-    def live_run(run: str) -> Response:
-        found = runs.chosen(places, run)
-        told: dict[str, Any] = {} if found is None else run_bar.in_short(watch.look(found))
+    @server.get("/live/page")
+    def live_page(run: str = "", have: str = "{}", whole: bool = False) -> Response:
+        try:
+            known = json.loads(have)
+        except ValueError:
+            known = {}
+        told = live.update(places, watch, run, known if isinstance(known, dict) else {}, whole=whole)
         return JSONResponse(told, headers=FRESH)
 
     @server.get("/live/machine")

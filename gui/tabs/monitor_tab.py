@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -12,7 +11,7 @@ import gradio as gr
 
 from gui import look
 from gui.places import Places
-from gui.server import console_log, runner
+from gui.server import runner
 from gui.tabs import run_bar
 from gui.views import comparison, monitor, runs
 from gui.views.charts import MOST_SMOOTHING, PLOTLY_ADDRESS
@@ -37,7 +36,6 @@ TO_THE_END_OF_THE_LOG = """() => setTimeout(() => {
   const log = document.getElementById("run-log");
   if (log) log.scrollTop = log.scrollHeight;
 }, 400)"""
-FACTS_SECONDS = 2  # between two lines of numbers while nothing else is new
 AXES = [("Steps", "steps"), ("Epochs", "epochs"), ("Time", "time")]
 TELL = "Tell me when the run ends"
 FOR_THE_PAGE = {"api_visibility": "private", "queue": False}  # what page and charts have to do with one another
@@ -53,8 +51,8 @@ def chart(name: str, elem_id: str) -> gr.HTML:
 
 class MonitorTab:
     def __init__(self) -> None:
-        self.facts = gr.HTML(elem_id="run-facts")
-        self.hint = gr.HTML(elem_id="run-hint")
+        gr.HTML(look.live(), elem_id="run-facts")
+        gr.HTML(look.live(), elem_id="run-hint")
         with gr.Row(equal_height=False, elem_classes="chart-controls"):
             self.compare = gr.Dropdown(
                 choices=[], value=[], multiselect=True, label="Compare with", elem_id="compare-runs", scale=3,
@@ -79,16 +77,13 @@ class MonitorTab:
             )  # fmt: skip
             gr.HTML(hook_line(), elem_id="on-finish")
         gr.HTML("<h3>Log</h3>")
-        self.log = gr.HTML(elem_id="run-log", container=True, min_height=120, js_on_load=FOLLOW_THE_LOG)
+        gr.HTML(look.live(look.log("")), elem_id="run-log", container=True, min_height=120, js_on_load=FOLLOW_THE_LOG)
         with gr.Accordion("Runs in another folder", open=False), gr.Row(equal_height=False, elem_classes="beside"):
             self.folder = gr.Textbox(
                 label="Output folder", elem_id="other-output-dir", max_lines=1, scale=4,
                 info="A folder that runs were trained into, from the command line for one. It is remembered.",
             )  # fmt: skip
             self.add_folder = gr.Button("Show its runs", elem_id="other-output-add", scale=0, min_width=160)
-
-    def outputs(self) -> set[Any]:
-        return {self.facts, self.hint, self.log}
 
     def wire(self, places: Places, picker: gr.Dropdown, item: gr.Tab) -> None:
         """Everything about the charts that is not drawn by itself."""
@@ -123,23 +118,6 @@ class MonitorTab:
         kept = [self.axis, self.smoothing, self.log_scale, self.clip, self.tell]
         told = "() => { const { axis, smoothing, log, clip, tell } = rekindleCharts.view; "
         blocks.load(None, None, kept, js=told + "return [axis, smoothing, log, clip, tell]; }", **FOR_THE_PAGE)
-
-    def stamps(self, view: View | None) -> dict[str, tuple[Any, Any]]:
-        """What each shown part depends on: a part is sent anew once that is not as when it was sent."""
-        if view is None:
-            return dict.fromkeys(("facts", "log"), (None, None))
-        facts = (view.stamp, view.condition, int(time.time() / FACTS_SECONDS) if view.active else 0)
-        log = (str(view.run.path), *console_log.stamp(view.run.console_file))
-        return {"facts": facts, "log": log}
-
-    def show(self, view: View | None, parts: set[str]) -> dict[Any, Any]:
-        updates: dict[Any, Any] = {}
-        if "facts" in parts:
-            updates[self.facts] = facts(view)
-            updates[self.hint] = hint(view)
-        if "log" in parts:
-            updates[self.log] = look.log("" if view is None else console_log.tail(view.run.console_file))
-        return updates
 
 
 def hook_line() -> str:

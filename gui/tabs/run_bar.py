@@ -43,8 +43,9 @@ class RunBar:
                 self.command = gr.Button("Print training command", elem_id="print-command", scale=1, min_width=215)
             self.listed = gr.Number(0, visible="hidden")  # stands for the runs that the picker lists now,
             self.opened_with = gr.State(0)  # and this for those that it lists until that one changes
-            self.status = gr.HTML(elem_id="run-status")
-            self.progress = gr.HTML(elem_id="run-progress")
+            gr.HTML(look.live(), elem_id="run-status")
+            gr.HTML(look.live(), elem_id="run-progress")
+            self.watched = gr.HTML(elem_id="run-watched", visible="hidden")  # from which the page's script has the run
             gr.HTML('<div class="machine" aria-label="This machine" role="group"></div>', elem_id="run-machine")
             self.question = Question()
             self.message = gr.HTML(elem_id="form-message")
@@ -52,14 +53,15 @@ class RunBar:
             self.awaited = gr.State(None)  # what a message speaks of that is yet to happen
 
     def outputs(self) -> set[Any]:
-        return {self.status, self.progress, self.notice, self.stop, self.save, self.sample, self.kill}
+        return {self.watched, self.notice, self.stop, self.save, self.sample, self.kill}
 
-    def show(self, view: View | None) -> dict[Any, Any]:
+    def show(self, view: View | None, news: int) -> dict[Any, Any]:
+        """`news`: stands for what is shown now; see live.news."""
+        path = "" if view is None else str(view.run.path)
         can_ask = view is not None and view.condition == "running"
         can_stop = view is not None and view.condition in ("running", "starting")
         return {
-            self.status: status_line(view),
-            self.progress: progress_bar(view),
+            self.watched: f'<i data-run="{escape(path)}" data-news="{news}"></i>',
             self.notice: notice(view),
             self.stop: gr.update(interactive=can_stop),
             self.save: gr.update(interactive=can_ask),
@@ -128,10 +130,9 @@ def status_line(view: View | None) -> str:
             '<div class="run-line"><span class="badge">no run yet</span>'
             "<span>Choose a preset, look over the options and press Start training.</span></div>"
         )
-    data = "".join(f' data-{name}="{escape(str(value))}"' for name, value in in_short(view).items())
     parts: list[str] = [look.badge(runs.WORDS[view.condition], view.condition)]
     parts += [f"<span>{escape(text)}</span>" for text in _numbers(view)]
-    return f'<div class="run-line"{data}>{"".join(parts)}</div>'
+    return f'<div class="run-line">{"".join(parts)}</div>'
 
 
 def _numbers(view: View) -> list[str]:

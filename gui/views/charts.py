@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -161,7 +162,7 @@ def _abandoned(history: History, asked: Asked) -> Iterator[Trace]:
     for number, branch in enumerate(branches):
         places = kept(branch["loss"], max(2, MOST_POINTS // 4 // len(branches)))
         yield {
-            "uid": f"abandoned {number}", "name": "abandoned branch", "legendgroup": "abandoned",
+            "uid": _uid("abandoned", number), "name": "abandoned branch", "legendgroup": "abandoned",
             "x": _x(branch, asked, places), "y": _numbers(branch["loss"][places]),
             "mode": "lines", "line": {"color": GREY, "width": 1}, "opacity": 0.6, "showlegend": number == 0,
             "hovertemplate": _hover(asked, "abandoned"),
@@ -183,7 +184,7 @@ def _loss_traces(curves: Sequence[Curves], asked: Asked, since: Sequence[int]) -
         colour = BLUE if watched else OF_RUNS[(number - 1) % len(OF_RUNS)]
         if watched or not asked.smoothing:
             yield _growing(
-                {"uid": f"loss {item.key}", "name": "loss" if not several else f"{item.name}: loss",
+                {"uid": _uid("loss", item.key), "name": "loss" if not several else f"{item.name}: loss",
                  "line": {"color": colour, "width": 1}, "opacity": 0.5, "hovertemplate": _hover(asked, item.name)},
                 rows, told[fresh:], losses[fresh:], asked, begin,
             )  # fmt: skip
@@ -191,17 +192,19 @@ def _loss_traces(curves: Sequence[Curves], asked: Asked, since: Sequence[int]) -
             name = item.name if several else "smoothed"
             look = {"color": colour, "width": 2.5 if watched else 2} | ({"dash": "dot"} if item.until else {})
             yield _growing(
-                {"uid": f"smoothed {item.key}", "name": name, "line": look,
+                {"uid": _uid("smoothed", item.key), "name": name, "line": look,
                  "hovertemplate": _hover(asked, f"{item.name}, smoothed")},
-                rows, told[fresh:], average[fresh:], asked, begin,
+                rows, told[fresh:], average[fresh:], asked, begin, MOST_POINTS // 2,
             )  # fmt: skip
         if watched:
             yield from _marks(item.history, asked, rows["step"][told], average)
 
 
-def _growing(trace: Trace, rows: Array, places: Array, values: Array, asked: Asked, begin: int) -> Trace:
+def _growing(
+    trace: Trace, rows: Array, places: Array, values: Array, asked: Asked, begin: int, most: int = MOST_POINTS
+) -> Trace:
     """A trace with the places' values; `begin`: how many of the rows the page has already."""
-    shown = kept(values)
+    shown = kept(values, most)
     points = {"x": _x(rows, asked, places[shown]), "y": _numbers(values[shown])}
     if begin:
         return {"uid": trace["uid"], "more": True, **points}
@@ -215,7 +218,7 @@ def _marks(history: History, asked: Asked, steps: Array, average: Array) -> Iter
         losses = np.array(told_then)
         places = kept(losses)
         yield {
-            "uid": "validation", "name": "validation", "mode": "lines+markers", "line": {"color": VIOLET},
+            "uid": _uid("validation"), "name": "validation", "mode": "lines+markers", "line": {"color": VIOLET},
             "x": _x_of_steps(history, asked, np.array(marks)[places]), "y": _numbers(losses[places]),
             "hovertemplate": _hover(asked, "validation"),
         }  # fmt: skip
@@ -228,7 +231,7 @@ def _marks(history: History, asked: Asked, steps: Array, average: Array) -> Iter
         drawn = [(mark, place) for mark, place in zip(all_marks[-MOST_MARKS:], places, strict=True) if place >= 0]
         if drawn:
             yield {
-                "uid": name, "name": name, "mode": "markers", "marker": look, "customdata": [mark for mark, _ in drawn],
+                "uid": _uid(name), "name": name, "mode": "markers", "marker": look, "customdata": [mark for mark, _ in drawn],
                 "x": _x_of_steps(history, asked, [mark for mark, _ in drawn]),
                 "y": _numbers(average[[place for _, place in drawn]]),
                 "hovertemplate": f"{name} at step %{{customdata}}<extra></extra>",
@@ -267,7 +270,7 @@ def _detail_traces(curves: Curves, asked: Asked, since: int, machine_since: int)
         for line in lines:
             values = rows[line.column][begin:] / line.unit
             trace = {
-                "uid": f"{panel.title} {line.column}", "name": line.name, "line": {"color": line.colour, "width": 1.5},
+                "uid": _uid(panel.title, line.column), "name": line.name, "line": {"color": line.colour, "width": 1.5},
                 "yaxis": _numbered("y", number), "showlegend": len(lines) > 1,
                 "hovertemplate": _hover(asked, line.name),
             }  # fmt: skip
@@ -362,6 +365,11 @@ def _x_of_steps(history: History, asked: Asked, steps: Sequence[int] | Array) ->
 def _numbers(values: Array) -> list[float]:
     """Six digits of each: more are not seen, and would be sent."""
     return [float(f"{value:.6g}") for value in values.tolist()]
+
+
+def _uid(*words: Any) -> str:
+    """What a trace is known by; Plotly makes a class of the document of it, in which few signs may be."""
+    return f"t{zlib.crc32(repr(words).encode()):08x}"
 
 
 def _hover(asked: Asked, words: str) -> str:
