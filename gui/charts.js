@@ -5,7 +5,7 @@
   const LIVE_PULSE = 1000; // ms between two looks at a run that goes on,
   const IDLE_PULSE = 3000; // and at one that does not
   const NEWS_PULSE = 5000; // ms until Gradio is called again for the same news
-  const PULSE = 3000; // ms between two drawings at least,
+  const PULSE = 4000; // ms between two drawings at least,
   const SHARE = 30; // and so many times what the last one took, so that charts take a small share of a core,
   const LONGEST = 15000; // but not longer than that on a slow machine
   const MOST = 5000; // points of a line, after which all of it is asked for again, thinned out

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
-SCRIPTS = tuple(Path(__file__).with_name(name) for name in ("page.js", "charts.js", "lists.js"))
+SCRIPTS = tuple(Path(__file__).with_name(name) for name in ("page.js", "charts.js", "lists.js", "gallery.js"))
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 
 CSS = """
@@ -96,8 +96,24 @@ table.samples tr.resumed td { border-top: 2px dashed #d97706 !important; font-si
 button.picture { padding: 0; border: 2px solid transparent; border-radius: 6px; cursor: zoom-in; background: none; }
 button.picture:hover, button.picture:focus-visible { border-color: #1d4ed8; }
 button.picture img { display: block; max-width: 220px; width: 100%; min-width: 96px; border-radius: 4px; }
-figure.whole { margin: 0; } figure.whole img { max-width: 100%; border-radius: 6px; min-width: min(256px, 100%); }
-#sample-picture:not(:has(figure, .note)) { display: none; }
+.samples-scroll { max-height: 75vh; overflow: auto; }
+table.samples thead th { position: sticky; top: 0; z-index: 2; background: var(--body-background-fill); }
+table.samples tbody th { position: sticky; left: 0; z-index: 1; background: var(--body-background-fill); }
+table.samples thead th:first-child { left: 0; z-index: 3; }
+button.picture img.missing { min-height: 96px; font-size: .8rem; }
+.comparison { position: relative; --left: 50%; max-width: 640px; }
+.comparison img { display: block; width: 100%; border-radius: 6px; min-height: 64px; }
+.comparison img.over { position: absolute; inset: 0 0 auto 0; clip-path: inset(0 0 0 var(--left)); }
+.comparison::after { content: ""; position: absolute; top: 0; bottom: 2.4rem; left: var(--left); width: 2px;
+  background: #fff; box-shadow: 0 0 3px #000; }
+.comparison input { width: 100%; height: 2rem; margin: .2rem 0; accent-color: #1d4ed8; cursor: ew-resize; }
+dialog#lightbox { max-width: 96vw; max-height: 96vh; padding: 12px; border-radius: 10px; margin: auto;
+  background: var(--background-fill-primary); color: var(--body-text-color);
+  border: 1px solid var(--border-color-primary); }
+dialog#lightbox::backdrop { background: rgb(0 0 0 / 75%); }
+dialog#lightbox img { display: block; max-width: 92vw; max-height: 78vh; min-width: min(320px, 80vw);
+  object-fit: contain; margin: 0 auto; image-rendering: auto; }
+dialog#lightbox p { margin: .5rem 0; max-width: 92vw; overflow-wrap: anywhere; }
 .live:empty { display: none; }
 .chart { min-height: 300px; width: 100%; }
 .chart-controls { align-items: end; } .chart-controls .block { padding-top: 4px; padding-bottom: 4px; }

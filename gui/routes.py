@@ -12,7 +12,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 
 from gui.places import Places
 from gui.tabs import live
-from gui.views import charts, machine, results, runs
+from gui.views import charts, machine, results, runs, thumbnails
 from gui.views.history import SMOOTHING
 from gui.views.monitor import Watch
 
@@ -55,6 +55,16 @@ def add(server: fastapi.FastAPI, places: Places, watch: Watch) -> None:
     def live_machine(run: str = "") -> Response:
         found = runs.chosen(places, run)
         return JSONResponse(machine.told(found.path if found is not None else places.home), headers=FRESH)
+
+    @server.get("/live/sample")
+    def sample(run: str, path: str, small: bool = False) -> Response:
+        found = runs.chosen(places, run)
+        picture = thumbnails.confined(found, path) if found is not None else None
+        if picture is not None and small:
+            picture = thumbnails.small(picture, places.thumbnails)
+        if picture is None:
+            return Response("There is no such picture.", status_code=404, headers=FRESH)
+        return FileResponse(picture, headers=A_YEAR)  # its address has its stamp
 
     @server.get("/results/file")
     def model_file(run: str, name: str) -> Response:

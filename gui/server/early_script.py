@@ -6,7 +6,7 @@ from gui.server.security import App, Message, Receive, Scope, Send
 
 # Gradio's sign that something is loading counts its time at every frame, also once it is hidden or gone: that alone
 # takes a twentieth of a core for as long as the page is open. Nothing here shows that time.
-NO_COUNTING = r"""<script>
+NO_COUNTING = rb"""<script>
 (() => {
   const frame = window.requestAnimationFrame.bind(window);
   const counts = new WeakMap(); // whether a function is such a count
@@ -16,7 +16,7 @@ NO_COUNTING = r"""<script>
     return counts.get(callback) && idle() ? 0 : frame(callback);
   };
 })();
-</script>""".encode()
+</script>"""
 
 
 class EarlyScript:

@@ -224,7 +224,7 @@ class ResumeTab:
     def _list(self, values: Mapping[str, Any], typed: str) -> Updates:
         """The checkpoints, the controls and the drill; quick."""
         wanted = str(values["resume_from_checkpoint"]).strip()
-        run = train_tab.run_of(self._places, values)
+        run = runs.named_by(self._places, values)
         found = checkpoints.shelf(self._places, run, typed)
         settings, _ = resume_check.settings_of(values)
         chosen = found.chosen(wanted) if found else None
@@ -361,7 +361,7 @@ class ResumeTab:
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def _shelf(self, values: Mapping[str, Any], data: Mapping[Any, Any]) -> Shelf | None:
-        run = train_tab.run_of(self._places, values)
+        run = runs.named_by(self._places, values)
         return checkpoints.shelf(self._places, run, str(data[self.folder] or ""))
 
     def _chosen(self, values: Mapping[str, Any], data: Mapping[Any, Any]) -> Found | None:
@@ -458,13 +458,13 @@ class ResumeTab:
         return {self._message: "", **self._drill_updates(run)}
 
     def end_drill(self, data: Mapping[Any, Any]) -> Updates:
-        run = train_tab.run_of(self._places, self._names(data))
+        run = runs.named_by(self._places, self._names(data))
         if run is None or not drills.stop(run):
             return {self._message: look.note("There is no drill to stop.")}
         return {self._message: "", **self._drill_updates(run)}
 
     def watch_drill(self, data: Mapping[Any, Any]) -> Updates:
-        return self._drill_updates(train_tab.run_of(self._places, self._names(data)))
+        return self._drill_updates(runs.named_by(self._places, self._names(data)))
 
     def _names(self, data: Mapping[Any, Any]) -> dict[str, Any]:
         return {

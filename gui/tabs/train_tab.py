@@ -280,15 +280,6 @@ def print_command(places: Places, values: Mapping[str, Any]) -> str:
     return look.note("Start training runs this, in a process of its own. It works in a shell as well:", log=line)
 
 
-def run_of(places: Places, values: Mapping[str, Any]) -> RunFolder | None:
-    """The run folder that the form names; None while it names none."""
-    checked = forms.check_values({name: values[name] for name in ("output_dir", "output_name")})
-    if checked.problems:
-        return None
-    settings = checks.build(checked.values)
-    return RunFolder(places.home / settings.run_dir)
-
-
 def put_aside(places: Places, draft: Draft) -> bool:
     """Keep a draft that something else takes the place of, when anything in it is unsaved."""
     if not draft.changes():

@@ -231,7 +231,8 @@ def _marks(history: History, asked: Asked, steps: Array, average: Array) -> Iter
         drawn = [(mark, place) for mark, place in zip(all_marks[-MOST_MARKS:], places, strict=True) if place >= 0]
         if drawn:
             yield {
-                "uid": _uid(name), "name": name, "mode": "markers", "marker": look, "customdata": [mark for mark, _ in drawn],
+                "uid": _uid(name), "name": name, "mode": "markers", "marker": look,
+                "customdata": [mark for mark, _ in drawn],
                 "x": _x_of_steps(history, asked, [mark for mark, _ in drawn]),
                 "y": _numbers(average[[place for _, place in drawn]]),
                 "hovertemplate": f"{name} at step %{{customdata}}<extra></extra>",

@@ -155,6 +155,17 @@ def test_the_curve_has_the_checkpoints_the_new_one_and_the_point_of_the_resume(t
     assert traces["resume"].y[0] == pytest.approx(trained.learning_rate * 0.8535533905932737)
 
 
+def test_the_checkpoints_curve_is_drawn_at_the_rates_it_was_trained_at(trained: Config, places: Places) -> None:
+    outcome = examine(
+        trained, places, resume_from_checkpoint="2", learning_rate=trained.learning_rate / 4, max_train_steps=8,
+        resume_lr_policy="stretch", resume_allow=("all",),
+    )  # fmt: skip
+    assert outcome.figure is not None
+    traces = {trace.name: trace for trace in outcome.figure.data}
+    assert max(traces["the checkpoint's curve"].y) == pytest.approx(trained.learning_rate)
+    assert max(traces["from here on"].y) < trained.learning_rate / 4
+
+
 def test_the_environment_is_compared_once_it_is_known(trained: Config, places: Places, run: RunFolder) -> None:
     environment = manifest.read_json(run.checkpoints / "step-00000002", "environment.json")
     values = values_of(trained, places, resume_from_checkpoint="2")
