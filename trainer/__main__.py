@@ -19,9 +19,9 @@ from trainer.options.writing import reference
 from trainer.refusal import Refused
 from trainer.runs import on_finish
 from trainer.runs.console import ConsoleLog, logging_to_console
+from trainer.runs.failures import TrainingFailed, advice_for
 from trainer.runs.run_folder import RunFolder
 from trainer.runs.signals import StopRequested, StopSignals
-from trainer.training.session import TrainingFailed, advise
 
 FINISHED, FAILED, REFUSED, STOPPED = 0, 1, 3, 4
 logger = logging.getLogger("trainer")
@@ -145,12 +145,12 @@ def dry_run(preset: str, rest: Sequence[str], *, as_json: bool) -> int:
         else:
             print("\n".join(f"Refused: {problem}" for problem in error.problems))
         return REFUSED
-    from trainer.training import environment, loop  # torch, which only the comparison of the environment needs
+    from trainer.training import beginning, environment  # torch, which only the comparison of the environment needs
 
     refusals = []
     here = None
     try:
-        accelerator = loop.make_accelerator(config)
+        accelerator = beginning.make_accelerator(config)
         here = environment.describe(config, accelerator.device, accelerator.num_processes)
     except Refused as refusal:
         refusals.append(str(refusal))
@@ -191,9 +191,9 @@ def tell_environment(preset: str, rest: Sequence[str]) -> int:
     """Print what environment.json of a checkpoint saved here would say, as JSON."""
     try:
         config, _ = preflight.read_options(preset, rest, to_train=False)
-        from trainer.training import environment, loop  # torch, which takes seconds
+        from trainer.training import beginning, environment  # torch, which takes seconds
 
-        accelerator = loop.make_accelerator(config)
+        accelerator = beginning.make_accelerator(config)
     except Refused as refusal:
         print(f"Refused: {refusal}", file=sys.stderr)
         return REFUSED
@@ -208,7 +208,7 @@ def tell_failure(error: Exception) -> int:
         logger.log(logging.INFO if told else logging.ERROR, "Failed: %s. %s", error, error.advice)
     else:
         logger.error("Failed: %s", error, exc_info=error)
-        logger.error("%s", getattr(error, "advice", "") or advise(error))
+        logger.error("%s", advice_for(error))
     return FAILED
 
 

@@ -27,9 +27,10 @@ from typing import Any
 
 import psutil
 
+from gui.forms import form as forms
 from gui.places import CODE, Places
 from trainer import files
-from trainer.options import writing
+from trainer.options import checks, writing
 from trainer.options.config import Config
 from trainer.runs import run_folder
 from trainer.runs.run_folder import Request, RunFolder, RunUnreadable
@@ -282,3 +283,12 @@ def is_active(run: RunFolder) -> bool:
 def has_runs(folder: Path) -> bool:
     """Whether a folder holds runs, or starts of runs."""
     return bool(run_folder.find_runs([folder]) or (folder / REQUESTS).is_dir())
+
+
+def run_of(places: Places, values: Mapping[str, Any]) -> RunFolder | None:
+    """The run folder that the form names; None while it names none."""
+    checked = forms.check_values({name: values[name] for name in ("output_dir", "output_name")})
+    if checked.problems:
+        return None
+    settings = checks.build(checked.values)
+    return RunFolder(places.home / settings.run_dir)

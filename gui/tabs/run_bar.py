@@ -190,7 +190,9 @@ def notice(view: View | None) -> str:
     if view.condition == "failed":
         error = history.error or "The trainer failed; the end of its log is on the Monitor tab."
         return look.note(
-            f"Failed after step {history.step}: {error}", advice.of_failure(error, history.advice), kind="bad"
+            f"Failed after step {history.step}: {error}",
+            advice.of_failure(error, history.advice, history.failure),
+            kind="bad",
         )
     if view.condition == "interrupted":
         last = f"; its last checkpoint is at step {history.checkpoints[-1]}" if history.checkpoints else ""

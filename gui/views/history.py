@@ -88,6 +88,7 @@ class History:
         self.reason = ""
         self.error = ""
         self.advice = ""
+        self.failure = ""  # its kind, one of trainer.runs.failures.KINDS
         self.session_time = 0.0
         self.last_time = 0.0
         self.earlier_seconds = 0.0  # that earlier sessions took
@@ -159,7 +160,7 @@ class History:
         self._step_seconds.clear()
         self.warnings.clear()
         self.phase = None
-        self.reason = self.error = self.advice = self.grade = ""
+        self.reason = self.error = self.advice = self.failure = self.grade = ""
         self.total_steps = _whole(event.get("total_steps"))
         self.steps_per_epoch = _whole(event.get("steps_per_epoch"))
         self.session = _whole(event.get("session"))
@@ -249,6 +250,7 @@ class History:
     def _run_failed(self, step: int, event: Mapping[str, Any]) -> None:
         self.phase = None
         self.error, self.advice = str(event.get("error", "")), str(event.get("advice") or "")
+        self.failure = str(event.get("kind", ""))
 
     def _checkpoint_failed(self, step: int, event: Mapping[str, Any]) -> None:
         """A warning event follows and says why."""

@@ -18,17 +18,11 @@ from trainer.data import arrow_dataset, buckets, folder_scan, subsets
 from trainer.data.subsets import DatasetError
 from trainer.models.base_model import BaseModelMissing
 from trainer.options import checks
-from trainer.options.config import Config
+from trainer.options.config import OPTIONS, Config
 from trainer.options.problems import ConfigError
 from trainer.runs.run_folder import RunFolder
 
 MOST_RUNS = 20  # the latest ones, among which one with the same settings is looked for
-SPEED = (
-    "pretrained_model_name_or_path", "network_dim", "conv_dim", "network_train_unet_only",
-    "network_train_text_encoder_only", "optimizer_type", "use_ema", "resolution", "train_batch_size",
-    "gradient_accumulation_steps", "mixed_precision", "gradient_checkpointing", "cache_latents",
-    "cache_text_encoder_outputs",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -106,7 +100,7 @@ def _alike(places: Places, settings: Config) -> list[RunFolder]:
             then = _config(run.config_file, run.config_file.stat().st_mtime_ns)
         except (ConfigError, OSError):
             continue
-        if all(getattr(then, name) == getattr(settings, name) for name in SPEED):
+        if all(getattr(then, name) == getattr(settings, name) for name, known in OPTIONS.items() if known.sets_speed):
             found.append(run)
     return found
 

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gui.forms import form as forms
 from gui.places import Places
 from gui.server import runner
 from gui.server.runner import Started
 from gui.views.charts import Curves
 from gui.views.monitor import Condition, Watch, condition
 from trainer.file_memory import stamp_of
-from trainer.options import checks
 from trainer.runs import events, run_folder
 from trainer.runs.run_folder import RunFolder, RunUnreadable
 
@@ -81,15 +79,6 @@ def chosen(places: Places, value: Any) -> RunFolder | None:
         return None
     run = RunFolder(path)
     return run if path.name not in ("", ".", "..") and runner.is_there(run) else None
-
-
-def named_by(places: Places, values: Mapping[str, Any]) -> RunFolder | None:
-    """The run folder that the form names; None while it names none."""
-    checked = forms.check_values({name: values[name] for name in ("output_dir", "output_name")})
-    if checked.problems:
-        return None
-    settings = checks.build(checked.values)
-    return RunFolder(places.home / settings.run_dir)
 
 
 def choices(places: Places, *, archived: bool = False) -> list[tuple[str, str]]:

@@ -28,8 +28,8 @@ from trainer.checkpoints.checkpoint import Save, Writer
 from trainer.checkpoints.resume import ResumeRefused
 from trainer.refusal import Refused
 from trainer.runs import manifest, run_folder
+from trainer.runs.failures import TrainingFailed
 from trainer.runs.run_folder import RunFolder
-from trainer.training.session import TrainingFailed
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from tests.support.runs_at_tiny_size import STEPS, assert_bit_equal, config_for, events_of, run, steps_of, tensors_of
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.checkpoint import Save
-from trainer.models.families.sd import StableDiffusion
+from trainer.models.model import Model
 from trainer.options.config import Config
 from trainer.runs import manifest, run_folder
+from trainer.runs.failures import advice_for
 from trainer.runs.run_folder import RunFolder, RunUnreadable
 from trainer.training import saving
-from trainer.training.session import advise
 from trainer.training.state import State
 
 
@@ -45,31 +45,31 @@ def saved_steps(config: Config) -> list[int]:
 
 
 def in_forward(monkeypatch: pytest.MonkeyPatch, at: int, error: Exception) -> None:
-    forward, count = StableDiffusion.forward, [0]
+    forward, count = Model.forward, [0]
 
-    def failing(model: StableDiffusion, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def failing(model: Model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         count[0] += 1
         if count[0] == at:
             raise error
         return forward(model, batch)
 
-    monkeypatch.setattr(StableDiffusion, "forward", failing)
+    monkeypatch.setattr(Model, "forward", failing)
 
 
 def in_backward(monkeypatch: pytest.MonkeyPatch, at: int, error: Exception) -> None:
-    forward, count = StableDiffusion.forward, [0]
+    forward, count = Model.forward, [0]
 
     def fail(gradient: torch.Tensor) -> torch.Tensor:
         raise error
 
-    def failing(model: StableDiffusion, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def failing(model: Model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         count[0] += 1
         losses = forward(model, batch)
         if count[0] == at:
             losses.register_hook(fail)
         return losses
 
-    monkeypatch.setattr(StableDiffusion, "forward", failing)
+    monkeypatch.setattr(Model, "forward", failing)
 
 
 MEMORY = {
@@ -128,7 +128,9 @@ def test_without_memory_inside_the_optimizer_only_the_save_before_is_finished(
 
 
 def test_an_error_that_has_nothing_to_do_with_memory_has_other_advice() -> None:
-    assert "Memory" not in advise(ValueError("shapes differ")) and "Memory" not in advise(OSError(5, "I/O error"))
+    assert "Memory" not in advice_for(ValueError("shapes differ")) and "Memory" not in advice_for(
+        OSError(5, "I/O error")
+    )
 
 
 # --- time ----------------------------------------------------------------------------------------------------------

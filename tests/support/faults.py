@@ -113,15 +113,31 @@ class FileCalls:
         return saving
 
 
+class Death(BaseException):
+    """The process would be dead."""
+
+
+class Deadly:
+    """Ends all effect on the disk from one call on, as a SIGKILL there would."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __call__(self, call: Call) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Death
+
+
 # --- moments of a training -----------------------------------------------------------------------------------------
 
 MOMENTS = {  # what is about to be called then
     "scanning": ("trainer.data.dataset", "read_folders"),
-    "loading": ("trainer.models.families.sd", "_from_folder"),
-    "caching": ("trainer.models.families.sd", "StableDiffusion.encode_images"),
+    "loading": ("trainer.models.parts", "Parts._load"),
+    "caching": ("trainer.models.model", "Model.encode_images"),
     "stepping": ("trainer.training.state", "State.clip"),
     "saving": ("trainer.runs.manifest", "compose"),
-    "sampling": ("trainer.models.families.sd", "StableDiffusion._one_sample"),
+    "sampling": ("trainer.models.previews", "one_picture"),
     "moving aside": ("trainer.runs.manifest", "move_aside"),
     "ending": ("trainer.training.session", "Session.finish"),
 }

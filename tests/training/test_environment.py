@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from trainer.options.config import Config
+from trainer.runs.failures import advice_for
 from trainer.training import environment
-from trainer.training.session import advise
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def test_what_is_not_deterministic_is_refused_with_the_way_out() -> None:
     environment.make_deterministic(Config(deterministic=True))
     with pytest.raises(RuntimeError) as refused:
         torch.zeros(3).put_(torch.tensor([1, 1]), torch.tensor([2.0, 3.0]))
-    assert "deterministic = false" in advise(refused.value)
+    assert "deterministic = false" in advice_for(refused.value)
 
 
 def test_deterministic_false_leaves_pytorch_as_it_is() -> None:

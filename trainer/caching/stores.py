@@ -146,6 +146,11 @@ def settings_id(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(files.json_bytes([CACHE_VERSION, dict(settings)])).hexdigest()[:16]
 
 
+def exists(cache: Path, kind: Kind, settings: Mapping[str, Any]) -> bool:
+    """Whether there is a collection with these settings."""
+    return (cache / kind / settings_id(settings) / SETTINGS).is_file()
+
+
 def _bytes_of(path: Path) -> bytes | None:
     try:
         return path.read_bytes()

@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files
-from trainer.checkpoints import budget, checkpoint_size, resume
+from trainer.checkpoints import budget, checkpoint_size, choosing, resume
 from trainer.checkpoints.budget import Budget
 from trainer.checkpoints.checkpoint_size import SizeUnknown
-from trainer.checkpoints.resume import ResumeRefused, Verdict
+from trainer.checkpoints.choosing import ResumeRefused, starts_from_scratch
+from trainer.checkpoints.resume import Verdict
 from trainer.data import dataset, findings
-from trainer.data.dataset import REPLACED_BY_DATASET_CONFIG, Scan
+from trainer.data.dataset import Scan
 from trainer.data.folder_scan import Progress, nobody
 from trainer.models import base_model
 from trainer.models.base_model import BaseModelMissing
 from trainer.options.checks import build, check
 from trainer.options.config import OPTIONS, Config
+from trainer.options.conflicts import combination_problems
 from trainer.options.problems import ConfigError, Problem, Source
 from trainer.options.sources import read_arguments, read_toml
 from trainer.quantities import counted, size
@@ -32,16 +34,13 @@ from trainer.runs import manifest
 from trainer.runs.run_folder import RunFolder
 
 SCAN_WORKERS = 4
-NAMED_PATHS = (
-    "train_data_dir", "dataset_config", "reg_data_dir", "validation_data_dir", "conditioning_data_dir", "in_json",
-    "vae", "single_file_config", "network_weights",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The images, the base model's files and what follows from them."""
+    """The images, the base model's files and what follows from them. `config`: with its family as the files tell."""
 
+    config: Config
     found: Scan
     images: Mapping[str, Any]  # what dataset.json keeps
     model_path: Path
@@ -89,6 +88,9 @@ def read_options(preset: Path | str, arguments: Sequence[str], *, to_train: bool
     problems += checked.problems
     config = build(checked.values)
     if to_train and complete:
+        config, unfit = settled(config)
+        said = {(problem.key, problem.message) for problem in problems}
+        problems += [problem for problem in unfit if (problem.key, problem.message) not in said]
         problems += missing(config, known=problems)
     if problems:
         raise ConfigError(problems)
@@ -108,9 +110,10 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
     ]
     problems += [
         Problem(name, f"there is no folder or file {home / getattr(config, name)}")
-        for name in NAMED_PATHS
-        if not (config.dataset_config and name in REPLACED_BY_DATASET_CONFIG)
-        if name != "network_weights" or not config.resume_from_checkpoint  # a resume has weights of its own
+        for name, known in OPTIONS.items()
+        if known.must_exist and name != "pretrained_model_name_or_path"  # which may be on the hub
+        if not (known.replaced_by and getattr(config, known.replaced_by))
+        if name != "network_weights" or starts_from_scratch(config, home)  # a resume has weights of its own
         if getattr(config, name) and not files.exists(home / getattr(config, name))
     ]
     model = config.pretrained_model_name_or_path
@@ -133,22 +136,50 @@ def look_at_inputs(config: Config, processes: int = 1, progress: Progress = nobo
     """Find images and base model. Raises Refused with everything that is missing or cannot be used."""
     if problems := missing(config):
         raise ConfigError(problems)
-    components = base_model.COMPONENTS[config.family]
-    found, model_path = both(
+    found, (config, model_path) = both(
         lambda: dataset.scan(config, progress=progress, workers=SCAN_WORKERS),
-        lambda: base_model.locate(config.pretrained_model_name_or_path, components),
+        lambda: locate_model(config),
     )
     batches = config.gradient_accumulation_steps * processes
     steps_per_epoch = found.steps_per_epoch(batches)
     epochs = config.max_train_epochs
     return Inputs(
+        config=config,
         found=found,
         images=dataset.record(found, config, batches),
         model_path=model_path,
-        base_model=base_model.digests(config, model_path, components),
+        base_model=base_model.digests(config, model_path),
         steps_per_epoch=steps_per_epoch,
         total_steps=config.max_train_steps if epochs is None else epochs * steps_per_epoch,
     )
+
+
+def locate_model(config: Config) -> tuple[Config, Path]:
+    """The config with its family as the base model's files tell, and where these are.
+
+    Raises BaseModelMissing, and ConfigError with what does not apply to the family.
+    """
+    path = base_model.locate(config.pretrained_model_name_or_path, config.family)
+    settled = base_model.settle(config, path)
+    if problems := [Problem(key, text) for key, text in combination_problems(settled)]:
+        raise ConfigError(problems)
+    return settled, path
+
+
+def settled(config: Config, home: Path = Path()) -> tuple[Config, list[Problem]]:
+    """The config with its family as the files tell, and what is wrong with them or does not apply to it; as it is where
+    there are no files on this machine. `home`: the folder that relative paths mean."""
+    path = home / config.pretrained_model_name_or_path
+    if not config.pretrained_model_name_or_path or not files.exists(path) or base_model.unusable(path):
+        return config, []
+    try:
+        family = base_model.settle(config, path)
+    except BaseModelMissing as error:
+        key, _, text = str(error).partition(": ")
+        return config, [Problem(key, text)]
+    left = {name: getattr(family, name) for name in ("family", *family.facts.defaults)}
+    config = config.replace(**left)
+    return config, [Problem(key, text) for key, text in combination_problems(config)]
 
 
 def require_fresh(config: Config) -> None:
@@ -165,17 +196,18 @@ def require_fresh(config: Config) -> None:
         )
 
 
-def look_at_checkpoint(config: Config, inputs: Inputs, environment: Mapping[str, Any] | None) -> Verdict | None:
+def look_at_checkpoint(inputs: Inputs, environment: Mapping[str, Any] | None) -> Verdict | None:
     """What a resume would be; None for a fresh start. `environment`: None where it is not known; not compared then.
 
     Raises ResumeRefused when there is nothing to resume, or something to lose; other reasons are in the verdict.
     """
-    if not config.resume_from_checkpoint:
+    config = inputs.config
+    if starts_from_scratch(config):
         require_fresh(config)
         return None
     return resume.examine(
         config,
-        resume.choose(config),
+        choosing.choose(config),
         total_steps=inputs.total_steps,
         images=inputs.images,
         base_model=inputs.base_model,
@@ -339,7 +371,8 @@ def look(config: Config, *, processes: int = 1, environment: Mapping[str, Any] |
     inputs, verdict, needed, unknown = None, None, None, ""
     try:
         inputs = look_at_inputs(config, processes)
-        verdict = look_at_checkpoint(config, inputs, environment)
+        config = inputs.config
+        verdict = look_at_checkpoint(inputs, environment)
         refusals += verdict.refusals if verdict else ()
         if not (verdict and verdict.finished):
             needed = bytes_of_save(config, inputs, verdict)

@@ -120,6 +120,7 @@ def rehearsal_of(config: Config, folder: Path, steps: int) -> Config:
         resume_lr_policy="keep",
         resume_lr_scale=1.0,
         resume_warmup_steps=0,
+        resume_lr_decision="",
         overwrite_run=False,
         cache_only=False,
         save_state=True,

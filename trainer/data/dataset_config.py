@@ -12,52 +12,27 @@ from trainer import files
 from trainer.data.subsets import Subset
 from trainer.options.config import OPTIONS, Config
 from trainer.options.conflicts import combination_problems
+from trainer.options.declaration import Scope
 from trainer.options.problems import ConfigError, Problem, nearest
 from trainer.options.values import check_value
 
-DATASET_KEYS = (
-    "resolution",
-    "batch_size",
-    "enable_bucket",
-    "min_bucket_reso",
-    "max_bucket_reso",
-    "bucket_reso_steps",
-    "bucket_no_upscale",
-    "validation_split",
-    "validation_seed",
-)
-SHARED_KEYS = (
-    "num_repeats",
-    "caption_extension",
-    "caption_column",
-    "shuffle_caption",
-    "caption_separator",
-    "keep_tokens",
-    "keep_tokens_separator",
-    "secondary_separator",
-    "enable_wildcard",
-    "caption_prefix",
-    "caption_suffix",
-    "caption_dropout_rate",
-    "caption_dropout_every_n_epochs",
-    "caption_tag_dropout_rate",
-    "token_warmup_min",
-    "token_warmup_step",
-    "color_aug",
-    "flip_aug",
-    "face_crop_aug_range",
-    "random_crop",
-    "resize_interpolation",
-    "alpha_mask",
-)  # of a subset, but given for all of them at a higher level too
+# Where a key is not called like the option it sets.
+OURS = {"batch_size": "train_batch_size", "metadata_file": "in_json", "num_repeats": "dataset_repeats"}
+_THEIRS = {option: key for key, option in OURS.items()}
+
+
+def _keys(scope: Scope) -> tuple[str, ...]:
+    return tuple(_THEIRS.get(name, name) for name, known in OPTIONS.items() if known.scope == scope)
+
+
+DATASET_KEYS = _keys("dataset")
+SHARED_KEYS = _keys("subset")  # of a subset, but given for all of them at a higher level too
 SUBSET_KEYS = ("image_dir", "class_tokens", "is_reg", "metadata_file", "conditioning_data_dir")
 ALLOWED = {
     "general": (*DATASET_KEYS, *SHARED_KEYS),
     "datasets": (*DATASET_KEYS, *SHARED_KEYS),
     "subsets": (*SHARED_KEYS, *SUBSET_KEYS),
 }
-# Where a key is not called like the option it sets.
-OURS = {"batch_size": "train_batch_size", "metadata_file": "in_json", "num_repeats": "dataset_repeats"}
 # As in sd_scripts.WITHOUT_EFFECT; custom_attributes are notes to oneself.
 WITHOUT_EFFECT = ("cache_info", "custom_attributes")
 NOT_SUPPORTED = {"network_multiplier": 1.0}  # key -> the value with which it changes nothing

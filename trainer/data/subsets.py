@@ -11,23 +11,12 @@ from pathlib import Path
 from trainer.data import arrow_dataset, metadata_files
 from trainer.data.findings import Finding
 from trainer.data.folder_scan import list_pictures
-from trainer.options.config import Config
+from trainer.options.config import OPTIONS, Config
 from trainer.refusal import Refused
 
 FOLDER_NAME = re.compile(r"(\d+)_(.*)", re.DOTALL)
 # What makes an image different from use to use; off where images measure.
-UNVARIED = {
-    "flip_aug": False,
-    "random_crop": False,
-    "color_aug": False,
-    "face_crop_aug_range": "",
-    "shuffle_caption": False,
-    "enable_wildcard": False,
-    "token_warmup_step": 0.0,
-    "caption_dropout_rate": 0.0,
-    "caption_dropout_every_n_epochs": 0,
-    "caption_tag_dropout_rate": 0.0,
-}
+UNVARIED = {name: known.default for name, known in OPTIONS.items() if known.varies}
 
 
 class DatasetError(Refused):

@@ -17,8 +17,8 @@ from torch.distributed import distributed_c10d
 from trainer.distributed.agreement import Agreement
 from trainer.refusal import Refused
 from trainer.runs import run_folder
+from trainer.runs.failures import TrainingFailed, advice_for
 from trainer.runs.signals import StopRequested, StopSignals
-from trainer.training.session import TrainingFailed, advise
 
 POLL_SECONDS = 0.05
 LAST_WORDS_SECONDS = 10.0  # a process that fails closes its connections before it is gone
@@ -89,7 +89,7 @@ class Processes:
         kinds = {StopRequested: "stopped", Refused: "refused", ProcessLost: "lost"}
         kind = next((kind for of, kind in kinds.items() if isinstance(error, of)), "failed")
         words = {"kind": kind, "message": str(error) or type(error).__name__}
-        words["advice"] = getattr(error, "advice", "") or advise(error)
+        words["advice"] = advice_for(error)
         if store := self._store():
             with contextlib.suppress(RuntimeError):
                 store.set(_words_of(self.number), json.dumps(words))

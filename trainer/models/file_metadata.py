@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.data.dataset import Scan
-from trainer.options.config import Config
+from trainer.options.config import OPTIONS, Config
+
+if TYPE_CHECKING:
+    from trainer.models.model import Model
 
 # Kept even under no_metadata: what a program needs to use the file.
 NECESSARY = (
@@ -21,55 +25,11 @@ NECESSARY = (
     "ss_network_alpha",
     "ss_network_args",
 )
-_SAME_NAME = (
-    "output_name",
-    "learning_rate",
-    "text_encoder_lr",
-    "unet_lr",
-    "gradient_checkpointing",
-    "gradient_accumulation_steps",
-    "lr_scheduler",
-    "mixed_precision",
-    "clip_skip",
-    "cache_latents",
-    "seed",
-    "noise_offset",
-    "noise_offset_random_strength",
-    "multires_noise_iterations",
-    "multires_noise_discount",
-    "adaptive_noise_scale",
-    "zero_terminal_snr",
-    "training_comment",
-    "max_grad_norm",
-    "caption_dropout_rate",
-    "caption_dropout_every_n_epochs",
-    "caption_tag_dropout_rate",
-    "min_snr_gamma",
-    "ip_noise_gamma",
-    "ip_noise_gamma_random_strength",
-    "loss_type",
-    "huber_schedule",
-    "huber_scale",
-    "huber_c",
-    "network_dropout",
-    "flip_aug",
-    "random_crop",
-    "shuffle_caption",
-    "enable_bucket",
-    "bucket_no_upscale",
-    "min_bucket_reso",
-    "max_bucket_reso",
-    "keep_tokens",
-    "max_token_length",
-    "color_aug",
-    "face_crop_aug_range",
-    "resize_interpolation",
-    "prior_loss_weight",
-)
+PREDICTIONS = {"v_prediction": "v"}  # modelspec's names; the others are as diffusers'
 
 
-def constant(config: Config, found: Scan, model: Any, *, total_steps: int, steps_per_epoch: int) -> dict[str, Any]:
-    """What stays the same over a run. `model`: a `families.base.Model`."""
+def constant(config: Config, found: Scan, model: Model, *, total_steps: int, steps_per_epoch: int) -> dict[str, Any]:
+    """What stays the same over a run."""
     network_args = {}
     if config.conv_dim:
         network_args = {"conv_dim": config.conv_dim, "conv_alpha": config.conv_alpha or config.conv_dim}
@@ -80,7 +40,7 @@ def constant(config: Config, found: Scan, model: Any, *, total_steps: int, steps
         counts = {"n_repeats": subset.num_repeats, "img_count": 0}
         folders[subset.is_reg].setdefault(folder, counts)["img_count"] += 1
         tags[folder].update(tag.strip() for tag in entry.caption.split(",") if tag.strip())
-    values: dict[str, Any] = {f"ss_{name}": getattr(config, name) for name in _SAME_NAME}
+    values: dict[str, Any] = {f"ss_{name}": getattr(config, name) for name, known in OPTIONS.items() if known.in_header}
     width, height = config.resolution_size
     return {
         **values,
@@ -123,7 +83,7 @@ def model_hashes(path: Path, digest: str) -> dict[str, str]:
     return {"ss_sd_model_hash": legacy, "ss_new_sd_model_hash": digest}
 
 
-def modelspec(config: Config, model: Any, finished: float) -> dict[str, str]:
+def modelspec(config: Config, model: Model, finished: float) -> dict[str, str]:
     """The modelspec part; see https://github.com/Stability-AI/ModelSpec."""
     width, height = config.resolution_size
     optional = {
@@ -140,7 +100,7 @@ def modelspec(config: Config, model: Any, finished: float) -> dict[str, str]:
         "title": config.metadata_title or config.output_name,
         "resolution": f"{width}x{height}",
         "date": datetime.fromtimestamp(int(finished), UTC).isoformat(),
-        "prediction_type": "v" if model.prediction_type == "v_prediction" else "epsilon",
+        "prediction_type": PREDICTIONS.get(model.prediction_type, model.prediction_type),
         **{name: value for name, value in optional.items() if value},
     }
     return {f"modelspec.{name}": value for name, value in spec.items()}
@@ -148,3 +108,11 @@ def modelspec(config: Config, model: Any, finished: float) -> dict[str, str]:
 
 def necessary(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in NECESSARY}
+
+
+def as_text(values: Mapping[str, object]) -> dict[str, str]:
+    """safetensors metadata: every value a text, kohya's way ("None", "True", JSON for lists and tables)."""
+    return {
+        name: value if isinstance(value, str) else json.dumps(value) if isinstance(value, dict | list) else str(value)
+        for name, value in values.items()
+    }

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer.models.families import TABLE
+from trainer.models.families.facts import TRAINS_ENCODERS, Facts, Part
 from trainer.options.declaration import Option
 from trainer.options.sections.dataset import Dataset
 from trainer.options.sections.folders import Folders
@@ -54,22 +56,34 @@ class Config(Samples, Resume, Saving, Loss, Training, Network, Validation, Datas
         return Path(self.cache_dir) if self.cache_dir else Path(self.output_dir) / ".cache"
 
     @property
-    def trains_unet(self) -> bool:
+    def facts(self) -> Facts:
+        """What is known of the family; while it is still to be found out, those of the first in the table."""
+        return TABLE[self.family] if self.family in TABLE else next(iter(TABLE.values()))
+
+    @property
+    def trains_denoiser(self) -> bool:
         return not self.network_train_text_encoder_only
 
     @property
     def trains_text_encoder(self) -> bool:
-        return not self.network_train_unet_only
+        return not self.network_train_unet_only and TRAINS_ENCODERS in self.facts.traits
+
+    @property
+    def trained_parts(self) -> tuple[Part, ...]:
+        """The denoiser and the text encoders, as far as they are trained."""
+        facts = self.facts
+        return (
+            *((facts.denoiser,) if self.trains_denoiser else ()),
+            *(facts.encoders if self.trains_text_encoder else ()),
+        )
 
     @property
     def peak_learning_rates(self) -> dict[str, float]:
         """The learning rate of each trained part at the top of the curve."""
-        parts = {}
-        if self.trains_unet:
-            parts["unet"] = self.learning_rate if self.unet_lr is None else self.unet_lr
-        if self.trains_text_encoder:
-            parts["text_encoder"] = self.learning_rate if self.text_encoder_lr is None else self.text_encoder_lr
-        return parts
+        given = {self.facts.denoiser.component: self.unet_lr}
+        given |= {part.component: self.text_encoder_lr for part in self.facts.encoders}
+        rates = {part.component: given[part.component] for part in self.trained_parts}
+        return {name: self.learning_rate if rate is None else rate for name, rate in rates.items()}
 
     @property
     def optimizer_arguments(self) -> dict[str, Any]:
@@ -96,10 +110,13 @@ def _declared() -> dict[str, Option]:
             if isinstance(hint, types.UnionType):
                 hint = next(part for part in typing.get_args(hint) if part is not types.NoneType)
                 optional = True
-            choices: tuple[str, ...] = ()
+            declared = dict(field.metadata)
+            choices: tuple[str, ...] = declared.pop("choices")
             kind: Any
             if typing.get_origin(hint) is Literal:
                 kind, choices = "choice", typing.get_args(hint)
+            elif choices:
+                kind = "choice"
             elif typing.get_origin(hint) is tuple:
                 kind = "list"
             else:
@@ -111,7 +128,7 @@ def _declared() -> dict[str, Option]:
                 default=field.default,
                 optional=optional,
                 choices=choices,
-                **field.metadata,
+                **declared,
             )
     return found
 

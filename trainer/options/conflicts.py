@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Literal
 
+from trainer.models.families import AUTO
+from trainer.models.families.facts import FLOW
 from trainer.options.config import OPTIONS, Config
 from trainer.options.problems import nearest
+from trainer.options.sections.samples import SAMPLERS
 
 
 def _name_is_plain(name: str) -> bool:
     return bool(name) and name not in (".", "..") and not re.search(r'[/\\\0:*?"<>|\n\r]', name)
 
 
-VARY_CAPTIONS = ("shuffle_caption", "caption_tag_dropout_rate", "enable_wildcard", "token_warmup_step")
+def _endless(what: Literal["picture", "caption"]) -> tuple[str, ...]:
+    """The options that make the picture or the caption different from use to use, in too many forms to cache."""
+    return tuple(name for name, known in OPTIONS.items() if known.varies == what and not known.cacheable)
+
+
+VARY_PICTURES, VARY_CAPTIONS = _endless("picture"), _endless("caption")
 
 
 Conflict = tuple[str, str]  # the option to change, and what is wrong with the way out
@@ -37,8 +46,11 @@ def _caption_conflicts(config: Config) -> Iterator[Conflict]:
 def _range_conflicts(config: Config) -> Iterator[Conflict]:
     if config.enable_bucket and config.min_bucket_reso > config.max_bucket_reso:
         yield "min_bucket_reso", f"{config.min_bucket_reso} is above max_bucket_reso = {config.max_bucket_reso}"
-    if config.bucket_reso_steps % 8 != 0:
-        yield "bucket_reso_steps", f"{config.bucket_reso_steps} is not a multiple of 8"
+    step = config.facts.granularity
+    if config.bucket_reso_steps % step != 0:
+        yield "bucket_reso_steps", f"{config.bucket_reso_steps} is not a multiple of {step}"
+    if not config.enable_bucket and any(side % step for side in config.resolution_size):
+        yield "resolution", f"{config.resolution!r}: each side must be a multiple of {step} pixels for this model"
     if config.min_timestep >= config.max_timestep:
         yield "min_timestep", f"{config.min_timestep} is not below max_timestep = {config.max_timestep}"
     if config.max_token_length not in (75, 150, 225):
@@ -46,7 +58,7 @@ def _range_conflicts(config: Config) -> Iterator[Conflict]:
 
 
 def _picture_conflicts(config: Config) -> Iterator[Conflict]:
-    for name in ("random_crop", "color_aug", "face_crop_aug_range"):
+    for name in VARY_PICTURES:
         if config.cache_latents and getattr(config, name):
             yield "cache_latents", f"cannot go with {name}, which makes every use another picture; choose one"
     if config.face_crop_aug_range and config.face_crop_range is None:
@@ -67,7 +79,7 @@ def _picture_conflicts(config: Config) -> Iterator[Conflict]:
 
 def _cache_conflicts(config: Config) -> Iterator[Conflict]:
     varying = [name for name in VARY_CAPTIONS if getattr(config, name)]
-    if config.cache_text_encoder_outputs and config.trains_text_encoder:
+    if config.cache_text_encoder_outputs and config.trains_text_encoder and config.family != AUTO:
         yield (
             "cache_text_encoder_outputs",
             "the text encoder is trained, so its outputs change; set network_train_unet_only = true or do not cache",
@@ -120,8 +132,25 @@ def _watching_conflicts(config: Config) -> Iterator[Conflict]:
         )
 
 
+def _family_conflicts(config: Config) -> Iterator[Conflict]:
+    """What the family does not have; nothing while it is still to be found out."""
+    if config.family == AUTO:
+        return
+    facts = config.facts
+    for name, known in OPTIONS.items():
+        if not known.applies_to(facts.traits) and getattr(config, name) != known.default:
+            yield name, f"does not apply to {facts.title}; leave it out"
+    sampler = SAMPLERS.get(config.sample_sampler)
+    if sampler and not sampler.fits(facts.traits):
+        fitting = ", ".join(name for name, other in SAMPLERS.items() if other.fits(facts.traits))
+        yield "sample_sampler", f"{config.sample_sampler!r} cannot sample {facts.title}; choose one of {fitting}"
+    if FLOW in facts.traits and config.huber_schedule == "snr" and config.loss_type in ("huber", "smooth_l1"):
+        yield "huber_schedule", f"'snr' does not apply to {facts.title}; choose constant or exponential"
+
+
 def _resume_conflicts(config: Config) -> Iterator[Conflict]:
-    for name in config.resume_allow:
+    for word in config.resume_allow:
+        name = word.partition(":")[0]  # what follows names one difference
         if name in OPTIONS and OPTIONS[name].on_resume == "locked":
             yield "resume_allow", f"{name} cannot be allowed: a checkpoint fits only one value"
         elif name not in OPTIONS and name not in ("all", "dataset"):
@@ -136,6 +165,7 @@ CONFLICTS = (
     _cache_conflicts,
     _training_conflicts,
     _watching_conflicts,
+    _family_conflicts,
     _resume_conflicts,
 )
 
@@ -145,22 +175,10 @@ def combination_problems(config: Config) -> list[Conflict]:
     return [conflict for conflicts in CONFLICTS for conflict in conflicts(config)]
 
 
-# Options that only shape what another one turns on.
-SHAPES = {
-    "adaptive_noise_scale": "noise_offset",
-    "noise_offset_random_strength": "noise_offset",
-    "ip_noise_gamma_random_strength": "ip_noise_gamma",
-    "multires_noise_discount": "multires_noise_iterations",
-    "conv_alpha": "conv_dim",
-    "ema_decay": "use_ema",
-    "token_warmup_min": "token_warmup_step",
-}
-
-
 def without_effect(config: Config) -> Iterator[str]:
     """Notices of options that were set, but do nothing as the others are."""
     if config.lr_scheduler == "constant" and config.lr_warmup_steps:
         yield "lr_warmup_steps has no effect with lr_scheduler = constant; constant_with_warmup warms up"
-    for name, needed in SHAPES.items():
-        if getattr(config, name) != OPTIONS[name].default and not getattr(config, needed):
-            yield f"{name} has no effect without {needed}"
+    for name, known in OPTIONS.items():
+        if known.shapes and getattr(config, name) != known.default and not getattr(config, known.shapes):
+            yield f"{name} has no effect without {known.shapes}"

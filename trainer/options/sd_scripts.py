@@ -43,10 +43,10 @@ WITHOUT_EFFECT = {
         "it belongs to sd-scripts' other trainings, not to LoRA",
     ),
     **dict.fromkeys(
-        ("weighting_scheme", "logit_mean", "logit_std", "mode_scale", "split_mode",
+        ("split_mode",
          "double_blocks_to_swap", "single_blocks_to_swap", "clip_l", "clip_g", "t5xxl", "ae",
          "controlnet_model_name_or_path", "t5xxl_max_token_length", "apply_t5_attn_mask", "apply_lg_attn_mask",
-         "guidance_scale", "timestep_sampling", "sigmoid_scale", "model_prediction_type", "discrete_flow_shift",
+         "model_prediction_type",
          "model_type", "train_t5xxl", "use_t5xxl_cache_only", "save_clip", "save_t5xxl", "t5xxl_device", "t5xxl_dtype",
          "clip_l_dropout_rate", "clip_g_dropout_rate", "t5_dropout_rate", "pos_emb_random_crop_rate",
          "enable_scaled_pos_embed", "training_shift", "gemma2", "gemma2_max_token_length", "use_flash_attn",

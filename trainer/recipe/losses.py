@@ -53,6 +53,13 @@ def huber_threshold(timesteps: Tensor, alphas_cumprod: Tensor, schedule: str, c:
     raise ValueError(f"unknown huber_schedule {schedule!r}")
 
 
+def huber_threshold_of_flow(timesteps: Tensor, schedule: str, c: float, scale: float) -> Tensor:
+    """The same for t from 0 to 1: constant, or falling exponentially from `scale` to `c` times it."""
+    if schedule == "exponential":
+        return torch.exp(timesteps.float() * math.log(c)) * scale
+    return torch.full_like(timesteps, c * scale, dtype=torch.float32)
+
+
 def sample_losses(
     prediction: Tensor,
     target: Tensor,

@@ -66,6 +66,13 @@ class EventWriter:
             self._refused = False
 
 
+class SilentWriter(EventWriter):
+    """For a process that does not hold the run's lock: its events are written by the one that does."""
+
+    def write(self, event: str, global_step: int, **fields: Any) -> None:
+        pass
+
+
 def read_events(path: Path, offset: int = 0, limit: int = 1 << 30) -> tuple[list[dict[str, Any]], int]:
     """The events from a byte offset on, and the offset to go on from.
 

@@ -35,9 +35,8 @@ class _Pending:
 class Meter:
     """Keeps the numbers of recent steps on the device and writes their events about once a second, in one transfer."""
 
-    def __init__(
-        self, state: State, events: EventWriter | None, total_steps: int, readings: Readings | None = None
-    ) -> None:
+    def __init__(self, state: State, events: EventWriter, total_steps: int, readings: Readings | None = None) -> None:
+        """`readings`: what is told of the machine, in the process that writes events."""
         self._state = state
         self._events = events
         self._total_steps = total_steps
@@ -77,29 +76,28 @@ class Meter:
             self._state.note_loss(pending.global_step, loss, bool(finite))
             jump = self._after_resume.add(loss)
             self._recent = [*self._recent[-99:], pending.step_seconds]
-            if self._events:
-                self._events.write(
-                    "step",
-                    pending.global_step,
-                    epoch=pending.epoch,
-                    loss=loss,
-                    lr=pending.lr,
-                    grad_norm=grad_norm,
-                    step_seconds=pending.step_seconds,
-                    data_seconds=pending.data_seconds,
-                    batch=pending.batch,
-                    memory=memory,
-                )
-                if not finite:
-                    message = "the loss or the gradient is not finite; the step was skipped"
-                    self._events.write("warning", pending.global_step, kind="nonfinite", message=message)
-                if jump:
-                    logger.warning("After the resume %s.", jump)
-                    self._events.write("warning", pending.global_step, kind="loss_jump", message=jump)
+            self._events.write(
+                "step",
+                pending.global_step,
+                epoch=pending.epoch,
+                loss=loss,
+                lr=pending.lr,
+                grad_norm=grad_norm,
+                step_seconds=pending.step_seconds,
+                data_seconds=pending.data_seconds,
+                batch=pending.batch,
+                memory=memory,
+            )
+            if not finite:
+                message = "the loss or the gradient is not finite; the step was skipped"
+                self._events.write("warning", pending.global_step, kind="nonfinite", message=message)
+            if jump:
+                logger.warning("After the resume %s.", jump)
+                self._events.write("warning", pending.global_step, kind="loss_jump", message=jump)
         if time.monotonic() - self._logged > LOG_SECONDS or self._pending[-1].global_step == self._total_steps:
             self._log(self._pending[-1])
-        machine = self._readings.due() if self._events and self._readings else None
-        if self._events and machine:
+        machine = self._readings.due() if self._readings else None
+        if machine:
             self._events.write("machine", self._pending[-1].global_step, **machine)
         self._pending.clear()
 
@@ -127,7 +125,7 @@ class CachingMeter:
     """
 
     def __init__(
-        self, what: str, events: EventWriter | None, global_step: int, raise_if_requested: Callable[[], None]
+        self, what: str, events: EventWriter, global_step: int, raise_if_requested: Callable[[], None]
     ) -> None:
         self._raise_if_requested = raise_if_requested
         self._what = what
@@ -169,9 +167,8 @@ class CachingMeter:
             logger.info("All %d %s are cached already", total, self._what)
 
     def _write(self, done: int, total: int, computed: int, left: float | None, **more: float) -> None:
-        if self._events:
-            counts = {"what": self._what, "done": done, "total": total, "computed": computed}
-            self._events.write("caching", self._global_step, **counts, seconds_left=left, **more)
+        counts = {"what": self._what, "done": done, "total": total, "computed": computed}
+        self._events.write("caching", self._global_step, **counts, seconds_left=left, **more)
 
 
 def _clock(seconds: float) -> str:

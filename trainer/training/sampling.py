@@ -4,60 +4,77 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
+import threading
 
 import torch
+from PIL import Image
 
 from trainer import files
-from trainer.models.families.base import Model
+from trainer.models.model import TextSource
 from trainer.recipe.prompts import Prompt
-from trainer.runs.events import EventWriter
-from trainer.runs.run_folder import RunFolder
+from trainer.training.beginning import Beginning
+from trainer.training.state import State
 
 logger = logging.getLogger(__name__)
 
 
-def make(
-    model: Model,
-    prompts: Sequence[Prompt],
-    sampler: str,
-    device: torch.device,
-    run: RunFolder,
-    events: EventWriter,
-    step: int,
-) -> None:
-    """Make the prompts' images at a step one after another, write them to the run's samples folder and say so.
+class Sampler:
+    """Makes the sample images of a training, in the process that holds the run's lock; does nothing in the others."""
 
-    A device that has no room for them or a disk that refuses them is an event and a warning; the training goes on. Its
-    random state is addressed, and so is not touched.
-    """
-    for index, prompt in enumerate(prompts):
-        events.write("sampling", step, done=index, total=len(prompts))
+    def __init__(self, state: State, begun: Beginning, aside: threading.Lock, text: TextSource | None) -> None:
+        """`aside`: held while what is kept off the device is on it for a moment; `text`: where the prompts' texts are
+        found encoded."""
+        self._state = state
+        self._begun = begun
+        self._aside = aside
+        self._text = text
+
+    def is_due(self) -> bool:
+        """Whether the steps or epochs completed just now call for sample images."""
+        config, step = self._begun.config, self._state.global_step
+        epoch, place = self._begun.plan.place(step)
+        by_step = config.sample_every_n_steps and step % config.sample_every_n_steps == 0
+        by_epoch = config.sample_every_n_epochs and place == 0 and epoch % config.sample_every_n_epochs == 0
+        return bool(by_step or by_epoch)
+
+    def sample(self) -> None:
+        """Make the prompts' images with the weights as they would be exported, write each and say so.
+
+        A device that has no room for them or a disk that refuses them is an event and a warning; the training goes
+        on. Its random state is addressed, and so is not touched.
+        """
+        begun, state = self._begun, self._state
+        if not (begun.prompts and begun.session.writes):
+            return
+        events, step, total = begun.session.events, state.global_step, len(begun.prompts)
         try:
-            (image,) = model.sample([prompt], sampler, device)
+            with self._aside, state.exported_weights():
+                for index, prompt in enumerate(begun.prompts):
+                    events.write("sampling", step, done=index, total=total)
+                    (image,) = state.model.sample([prompt], begun.config.sample_sampler, begun.device, self._text)
+                    self._write(index, prompt, image)
         except RuntimeError as error:  # most often the device's memory, which is too small for larger pictures
             advice = " Give smaller ones with --w and --h." if isinstance(error, torch.OutOfMemoryError) else ""
             message = f"the sample images cannot be made: {error}.{advice}"
             logger.warning("Step %d: %s The training goes on without them.", step, message)
             events.write("warning", step, kind="sample_failed", message=message)
-            if device.type == "cuda":
+            if begun.device.type == "cuda":
                 torch.cuda.empty_cache()
-            break
+        events.write("sampling", step, done=total, total=total)
+
+    def _write(self, index: int, prompt: Prompt, image: Image.Image) -> None:
+        begun, step = self._begun, self._state.global_step
         name = f"step{step:08d}-{index:02d}-{prompt.seed}.png"
         data = io.BytesIO()
         image.save(data, "PNG")
         try:
-            files.write_bytes(run.samples / name, data.getvalue())
+            files.write_bytes(begun.run.samples / name, data.getvalue())
         except OSError as error:
             logger.warning("The sample image %s cannot be written: %s", name, error)
-            events.write("warning", step, kind="sample_failed", message=f"{name} cannot be written: {error}")
+            message = f"{name} cannot be written: {error}"
+            begun.session.events.write("warning", step, kind="sample_failed", message=message)
         else:
-            events.write(
-                "sample_saved",
-                step,
-                path=f"{run.samples.name}/{name}",
-                prompt=prompt.text,
-                index=index,
-                seed=prompt.seed,
+            path = f"{begun.run.samples.name}/{name}"
+            begun.session.events.write(
+                "sample_saved", step, path=path, prompt=prompt.text, index=index, seed=prompt.seed
             )
-    events.write("sampling", step, done=len(prompts), total=len(prompts))

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from trainer.checkpoints import checkpoint_size
 from trainer.checkpoints.checkpoint import Contents
-from trainer.models import network
-from trainer.models.families.base import Model
+from trainer.data.epochs import Origin
+from trainer.models import adapters
+from trainer.models.model import Model
 from trainer.options.config import Config
 from trainer.recipe import loss_average, optimizers
 from trainer.recipe.early_stopping import Record
 from trainer.recipe.schedule import LrCurve
-from trainer.training.loader import Origin
 
 STATE_VERSION = 1
 
@@ -32,8 +32,9 @@ class State:
         self.model = model
         self.weights: dict[str, nn.Parameter] = {}
         groups = []
+        adapter = adapters.load(config)
         for target in model.targets:
-            parameters = network.parameters(target)
+            parameters = adapter.parameters(target)
             self.weights |= parameters
             groups.append((target.name, list(parameters.values()), config.peak_learning_rates[target.name]))
         self.peaks = [peak for _, _, peak in groups]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import logging
@@ -24,7 +25,7 @@ from trainer.training.loader import MicroBatch, Plan, Samples, Sources, Use, thr
 from trainer.training.state import State
 
 logger = logging.getLogger(__name__)
-DRAWS = 4  # noise and timestep of each image, one from each quarter of the timesteps
+DRAWS = 4  # noise and timestep of each image, one from each quarter of what is trained
 EPOCH = -1  # in the addresses; those of the training are 0 and above
 
 
@@ -49,6 +50,7 @@ class Validator:
         sources: Sources,
         state: State,
         device: torch.device,
+        events: EventWriter,
         *,
         processes: int,
         process: int,
@@ -57,6 +59,7 @@ class Validator:
         """`add_up`: the sum of a tensor over the processes, which share the images out."""
         self._state = state
         self._device = device
+        self._events = events
         self._processes, self._process = processes, process
         self._add_up = add_up
         self._workers = config.max_data_loader_n_workers
@@ -68,15 +71,17 @@ class Validator:
             chosen = chosen[: config.max_validation_steps * config.train_batch_size]
         self._count = len(chosen)
         self._batches = _batches(chosen, config.train_batch_size)
-        self._draws = [Samples(part, sources) for part in _timestep_ranges(config.replace(seed=seed))]
-        named = [[entry.id for entry in chosen], seed, config.min_timestep, config.max_timestep]
+        seeded = config.replace(seed=seed)
+        parts = sources.timesteps.parts(DRAWS)
+        self._draws = [Samples(seeded, dataclasses.replace(sources, timesteps=part)) for part in parts]
+        named = [[entry.id for entry in chosen], seed, *sources.timesteps.described()]
         images = hashlib.sha256(files.json_bytes(named)).hexdigest()[:16]
         if state.validation.images != images:
             if state.validation.best_step is not None:
                 logger.info("The validation images have changed, so the best validation loss is determined anew.")
             state.validation = Record(images)
 
-    def run(self, events: EventWriter | None, given_up: Callable[[], bool]) -> None:
+    def run(self, given_up: Callable[[], bool]) -> None:
         """Measure, record and report the loss of the weights as they would be exported.
 
         `given_up` is asked between batches: nothing is recorded then, and the validation remains due.
@@ -88,10 +93,8 @@ class Validator:
             return
         train_loss = state.loss_average
         state.validation = record = state.validation.after(state.global_step, loss, train_loss, self._min_delta)
-        if events is None:
-            return
         logger.info("step %d  validation loss %.4f (best %s)", state.global_step, loss, _best(record))
-        events.write(
+        self._events.write(
             "validation",
             state.global_step,
             loss=loss,
@@ -104,7 +107,7 @@ class Validator:
         )
         if message := early_stopping.warning(record, train_loss):
             logger.warning("%s", message)
-            events.write("warning", state.global_step, kind="overfitting", message=message)
+            self._events.write("warning", state.global_step, kind="overfitting", message=message)
 
     @torch.no_grad()
     def _loss(self, given_up: Callable[[], bool]) -> float | None:
@@ -157,14 +160,6 @@ def _batches(entries: Sequence[Entry], size: int) -> list[list[Entry]]:
         for group in [list(members)]
         for start in range(0, len(group), size)
     ]
-
-
-def _timestep_ranges(config: Config) -> list[Config]:
-    """The config once for each draw, with a part of the timesteps: what the loss depends on most."""
-    low, high = config.min_timestep, config.max_timestep
-    draws = min(DRAWS, high - low)
-    edges = [low + (high - low) * part // draws for part in range(draws + 1)]
-    return [config.replace(min_timestep=start, max_timestep=end) for start, end in itertools.pairwise(edges)]
 
 
 def _best(record: Record) -> str:

@@ -17,6 +17,7 @@ class Folders:
         "directly inside.",
         on_resume="trajectory",
         by_content=True,
+        replaced_by="dataset_config",
     )
     reg_data_dir: str = option(
         "",
@@ -24,6 +25,7 @@ class Folders:
         "them as there are training samples.",
         on_resume="trajectory",
         by_content=True,
+        replaced_by="dataset_config",
     )
     dataset_config: str = option(
         "",
@@ -49,10 +51,14 @@ class Folders:
         on_resume="trajectory",
         by_content=True,
         advanced=True,
+        replaced_by="dataset_config",
     )
     output_dir: str = option("output", "Where model files and run folders are written.", on_resume="free", path=True)
     output_name: str = option(
-        "last", "Name of the run and of its model files (no path, no extension).", on_resume="free"
+        "last",
+        "Name of the run and of its model files (no path, no extension).",
+        on_resume="free",
+        in_header=True,
     )
     cache_dir: str = option(
         "",

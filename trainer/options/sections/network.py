@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trainer.models.families.facts import TRAINS_ENCODERS
 from trainer.options.declaration import option
 
 
@@ -11,7 +12,7 @@ from trainer.options.declaration import option
 class Network:
     """Network"""
 
-    network_dim: int = option(16, "Rank of the LoRA layers.", low=1, high=1024, on_resume="locked")
+    network_dim: int = option(16, "Rank of the LoRA layers.", low=1, high=1024, on_resume="locked", sets_speed=True)
     network_alpha: float = option(
         1.0,
         "The LoRA is scaled by alpha / rank. 0: alpha is the same as the rank.",
@@ -20,7 +21,12 @@ class Network:
         on_resume="locked",
     )
     network_dropout: float = option(
-        0.0, "Share of LoRA channels left out at each step.", low=0, high=0.99, on_resume="trajectory"
+        0.0,
+        "Share of LoRA channels left out at each step.",
+        low=0,
+        high=0.99,
+        on_resume="trajectory",
+        in_header=True,
     )
     conv_dim: int | None = option(
         None,
@@ -29,6 +35,7 @@ class Network:
         high=1024,
         on_resume="locked",
         advanced=True,
+        sets_speed=True,
     )
     conv_alpha: float = option(
         1.0,
@@ -37,10 +44,18 @@ class Network:
         high=4096,
         on_resume="locked",
         advanced=True,
+        shapes="conv_dim",
     )
-    network_train_unet_only: bool = option(False, "Train the U-Net, not the text encoder.", on_resume="locked")
+    network_train_unet_only: bool = option(
+        False, "Train the U-Net, not the text encoder.", on_resume="locked", sets_speed=True
+    )
     network_train_text_encoder_only: bool = option(
-        False, "Train the text encoder, not the U-Net.", on_resume="locked", advanced=True
+        False,
+        "Train the text encoder, not the U-Net.",
+        on_resume="locked",
+        advanced=True,
+        sets_speed=True,
+        traits=(TRAINS_ENCODERS,),
     )
     network_weights: str = option(
         "",
@@ -48,4 +63,5 @@ class Network:
         on_resume="free",
         path=True,
         advanced=True,
+        must_exist=True,
     )

@@ -55,7 +55,9 @@ class Saving:
     no_metadata: bool = option(
         False, "Write only the necessary metadata to the model file.", on_resume="free", advanced=True
     )
-    training_comment: str = option("", "Comment stored in the model file.", on_resume="free", advanced=True)
+    training_comment: str = option(
+        "", "Comment stored in the model file.", on_resume="free", advanced=True, in_header=True
+    )
     metadata_title: str = option("", "Title in the model file. Empty: output_name.", on_resume="free", advanced=True)
     metadata_author: str = option("", "Author in the model file.", on_resume="free", advanced=True)
     metadata_description: str = option("", "Description in the model file.", on_resume="free", advanced=True)

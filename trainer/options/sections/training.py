@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.models.families.facts import TRAINS_ENCODERS
 from trainer.options.declaration import option
 
 LrScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
@@ -23,20 +24,50 @@ class Training:
     max_train_epochs: int | None = option(
         None, "Length of the run in epochs; replaces max_train_steps.", low=1, on_resume="free"
     )
-    train_batch_size: int = option(1, "Number of images each device trains at a time.", low=1, on_resume="trajectory")
+    train_batch_size: int = option(
+        1,
+        "Number of images each device trains at a time.",
+        low=1,
+        on_resume="trajectory",
+        scope="dataset",
+        sets_speed=True,
+    )
     gradient_accumulation_steps: int = option(
-        1, "Number of micro-batches accumulated into one step.", low=1, on_resume="trajectory"
+        1,
+        "Number of micro-batches accumulated into one step.",
+        low=1,
+        on_resume="trajectory",
+        sets_speed=True,
+        in_header=True,
     )
     learning_rate: float = option(
-        1e-4, "Learning rate at the peak of its curve.", low=0, high=100, on_resume="trajectory"
+        1e-4,
+        "Learning rate at the peak of its curve.",
+        low=0,
+        high=100,
+        on_resume="trajectory",
+        in_header=True,
     )
     unet_lr: float | None = option(
-        None, "Learning rate of the U-Net. Empty: learning_rate.", low=0, high=100, on_resume="trajectory"
+        None,
+        "Learning rate of the U-Net. Empty: learning_rate.",
+        low=0,
+        high=100,
+        on_resume="trajectory",
+        in_header=True,
     )
     text_encoder_lr: float | None = option(
-        None, "Learning rate of the text encoder. Empty: learning_rate.", low=0, high=100, on_resume="trajectory"
+        None,
+        "Learning rate of the text encoder. Empty: learning_rate.",
+        low=0,
+        high=100,
+        on_resume="trajectory",
+        in_header=True,
+        traits=(TRAINS_ENCODERS,),
     )
-    lr_scheduler: LrScheduler = option("constant", "Shape of the learning rate curve.", on_resume="trajectory")
+    lr_scheduler: LrScheduler = option(
+        "constant", "Shape of the learning rate curve.", on_resume="trajectory", in_header=True
+    )
     lr_warmup_steps: float = option(
         0.0, "Warm-up in steps, or below 1 as a share of all steps.", low=0, on_resume="trajectory"
     )
@@ -46,26 +77,45 @@ class Training:
     lr_scheduler_power: float = option(
         1.0, "Power of the polynomial curve.", low=0, on_resume="trajectory", advanced=True
     )
-    optimizer_type: OptimizerType = option("AdamW", "Optimizer.", on_resume="locked")
+    optimizer_type: OptimizerType = option("AdamW", "Optimizer.", on_resume="locked", sets_speed=True)
     optimizer_args: tuple[str, ...] = option(
         (), "Additional arguments of the optimizer, as name=value.", on_resume="trajectory", advanced=True
     )
-    max_grad_norm: float = option(1.0, "Clip the gradient to this norm. 0: no clipping.", low=0, on_resume="trajectory")
-    seed: int = option(42, "Seed of every random draw.", low=0, high=2**63 - 1, on_resume="trajectory")
+    max_grad_norm: float = option(
+        1.0, "Clip the gradient to this norm. 0: no clipping.", low=0, on_resume="trajectory", in_header=True
+    )
+    seed: int = option(42, "Seed of every random draw.", low=0, high=2**63 - 1, on_resume="trajectory", in_header=True)
     mixed_precision: Literal["no", "fp16", "bf16"] = option(
-        "no", "Precision of the forward and backward pass.", on_resume="trajectory"
+        "no",
+        "Precision of the forward and backward pass.",
+        on_resume="trajectory",
+        sets_speed=True,
+        in_header=True,
     )
     no_half_vae: bool = option(
         False, "Run the VAE in fp32 under mixed precision.", on_resume="trajectory", advanced=True
     )
     gradient_checkpointing: bool = option(
-        False, "Save memory by computing activations twice; slower.", on_resume="trajectory"
+        False,
+        "Save memory by computing activations twice; slower.",
+        on_resume="trajectory",
+        sets_speed=True,
+        in_header=True,
     )
     use_ema: bool = option(
-        False, "Keep an exponential moving average of the weights and export it in their place.", on_resume="locked"
+        False,
+        "Keep an exponential moving average of the weights and export it in their place.",
+        on_resume="locked",
+        sets_speed=True,
     )
     ema_decay: float = option(
-        0.999, "Decay of the moving average.", low=0, high=1, on_resume="trajectory", advanced=True
+        0.999,
+        "Decay of the moving average.",
+        low=0,
+        high=1,
+        on_resume="trajectory",
+        advanced=True,
+        shapes="use_ema",
     )
     deterministic: bool = option(
         True,

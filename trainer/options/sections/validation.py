@@ -18,6 +18,7 @@ class Validation:
         low=0,
         high=0.9,
         on_resume="trajectory",
+        scope="dataset",
     )
     validation_data_dir: str = option(
         "",
@@ -33,6 +34,7 @@ class Validation:
         high=2**63 - 1,
         on_resume="trajectory",
         advanced=True,
+        scope="dataset",
     )
     validate_every_n_steps: int = option(0, "Validate every n steps. 0: not by steps.", low=0, on_resume="free")
     validate_every_n_epochs: int = option(

@@ -1,0 +1,208 @@
+"""How a training begins: its run is locked, everything is examined, and what must not begin is refused.
+
+Nothing of the base model is loaded here, and nothing is changed before the last refusal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from trainer.checkpoints import choosing, preflight, resume
+from trainer.checkpoints.checkpoint_size import SizeUnknown
+from trainer.checkpoints.choosing import ResumeRefused
+from trainer.checkpoints.preflight import Inputs
+from trainer.checkpoints.resume import Verdict
+from trainer.data.epochs import Origin
+from trainer.distributed.agreement import Agreement
+from trainer.distributed.processes import Processes, several_processes
+from trainer.options.config import Config
+from trainer.options.problems import ConfigError, Problem
+from trainer.recipe import optimizers, prompts, schedule
+from trainer.recipe.prompts import Prompt
+from trainer.recipe.schedule import LrCurve
+from trainer.runs import branches, manifest, run_folder
+from trainer.runs.console import ConsoleLog
+from trainer.runs.run_folder import RunFolder
+from trainer.runs.signals import StopRequested, StopSignals
+from trainer.training import environment, session
+from trainer.training.loader import Plan
+from trainer.training.session import Session, SilentSession
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Beginning:
+    """What is known of a training before its base model is loaded, and what it holds while it lasts."""
+
+    config: Config
+    accelerator: Accelerator
+    signals: StopSignals
+    run: RunFolder
+    session: Session
+    agreement: Agreement
+    environment: dict[str, Any]  # what environment.json of its checkpoints says
+    inputs: Inputs
+    verdict: Verdict | None  # None for a fresh start
+    plan: Plan
+    planned_steps: int  # the run's length when it first began
+    curve: LrCurve
+    prompts: tuple[Prompt, ...]
+    checkpoint_bytes: int | None  # None until the model is loaded
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    def raise_if_stopped(self) -> None:
+        """Raises StopRequested once a stop is asked for, by a signal or in the run folder; where nothing is to save."""
+        self.signals.raise_if_requested()
+        if self.session.writes and "stop" in run_folder.take_requests(self.run):
+            raise StopRequested
+
+
+@contextlib.contextmanager
+def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> Iterator[Beginning | None]:
+    """Hold the run, examine everything, and within, record the session and what ends it. None: nothing is left to do.
+
+    Raises Refused when the training may not begin, StopRequested when it is stopped before its first step.
+    """
+    with signals.at_once() if several_processes() else contextlib.nullcontext():  # they wait for one another
+        accelerator = make_accelerator(config)
+    processes = Processes(accelerator.num_processes, accelerator.process_index)
+    here = environment.describe(config, accelerator.device, processes.count)
+    run = RunFolder(config.run_dir)
+
+    with processes.watched():
+        inputs = preflight.look_at_inputs(config, processes.count, scan_progress(signals))
+        config = inputs.config
+        sample_prompts = prompts.read(config)
+    logger.info("%s", "\n".join(inputs.lines()))
+    logger.info("%d process%s, on %s", processes.count, "es" if processes.count > 1 else "", here["device"])
+    with processes.watched(), holding(run, config, accelerator):
+        verdict = examined_checkpoint(inputs, here)
+        if verdict and verdict.finished and branches.last_file(config).exists():
+            if accelerator.is_main_process:
+                session.record_finished(config, run, verdict.step)
+            yield None
+            return
+        size = checkpoint_bytes(config, inputs, verdict)
+        preflight.require_disk_space(config, size or 0)
+        planned_steps = verdict.state.get("planned_steps", inputs.total_steps) if verdict else inputs.total_steps
+        global_batch = resume.global_batch(config, processes.count)
+        origin = verdict.origin if verdict else Origin()
+        this_session = (Session if accelerator.is_main_process else SilentSession)(
+            config, run, verdict, inputs.total_steps
+        )
+        begun = Beginning(
+            config=config,
+            accelerator=accelerator,
+            signals=signals,
+            run=run,
+            session=this_session,
+            agreement=processes.meet(signals),
+            environment=here,
+            inputs=inputs,
+            verdict=verdict,
+            plan=Plan(config, inputs.found.entries, global_batch, origin, planned_steps),
+            planned_steps=planned_steps,
+            curve=verdict.curve if verdict else schedule.new_curve(config, inputs.total_steps),
+            prompts=tuple(sample_prompts),
+            checkpoint_bytes=size,
+        )
+        with this_session.recorded(**description(begun)), processes.watched():
+            if console and this_session.writes:
+                console.attach(run.console_file)
+            if size is not None:
+                warn_of_writes(begun, size)
+            yield begun
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """accelerate, with the switches set on which equal bits depend. Raises ConfigError."""
+    environment.make_deterministic(config)
+    if config.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise ConfigError([Problem("mixed_precision", "fp16 needs a GPU; use bf16 or no")])
+    optimizers.check(config)
+    return Accelerator(
+        mixed_precision=config.mixed_precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def scan_progress(signals: StopSignals) -> Callable[[int, int], None]:
+    """Tells the log how far the scan of the images is, now and then. Raises StopRequested."""
+    last = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        signals.raise_if_requested()
+        if time.monotonic() - last > 5:
+            last = time.monotonic()
+            logger.info("Reading images: %d of %d", done, total)
+
+    return progress
+
+
+@contextlib.contextmanager
+def holding(run: RunFolder, config: Config, accelerator: Accelerator) -> Iterator[None]:
+    """Hold the run's lock in the main process; see that a fresh start loses nothing. Raises ResumeRefused, RunInUse."""
+    if not accelerator.is_main_process:
+        yield
+        return
+    if choosing.starts_from_scratch(config):
+        preflight.require_fresh(config)
+        by_choice = choosing.wanted(config.resume_from_checkpoint) == "nothing"
+        if by_choice and config.overwrite_run and (run_folder.read_run(run) or manifest.listing(run.checkpoints)):
+            logger.info("The old run is kept at %s", branches.replace_run(config, run))
+    with run_folder.locked(run):
+        yield
+
+
+def examined_checkpoint(inputs: Inputs, here: dict[str, Any]) -> Verdict | None:
+    """What a resume will be, told to the log; None for a fresh start. Raises ResumeRefused."""
+    verdict = preflight.look_at_checkpoint(inputs, here)
+    if verdict:
+        logger.info("%s", "\n".join(verdict.lines()))
+        if verdict.refusals:
+            raise ResumeRefused(list(verdict.refusals))
+    return verdict
+
+
+def checkpoint_bytes(config: Config, inputs: Inputs, verdict: Verdict | None) -> int | None:
+    """What a checkpoint takes, as far as it is known before the model is loaded."""
+    try:
+        return preflight.bytes_of_save(config, inputs, verdict)
+    except SizeUnknown as unknown:
+        logger.info("How much a checkpoint takes is known when the model is loaded: %s", unknown)
+        return None
+
+
+def warn_of_writes(begun: Beginning, bytes_of_save: int) -> None:
+    """Say when so much will be written that it wears a disk out."""
+    much = preflight.write_budget(begun.config, begun.inputs, begun.verdict, bytes_of_save).warning()
+    if much:
+        begun.session.warn("write_budget", much)
+
+
+def description(begun: Beginning) -> dict[str, Any]:
+    """What the event of the session's start says."""
+    inputs = begun.inputs
+    return {
+        "total_steps": inputs.total_steps,
+        "steps_per_epoch": inputs.steps_per_epoch,
+        "images": len(inputs.found.entries),
+        "samples": inputs.found.samples,
+        "skipped": len(inputs.found.skipped),
+        "processes": begun.accelerator.num_processes,
+        "device": str(begun.device),
+    }
