@@ -181,7 +181,7 @@
       const whole = Boolean(find("loss-chart")?.offsetParent) && !document.hidden;
       const query = new URLSearchParams({ run, whole, have: JSON.stringify(parts) });
       const answer = await fetch(`live/page?${query}`);
-      if (!answer.ok) return;
+      if (!answer.ok) throw new Error(answer.statusText);
       const told = await answer.json();
       due = performance.now() + (document.hidden ? HIDDEN_PULSE : told.active ? LIVE_PULSE : IDLE_PULSE);
       for (const [id, html] of Object.entries(told.parts)) {

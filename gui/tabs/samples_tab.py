@@ -23,7 +23,7 @@ from trainer.runs.run_folder import RunFolder
 MOST_SHOWN = 120  # pictures of a page
 NONE_YET = (
     "No samples yet. They are made during training when the options sample_prompts and sample_every_n_steps (Samples) "
-    "are set, or with Sample now; of a checkpoint afterwards by: python -m trainer sample CHECKPOINT"
+    "are set, or with Sample now."
 )
 THIS_RUN = ("The run shown above", "")
 
@@ -177,10 +177,11 @@ class SamplesTab:
         if None in files:
             return nothing | {self.compared: look.note("One of these pictures no longer exists.", kind="warn")}
         labels = [row_label(_row(sample)) for _, sample in there]
-        whose = f" of {beside.name}" if beside is not None else ""
-        caption = f"Left: {labels[0]}. Right: {labels[1]}{whose}. {known[prompt].label}"
-        addresses = [_address(whose.run, sample) for whose, sample in there]
-        return {self.slider: slider(*addresses, labels[0], labels[1] + whose), self.compared: look.paragraph(caption)}
+        of_other = f" of {beside.name}" if beside is not None else ""
+        caption = f"Left: {labels[0]}. Right: {labels[1]}{of_other}. {known[prompt].label}"
+        left_address, right_address = (_address(whose.run, sample) for whose, sample in there)
+        shown = slider(left_address, right_address, labels[0], f"{labels[1]}{of_other}")
+        return {self.slider: shown, self.compared: look.paragraph(caption)}
 
 
 # For the js_on_load of the comparison: the right picture is shown from where the handle is.

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
-from gui.views.curves import MOST_POINTS, Array, kept, smooth
+from gui.views.curves import MOST_POINTS, Array, columns, kept, smooth
 from gui.views.history import RATE, SMOOTHING, History
 
 MOST_MARKS = 60
@@ -283,7 +283,7 @@ def _told(history: History) -> list[tuple[Panel, list[Line]]]:
     found = []
     for panel in (_rates(history.current.rows), *PANELS):
         rows = _rows(history, panel)
-        lines = [line for line in panel.lines if line.column in rows.dtype.names]
+        lines = [line for line in panel.lines if line.column in columns(rows)]
         lines = [line for line in lines if np.isfinite(rows[line.column]).any()]
         found += [(panel, lines)] if lines else []
     return found
@@ -295,7 +295,7 @@ def _rows(history: History, panel: Panel) -> Array:
 
 def _rates(rows: Array) -> Panel:
     """The learning rates: one line, or one for each trained part where these are told."""
-    parts = [name for name in rows.dtype.names if name.startswith(RATE)]
+    parts = [name for name in columns(rows) if name.startswith(RATE)]
     lines = [
         Line(name, name.removeprefix(RATE).replace("_", " "), colour)
         for name, colour in zip(sorted(parts), itertools.cycle(OF_PARTS), strict=False)

@@ -35,14 +35,14 @@ class Curve:
 
     def append(self, numbers: Mapping[str, float | None]) -> None:
         """A row: its step and whatever was told of it. A number that was never told before is a new column."""
-        for name in numbers.keys() - set(self._rows.dtype.names):
+        for name in numbers.keys() - set(columns(self._rows)):
             self._widen(name)
         if self._count == len(self._rows):
             grown = np.empty(max(1024, self._count * 3 // 2), self._rows.dtype)
             grown[: self._count] = self._rows
             self._rows = grown
         row = []
-        for name in self._rows.dtype.names:
+        for name in columns(self._rows):
             number = numbers.get(name)
             row.append(math.nan if number is None else number)
         self._rows[self._count] = tuple(row)
@@ -50,7 +50,7 @@ class Curve:
 
     def _widen(self, name: str) -> None:
         wider = np.empty(len(self._rows), np.dtype([*self._rows.dtype.descr, (name, "f4")]))
-        for before in self._rows.dtype.names:
+        for before in columns(self._rows):
             wider[before] = self._rows[before]
         wider[name] = np.nan
         self._rows = wider
@@ -68,6 +68,11 @@ class Curve:
         result = Curve(self._rows.dtype)
         result._rows, result._count = self._rows, self._count
         return result
+
+
+def columns(rows: Array) -> tuple[str, ...]:
+    """The names of what rows tell."""
+    return rows.dtype.names or ()
 
 
 def thin(steps: Array, values: Array, most: int = MOST_POINTS) -> tuple[Array, Array]:

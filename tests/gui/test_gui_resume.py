@@ -417,7 +417,7 @@ def test_a_new_run_branches_off_an_older_step_and_knows_where_it_came_from(page:
     expect(page.locator("#resume-verdict")).to_contain_text("It begins a new run, vixen")
     page.locator("#start-training").click()
     run = RunFolder(served.home / "output" / "vixen")
-    expect(page.locator("#run-picker input")).to_have_value("vixen")
+    expect(page.locator("#run-picker input")).to_have_value(re.compile("^vixen · "))
     expect(page.locator("#run-status")).to_contain_text("finished", timeout=90_000)
     record = run_folder.read_run(run)
     assert record is not None

@@ -85,8 +85,10 @@ def test_results_tell_step_loss_and_size_and_nothing_else_can_be_named(tmp_path:
     (tmp_path / "fox-step00000050.safetensors").write_bytes(b"torn")
     found = results.listing(run)
     assert [(item.path.name, item.step, item.epoch) for item in found] == [
-        ("fox.safetensors", 150, 7), ("fox-step00000100.safetensors", 100, 5), ("fox-step00000050.safetensors", None, None)
-    ]  # fmt: skip
+        ("fox.safetensors", 150, 7),
+        ("fox-step00000100.safetensors", 100, 5),
+        ("fox-step00000050.safetensors", None, None),
+    ]
     view = Watch().look(run)
     loss = view.history.loss_at(100)
     assert loss is not None and f"{loss:.4f}" in results.table(view)

@@ -124,7 +124,8 @@ def test_the_newest_step_goes_on_to_be_compared_until_another_is_chosen(tmp_path
     def look(count: int, seen: Any) -> Any:
         run.events_file.write_text("".join(lines[:count]))
         updates, seen = tab.show(Watch().look(run), seen, shown)
-        shown.update({item: updates[item]["value"] for item in shown if "value" in updates.get(item, {})})
+        changed = {item: update for item, update in updates.items() if item in shown and isinstance(update, dict)}
+        shown.update({item: update["value"] for item, update in changed.items() if "value" in update})
         return seen
 
     sampled = [number + 1 for number, line in enumerate(lines) if '"sample_saved"' in line]

@@ -58,7 +58,8 @@ def test_by_default_nothing_is_done(tmp_path: Path) -> None:
 
 def test_the_command_gets_its_words_as_they_are_and_the_message_on_its_input(tmp_path: Path) -> None:
     run, kept = ended_run(tmp_path), tmp_path / "kept.json"
-    script = "import json,os,sys; json.dump([json.load(sys.stdin), sys.argv[2:], os.environ['REKINDLE_STATUS']], open(sys.argv[1],'w'))"
+    told = "[json.load(sys.stdin), sys.argv[2:], os.environ['REKINDLE_STATUS']]"
+    script = f"import json,os,sys; json.dump({told}, open(sys.argv[1],'w'))"
     words = f"{sys.executable} -c \"{script}\" {kept} '$(touch {tmp_path}/shell)' ; | &&"
     on_finish.tell(run, {on_finish.COMMAND: words})
     message, arguments, status = json.loads(kept.read_text())
