@@ -58,7 +58,7 @@ class MonitorTab:
                 choices=[], value=[], multiselect=True, label="Compare with", elem_id="compare-runs", scale=3,
                 min_width=220, max_choices=runs.MOST_COMPARED, interactive=True,
             )  # fmt: skip
-            self.axis = gr.Radio(AXES, value="steps", label="Drawn by", elem_id="chart-axis", min_width=300)
+            self.axis = gr.Radio(AXES, value="steps", label="Drawn by", elem_id="chart-axis", min_width=350)
             self.smoothing = gr.Slider(
                 0, MOST_SMOOTHING, value=SMOOTHING, step=0.001, label="Smoothing", min_width=230,
                 elem_id="loss-smoothing",

@@ -19,16 +19,15 @@ from trainer.file_memory import stamp_of
 from trainer.runs import shelf
 from trainer.runs.run_folder import RunFolder
 
-HEADINGS = ("File", "Step", "Epoch", "Loss", "Size", "Date", "")
+HEADINGS = ("File", "Step", "Loss", "Size", "Date", "")
 
 
 @dataclass(frozen=True)
 class Result:
-    """A model file. What its header does not tell is None."""
+    """A model file. `step`: None where its header does not tell it."""
 
     path: Path
     step: int | None
-    epoch: int | None
     bytes: int
     time: float
 
@@ -39,8 +38,8 @@ def listing(run: RunFolder) -> list[Result]:
     for path in shelf.model_files(run):
         with contextlib.suppress(OSError):  # deleted meanwhile
             status, header = path.stat(), _header(path, stamp_of(path))
-            step, epoch = (_whole(header.get(key, "")) for key in ("ss_steps", "ss_epoch"))
-            found.append(Result(path, step, epoch, status.st_size, status.st_mtime))
+            step = _whole(header.get("ss_steps", ""))
+            found.append(Result(path, step, status.st_size, status.st_mtime))
     return sorted(found, key=lambda result: (result.step or 0, result.time), reverse=True)
 
 
@@ -87,7 +86,6 @@ def _row(view: View, result: Result) -> Sequence[str]:
     return [
         name,
         "–" if result.step is None else f"{result.step:,}",
-        "–" if result.epoch is None else str(result.epoch),
         "–" if loss is None else f"{loss:.4f}",
         quantities.size(result.bytes),
         runs.moment(result.time),

@@ -15,6 +15,7 @@ from gui.server.runner import Started
 from gui.views.charts import Curves
 from gui.views.monitor import Condition, Watch, condition
 from trainer.file_memory import stamp_of
+from trainer.recipe import loss_average
 from trainer.runs import events, run_folder
 from trainer.runs.run_folder import RunFolder, RunUnreadable
 
@@ -30,7 +31,7 @@ WORDS: dict[Condition, str] = {
     "finished": "finished",
     "failed": "failed",
 }
-END_BYTES = 64 << 10  # of the events, in which the last step is looked for
+END_BYTES = 512 << 10  # of the events that a summary is made of: some thousand steps
 MOST_COMPARED = 8
 NOTHING: Mapping[str, Any] = {}
 
@@ -152,22 +153,30 @@ def _newer(run: RunFolder, begun: Started) -> bool:
 
 
 def _end(run: RunFolder) -> tuple[int | None, int | None, float | None]:
-    """Last step, all steps and last loss that the end of the events tells; None where it tells nothing of them."""
+    """Last step, all steps and the average loss that the end of the events tells; None where it tells nothing."""
     stamp = stamp_of(run.events_file)
     known = _ends.get(run.path)
     if known is not None and known[0] == stamp:
         return known[1]
     step: int | None = None
     total: int | None = None
-    loss: float | None = None
+    losses: list[tuple[int, float]] = []
     with contextlib.suppress(OSError):
         size = run.events_file.stat().st_size
         for event in events.read_events(run.events_file, max(0, size - END_BYTES))[0]:
-            number = event.get("global_step")
-            step = number if isinstance(number, int) and event["event"] != "warning" else step
-            total = event.get("total_steps", total) if event["event"] == "run_started" else total
-            told = event.get("loss") if event["event"] == "step" else None
-            loss = told if isinstance(told, float | int) else loss
+            number, told = event.get("global_step"), event.get("loss")
+            if not isinstance(number, int) or event["event"] not in ("step", "resumed", "run_started", "run_finished"):
+                continue
+            step = number
+            if event["event"] == "run_started":
+                total = event.get("total_steps", total)
+            elif event["event"] == "resumed":
+                losses = [entry for entry in losses if entry[0] <= number]  # what came after it was left behind
+            elif event["event"] == "step" and isinstance(told, float | int):
+                losses.append((number, float(told)))
+    loss = None
+    for number, told in losses:
+        loss = loss_average.averaged(loss, told, number)
     _ends[run.path] = stamp, (step, total, loss)
     return step, total, loss
 
