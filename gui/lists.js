@@ -1,19 +1,17 @@
 // Lists of runs and results: what does not match the filter is hidden; paths are copied; this machine in the bar.
 (() => {
-  window.rekindleFilter = (words) => {
-    const wanted = (words || "").toLowerCase().split(/\s+/).filter(Boolean);
-    // A table arrives a moment after the event that brings it.
-    setTimeout(() => {
-      let left = 0;
-      for (const row of document.querySelectorAll("#runs-table tbody tr")) {
-        const text = row.textContent.toLowerCase();
-        row.hidden = !wanted.every((word) => text.includes(word));
-        left += !row.hidden;
-      }
-      const empty = document.getElementById("runs-empty");
-      if (empty) empty.hidden = left > 0 || !wanted.length;
-    }, 60);
+  // What does not have all the words is hidden: when they change, and when the table is another (see runs_tab.py).
+  window.rekindleFilter = () => {
+    const field = document.querySelector("#runs-filter input, #runs-filter textarea");
+    const wanted = (field?.value || "").toLowerCase().split(/\s+/).filter(Boolean);
+    for (const row of document.querySelectorAll("#runs-table tbody tr")) {
+      const text = row.textContent.toLowerCase();
+      row.hidden = !wanted.every((word) => text.includes(word));
+    }
   };
+  document.addEventListener("input", (event) => {
+    if (event.target.closest?.("#runs-filter")) window.rekindleFilter();
+  });
 
   async function copied(text) {
     try {

@@ -101,11 +101,15 @@ class MonitorTab:
         item.select(list_runs, {picker}, {self.compare}, **QUIET)
         item.select(None, js=TO_THE_END_OF_THE_LOG, api_visibility="private")
         self.compare.focus(list_runs, {picker}, {self.compare}, queue=False, **QUIET)
-        self.compare.input(compare, both, {self.differences}, queue=False, **QUIET)
+        self.compare.change(compare, both, {self.differences}, queue=False, **QUIET)
         picker.input(compare, both, {self.differences}, queue=False, **QUIET)
         self.compare.change(None, self.compare, None, js="runs => rekindleCharts.compare(runs || [])", **FOR_THE_PAGE)
-        for widget, name in ((self.axis, "axis"), (self.smoothing, "smoothing")):
-            widget.input(None, widget, None, js=f"value => rekindleCharts.set({{ {name}: value }})", **FOR_THE_PAGE)
+        set_axis, set_smoothing = (
+            f"value => rekindleCharts.set({{ {name}: value }})" for name in ("axis", "smoothing")
+        )
+        self.axis.input(None, self.axis, None, js=set_axis, **FOR_THE_PAGE)
+        for event in (self.smoothing.input, self.smoothing.release):  # a number that is written is told by the latter
+            event(None, self.smoothing, None, js=set_smoothing, **FOR_THE_PAGE)
         for widget, name in ((self.log_scale, "log"), (self.clip, "clip")):
             widget.input(None, widget, None, js=f"value => rekindleCharts.redraw({{ {name}: value }})", **FOR_THE_PAGE)
         self.whole.click(None, None, None, js="() => rekindleCharts.whole()", **FOR_THE_PAGE)

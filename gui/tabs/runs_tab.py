@@ -20,6 +20,8 @@ from trainer.runs import manifest, shelf
 
 HEADINGS = ("Run", "Status", "Steps", "Loss", "Last active", "Folder", "")
 Data = Mapping[Any, Any]
+# For the js_on_load of the table: what does not match the filter is hidden in a new one too.
+FILTER_ANEW = "new MutationObserver(() => rekindleFilter()).observe(element, { childList: true, subtree: true });"
 
 
 class RunsTab:
@@ -35,8 +37,7 @@ class RunsTab:
             )  # fmt: skip
             self.archived = gr.Checkbox(label="Archived ones too", elem_id="runs-archived", min_width=170, scale=0)
             self.rescan = gr.Button("Rescan", elem_id="runs-rescan", scale=0, min_width=110)
-        self.table = gr.HTML(elem_id="runs-table", js_on_load=TELL_CLICKS)
-        self.empty = gr.HTML(elem_id="runs-empty")
+        self.table = gr.HTML(elem_id="runs-table", js_on_load=TELL_CLICKS + FILTER_ANEW)
         with gr.Row(visible=False, equal_height=False, elem_classes="beside") as self.renaming:
             self.name = gr.Textbox(label="New name", elem_id="runs-name", max_lines=1, scale=3)
             self.rename = gr.Button("Rename", elem_id="runs-rename", variant="primary", scale=0, min_width=110)
@@ -51,7 +52,7 @@ class RunsTab:
 
     def wire(self, item: gr.Tab, compare: gr.Dropdown, tabs: gr.Tabs) -> None:
         """`compare`: what the Monitor tab draws besides the run that is watched."""
-        seen = {self._picker, self.archived, self.filter}
+        seen = {self._picker, self.archived}
         rename = {self.renaming, self.name, self.renamed}
         shown = self.outputs() | {self._message} | rename | self._question.outputs()
 
@@ -65,9 +66,6 @@ class RunsTab:
         self._picker.input(self.list_results, {self._picker}, {self.results}, **QUIET)
         self.rescan.click(self.listed, seen, self.outputs(), **QUIET)
         self.archived.input(self.listed, seen, self.outputs(), **QUIET)
-        # Here and after every new table: what does not match is hidden by the page itself, at once.
-        for event in (self.filter.input, self.table.change):
-            event(None, self.filter, None, js="words => rekindleFilter(words)", api_visibility="private", queue=False)
         self.table.click(act, seen | {compare}, shown | {self._picker, compare, tabs}, **QUIET)
         self.results.click(act_on_result, {self._picker}, {self._message} | self._question.outputs(), **QUIET)
         for event in (self.rename.click, self.name.submit):

@@ -178,6 +178,7 @@ def test_runs_are_compared_and_the_difference_of_their_options_is_shown(page: Pa
     page.get_by_title("Draw old beside").focus()
     page.keyboard.press("Enter")
     expect(page.locator("#loss-chart")).to_contain_text("old")
+    expect(page.locator("#run-differences")).to_contain_text("learning_rate")
     page.locator("#chart-log input").check()
     page.wait_for_function(f"() => {CHART}._fullLayout.yaxis.type === 'log'")
     page.locator("#chart-axis").get_by_text("Epochs").click()
