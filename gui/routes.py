@@ -24,6 +24,7 @@ Several = Annotated[Sequence[str], fastapi.Query()]
 
 def add(server: fastapi.FastAPI, places: Places, watch: Watch) -> None:
     """Add them to a server, before the page is mounted there. Runs are those of the picker, and no others."""
+    readings = machine.Readings()
 
     @server.get("/live/plotly.min.js")
     def plotly() -> Response:
@@ -54,7 +55,7 @@ def add(server: fastapi.FastAPI, places: Places, watch: Watch) -> None:
     @server.get("/live/machine")
     def live_machine(run: str = "") -> Response:
         found = runs.chosen(places, run)
-        return JSONResponse(machine.told(found.path if found is not None else places.home), headers=FRESH)
+        return JSONResponse(readings.told(found.path if found is not None else places.home), headers=FRESH)
 
     @server.get("/live/sample")
     def sample(run: str, path: str, small: bool = False) -> Response:

@@ -50,15 +50,14 @@ GB = 1e9
 PANELS = (
     Panel("gradient norm", (Line("grad_norm", "gradient norm", GREEN),)),
     Panel("memory, GB", (Line("memory", "of the training", VIOLET, GB),)),
-    Panel("load, %", (Line("gpu_load", "GPU", BLUE, 0.01), Line("cpu", "processor", GREY, 0.01)), of_machine=True),
-    Panel(
-        "in use, GB", (Line("gpu_memory", "GPU memory", BLUE, GB), Line("ram", "machine's memory", GREY, GB)),
-        of_machine=True,
-    ),
-    Panel("GPU, °C", (Line("gpu_temperature", "temperature", AMBER),), of_machine=True),
-    Panel("GPU, W", (Line("gpu_power", "power", "#db2777"),), of_machine=True),
-    Panel("disk free, GB", (Line("disk_free", "disk free", "#0d9488", GB),), of_machine=True),
-)  # fmt: skip
+)
+OF_THE_MACHINE = (  # title, column of the machine with its name and unit, column of each GPU with its unit
+    ("load, %", ("cpu", "processor", 0.01), ("load", 0.01)),
+    ("in use, GB", ("memory", "this process", GB), ("memory", GB)),
+    ("GPU, °C", None, ("temperature", 1.0)),
+    ("GPU, W", None, ("watts", 1.0)),
+    ("disk free, GB", ("disk_free", "disk free", GB), None),
+)
 
 
 @dataclass(frozen=True)
@@ -265,6 +264,7 @@ def detail_figure(curves: Curves, asked: Asked) -> dict[str, Any]:
 
 def _detail_traces(curves: Curves, asked: Asked, since: int, machine_since: int) -> Iterator[tuple[Trace, Panel]]:
     """Every line there is something of, with its panel."""
+    named: set[str] = set()  # in the legend
     for number, (panel, lines) in enumerate(_told(curves.history)):
         rows = _rows(curves.history, panel)
         begin = machine_since if panel.of_machine else since
@@ -272,21 +272,37 @@ def _detail_traces(curves: Curves, asked: Asked, since: int, machine_since: int)
             values = rows[line.column][begin:] / line.unit
             trace = {
                 "uid": _uid(panel.title, line.column), "name": line.name, "line": {"color": line.colour, "width": 1.5},
-                "yaxis": _numbered("y", number), "showlegend": len(lines) > 1,
+                "yaxis": _numbered("y", number), "legendgroup": line.name,
+                "showlegend": len(lines) > 1 and line.name not in named,
                 "hovertemplate": _hover(asked, line.name),
             }  # fmt: skip
+            named |= {line.name} if len(lines) > 1 else set()
             yield _growing(trace, rows, np.arange(begin, len(rows)), values, asked, begin), panel
 
 
 def _told(history: History) -> list[tuple[Panel, list[Line]]]:
     """The panels there is something for, with their lines."""
     found = []
-    for panel in (_rates(history.current.rows), *PANELS):
+    for panel in (_rates(history.current.rows), *PANELS, *_machine_panels(history.machine.rows)):
         rows = _rows(history, panel)
         lines = [line for line in panel.lines if line.column in columns(rows)]
         lines = [line for line in lines if np.isfinite(rows[line.column]).any()]
         found += [(panel, lines)] if lines else []
     return found
+
+
+def _machine_panels(rows: Array) -> list[Panel]:
+    """What the machine did: its own lines, and one for each GPU of the run."""
+    places = [int(name.removeprefix("memory ")) for name in columns(rows) if name.startswith("memory ")]
+    count = 1 + max(places, default=-1)
+    panels = []
+    for title, own, of_gpu in OF_THE_MACHINE:
+        lines = [Line(own[0], own[1], GREY, own[2])] if own else []
+        for place in range(count if of_gpu else 0):
+            name = "GPU" if count == 1 else f"GPU {place}"
+            lines += [Line(f"{of_gpu[0]} {place}", name, OF_PARTS[place % len(OF_PARTS)], of_gpu[1])] if of_gpu else []
+        panels.append(Panel(title, tuple(lines), of_machine=True))
+    return panels
 
 
 def _rows(history: History, panel: Panel) -> Array:

@@ -20,6 +20,7 @@ from trainer.recipe import loss_average
 SMOOTHING = 0.95  # share of the moving average that a step leaves as it was, in the chart
 RATE = "rate "  # begins the name of a column with the learning rate of one trained part
 MACHINE_ROW = np.dtype([("step", "i8"), ("epochs", "f4"), ("seconds", "f4")])
+OF_A_GPU = ("load", "memory", "temperature", "watts")  # columns "load 0", "load 1" ... of the machine's rows
 AVERAGED = 2000  # losses that the average is made of; those before weigh 0.98 ** 2000
 RATE_STEPS = 50  # time left is told from the median of this many spans of steps
 TOGETHER_SECONDS = 0.2  # events closer than this were written in one go
@@ -211,10 +212,15 @@ class History:
         here = now - self.session_time if now is not None and self.session_time else 0.0
         return {"epochs": self._epochs, "seconds": self.earlier_seconds + max(0.0, here)}
 
-    def _machine(self, step: int, event: Mapping[str, Any]) -> None:
-        numbers = {name: _number(value) for name, value in event.items() if name not in ("time", "global_step")}
-        told = {name: number for name, number in numbers.items() if number is not None}
-        self.machine.append({"step": step, **self._when(_number(event.get("time"))), **told})
+    def _resources(self, step: int, event: Mapping[str, Any]) -> None:
+        told: dict[str, float | None] = {name: _number(event.get(name)) for name in ("cpu", "memory", "disk_free")}
+        gpus = event.get("gpus")
+        samples = [gpu for gpu in gpus if isinstance(gpu, Mapping)] if isinstance(gpus, list) else []
+        for place, gpu in enumerate(samples):
+            for name in OF_A_GPU:
+                told[f"{name} {place}"] = _number(gpu.get(name))
+        known = {name: number for name, number in told.items() if number is not None}
+        self.machine.append({"step": step, **self._when(_number(event.get("time"))), **known})
 
     def _validation(self, step: int, event: Mapping[str, Any]) -> None:
         loss = _number(event.get("loss"))
@@ -280,7 +286,7 @@ _HANDLERS: dict[str, Callable[[History, int, Mapping[str, Any]], None]] = {
     "checkpoint_rejected": History._warning,
     "sample_saved": History._sample_saved,
     "warning": History._warning,
-    "machine": History._machine,
+    "resources": History._resources,
     "run_finished": History._run_finished,
     "run_failed": History._run_failed,
 }

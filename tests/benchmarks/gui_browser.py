@@ -134,7 +134,7 @@ def measure(served: Served, minutes: float, early: float) -> dict[str, Any]:
 def report(found: dict[str, Any], line: Callable[[str], None]) -> None:
     before, after = found["before"], found["after"]
     scale = found["minutes"] / 30
-    line(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    line(f"load of the machine: {psutil.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     line(f"measured over {found['minutes']:.1f} minutes, charts drawn {found['drawn']} times")
     growth, nodes, heard = after.heap - before.heap, after.nodes - before.nodes, after.listeners - before.listeners
     line(f"heap       {after.heap / 1e6:8.1f} MB, {growth / 1e6:+.2f} MB (target {MOST_BYTES / 1e6 * scale:+.1f})")

@@ -238,17 +238,20 @@ def test_every_trained_part_has_its_own_learning_rate() -> None:
     assert shown == {"unet": [2e-4, 2e-4], "text encoder": [5e-5, 5e-5]}
 
 
-def test_what_the_machine_did_is_drawn_below() -> None:
-    reading = {"gpu_load": 0.5, "cpu": 0.25, "gpu_memory": 8e9, "gpu_temperature": 70, "disk_free": 2e10}
-    history = told(*steps(1, 3), ("machine", 3, reading), *steps(4, 4), ("machine", 4, reading))
-    shown = {
-        name: (trace["x"], trace["y"])
-        for name, trace in traces_of(charts.detail_figure(drawn(history), Asked())).items()
-    }
-    assert shown["GPU"] == ([3, 4], [50.0, 50.0])
-    assert shown["processor"][1] == [25.0, 25.0]
-    assert shown["GPU memory"][1] == [8.0, 8.0]
-    assert "power" not in shown
+def test_what_the_machine_and_each_gpu_did_is_drawn_below() -> None:
+    gpus = [{"load": share, "memory": 8e9, "temperature": 70, "watts": None} for share in (0.5, 0.75)]
+    reading = {"cpu": 0.25, "memory": 4e9, "disk_free": 2e10, "gpus": gpus}
+    history = told(*steps(1, 3), ("resources", 3, reading), *steps(4, 4), ("resources", 4, reading))
+    figure = charts.detail_figure(drawn(history), Asked())
+    shown = [(trace["name"], trace["x"], trace["y"][-1]) for trace in figure["data"] if trace["x"] == [3, 4]]
+    assert shown == [
+        ("processor", [3, 4], 25.0), ("GPU 0", [3, 4], 50.0), ("GPU 1", [3, 4], 75.0),
+        ("this process", [3, 4], 4.0), ("GPU 0", [3, 4], 8.0), ("GPU 1", [3, 4], 8.0),
+        ("GPU 0", [3, 4], 70.0), ("GPU 1", [3, 4], 70.0), ("disk free", [3, 4], 20.0),
+    ]  # fmt: skip
+    titles = [axis["title"]["text"] for name, axis in figure["layout"].items() if name.startswith("yaxis")]
+    assert titles == ["load, %", "in use, GB", "GPU, °C", "disk free, GB"]
+    assert sum(trace["showlegend"] for trace in figure["data"]) == 4  # each name once
 
 
 def test_curves_are_drawn_by_steps_epochs_or_time() -> None:

@@ -22,6 +22,7 @@ from trainer.data.dataset import Scan
 from trainer.data.folder_scan import Progress, nobody
 from trainer.models import base_model
 from trainer.models.base_model import BaseModelMissing
+from trainer.models.network_file import RanksUnknown
 from trainer.options.checks import build, check
 from trainer.options.config import OPTIONS, Config
 from trainer.options.conflicts import combination_problems
@@ -132,8 +133,13 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
     return [problem for problem in problems if problem.key not in told]
 
 
-def look_at_inputs(config: Config, processes: int = 1, progress: Progress = nobody) -> Inputs:
-    """Find images and base model. Raises Refused with everything that is missing or cannot be used."""
+def look_at_inputs(
+    config: Config, processes: int = 1, progress: Progress = nobody, model_progress: Progress = nobody
+) -> Inputs:
+    """Find images and base model. Raises Refused with everything that is missing or cannot be used.
+
+    `progress` is told of the images, `model_progress` of the bytes of a base model that is read for its digest.
+    """
     if problems := missing(config):
         raise ConfigError(problems)
     found, (config, model_path) = both(
@@ -148,7 +154,7 @@ def look_at_inputs(config: Config, processes: int = 1, progress: Progress = nobo
         found=found,
         images=dataset.record(found, config, batches),
         model_path=model_path,
-        base_model=base_model.digests(config, model_path),
+        base_model=base_model.digests(config, model_path, model_progress),
         steps_per_epoch=steps_per_epoch,
         total_steps=config.max_train_steps if epochs is None else epochs * steps_per_epoch,
     )
@@ -174,7 +180,7 @@ def settled(config: Config, home: Path = Path()) -> tuple[Config, list[Problem]]
         return config, []
     try:
         family = base_model.settle(config, path)
-    except BaseModelMissing as error:
+    except (BaseModelMissing, RanksUnknown) as error:
         key, _, text = str(error).partition(": ")
         return config, [Problem(key, text)]
     left = {name: getattr(family, name) for name in ("family", *family.facts.defaults)}
@@ -231,6 +237,12 @@ def write_budget(config: Config, inputs: Inputs, verdict: Verdict | None, bytes_
     )
 
 
+def at_stake(config: Config, inputs: Inputs, verdict: Verdict | None) -> str | None:
+    """What to say when a crash could cost more than half an hour of training."""
+    step, seconds = (verdict.step, budget.seconds_per_step(RunFolder(config.run_dir))) if verdict else (0, None)
+    return budget.at_stake(config, step, inputs.total_steps, inputs.steps_per_epoch, seconds)
+
+
 def require_disk_space(config: Config, bytes_of_save: int) -> None:
     """Refuse to begin what could not be saved. Raises ResumeRefused."""
     if problem := _too_small_disk(config, bytes_of_save):
@@ -278,6 +290,11 @@ class Preflight:
         return write_budget(self.config, self.inputs, self.verdict, self.bytes_of_save)
 
     @property
+    def at_stake(self) -> str | None:
+        """What to say when a crash could cost more than half an hour of training."""
+        return at_stake(self.config, self.inputs, self.verdict) if self.inputs else None
+
+    @property
     def disk_needed(self) -> int | None:
         """About how many bytes the run's checkpoints take in the end; None where their size is not known."""
         if self.inputs is None or self.bytes_of_save is None:
@@ -292,9 +309,10 @@ class Preflight:
         lines += self.verdict.lines() if self.verdict else []
         if not self.refusals and self.verdict is None:
             rates = ", ".join(f"{part} {peak:.3g}" for part, peak in self.config.peak_learning_rates.items())
-            lines.append(f"Starts afresh; learning rate {rates}, {self.config.lr_scheduler}")
+            lines.append(f"Starts afresh; learning rate {rates}, {self.config.lr_curve}")
         if writes := self.writes:
             lines += [writes.line(), *filter(None, [writes.warning()])]
+        lines += filter(None, [self.at_stake])
         lines.append(self._disk())
         return lines + [f"Refused: {line}" for refusal in self.refusals for line in refusal.splitlines()]
 
@@ -326,6 +344,7 @@ class Preflight:
             "checkpoint_bytes": self.bytes_of_save,
             "checkpoint_bytes_unknown": self.size_unknown or None,
             "writes": self._writes_json(),
+            "at_stake": self.at_stake,
             "resume": self._resume_json(verdict) if verdict else None,
         }
 

@@ -9,9 +9,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from trainer import files
+from trainer.data.folder_scan import Progress, nobody
 from trainer.file_memory import sha256_of
 from trainer.models import families, file_header
 from trainer.models.file_header import HeaderUnreadable, Shapes
+from trainer.models.network_file import with_ranks_of_file
 from trainer.options.config import Config
 from trainer.refusal import Refused
 
@@ -148,7 +150,8 @@ def _supported() -> str:
 def settle(config: Config, path: Path) -> Config:
     """The config with its family as the files tell, and what is left to the family as that has it.
 
-    Raises BaseModelMissing where they tell of another family than the config, of none, or where a component is missing.
+    Raises BaseModelMissing where they tell of another family than the config, of none, or where a component is missing;
+    RanksUnknown where dim_from_weights asks for what network_weights does not tell.
     """
     detected = detect(path)
     family = detected if config.family == families.AUTO else config.family
@@ -171,35 +174,35 @@ def settle(config: Config, path: Path) -> Config:
                 f"{', '.join(missing)}"
             )
     left = {name: value for name, value in facts.defaults.items() if getattr(config, name) in (None, families.AUTO)}
-    return config.replace(family=family, **left)
+    return with_ranks_of_file(config.replace(family=family, **left))
 
 
 # --- what they hold ------------------------------------------------------------------------------------------------
 
 
-def digest(path: Path, components: Sequence[str], memory: Path) -> str:
+def digest(path: Path, components: Sequence[str], memory: Path, progress: Progress = nobody) -> str:
     """SHA-256 over the content of a model file, or of the weights and configs of a diffusers folder.
 
-    `memory`: the folder that remembers the digests of unchanged files.
+    `memory`: the folder that remembers the digests of unchanged files; `progress`: of the bytes to be read.
     """
     if path.is_file():
-        return sha256_of([path], memory)[path]
+        return sha256_of([path], memory, progress)[path]
     parts = [path / "model_index.json"] if (path / "model_index.json").is_file() else []
     folders = [path / name for name in components if (path / name).is_dir()] or [path]
     for folder in folders:
         parts += [entry for entry in sorted(folder.iterdir()) if entry.suffix in WEIGHTS + DESCRIPTIONS]
-    digests = sha256_of(parts, memory)
+    digests = sha256_of(parts, memory, progress)
     listing = "".join(f"{part.relative_to(path).as_posix()} {digests[part]}\n" for part in parts)
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
-def digests(config: Config, path: Path) -> dict[str, str]:
+def digests(config: Config, path: Path, progress: Progress = nobody) -> dict[str, str]:
     """The digest of everything that makes up the base model, by the option that names it."""
     facts, memory = config.facts, config.cache_path
-    result = {"pretrained_model_name_or_path": digest(path, facts.components, memory)}
+    result = {"pretrained_model_name_or_path": digest(path, facts.components, memory, progress)}
     for name in (*facts.overrides, "single_file_config"):
         if value := getattr(config, name):
-            result[name] = digest(Path(value), facts.components, memory)
+            result[name] = digest(Path(value), facts.components, memory, progress)
     return result
 
 

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
+from trainer import quantities
 from trainer.checkpoints import choosing, preflight, resume
 from trainer.checkpoints.checkpoint_size import SizeUnknown
 from trainer.checkpoints.choosing import ResumeRefused
@@ -33,11 +34,12 @@ from trainer.runs import branches, manifest, run_folder
 from trainer.runs.console import ConsoleLog
 from trainer.runs.run_folder import RunFolder
 from trainer.runs.signals import StopRequested, StopSignals
-from trainer.training import environment, session
+from trainer.training import environment, session, tracking, watching
 from trainer.training.loader import Plan
 from trainer.training.session import Session, SilentSession
 
 logger = logging.getLogger(__name__)
+SILENT_SECONDS, PROGRESS_SECONDS = 1.0, 5.0
 
 
 @dataclass
@@ -63,6 +65,10 @@ class Beginning:
     def device(self) -> torch.device:
         return self.accelerator.device
 
+    def stop_is_asked(self) -> bool:
+        """Whether a signal or a request waits for the training to stop."""
+        return self.signals.requested or (self.session.writes and (self.run.control / "stop").exists())
+
     def raise_if_stopped(self) -> None:
         """Raises StopRequested once a stop is asked for, by a signal or in the run folder; where nothing is to save."""
         self.signals.raise_if_requested()
@@ -83,7 +89,12 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
     run = RunFolder(config.run_dir)
 
     with processes.watched():
-        inputs = preflight.look_at_inputs(config, processes.count, scan_progress(signals))
+        inputs = preflight.look_at_inputs(
+            config,
+            processes.count,
+            told_now_and_then(signals, "Reading images: %s of %s", "{:,}".format),
+            told_now_and_then(signals, "Reading the base model to know it again: %s of %s", quantities.size),
+        )
         config = inputs.config
         sample_prompts = prompts.read(config)
     logger.info("%s", "\n".join(inputs.lines()))
@@ -119,36 +130,54 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
             prompts=tuple(sample_prompts),
             checkpoint_bytes=size,
         )
-        with this_session.recorded(**description(begun)), processes.watched():
+        with this_session.recorded(**description(begun)), processes.watched(), followed(begun):
             if console and this_session.writes:
                 console.attach(run.console_file)
             if size is not None:
                 warn_of_writes(begun, size)
+            if at_stake := preflight.at_stake(config, inputs, verdict):
+                this_session.warn("at_stake", at_stake)
             yield begun
+
+
+@contextlib.contextmanager
+def followed(begun: Beginning) -> Iterator[None]:
+    """Within, trackers are told of the events, and what is used of the machine is recorded."""
+    config, running = begun.config, begun.session
+    used = watching.recording(
+        config, running, begun.device, begun.accelerator.num_processes, lambda: begun.checkpoint_bytes
+    )
+    with tracking.following(config, running), used:
+        yield
 
 
 def make_accelerator(config: Config) -> Accelerator:
     """accelerate, with the switches set on which equal bits depend. Raises ConfigError."""
     environment.make_deterministic(config)
     if config.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise ConfigError([Problem("mixed_precision", "fp16 needs a GPU; use bf16 or no")])
+        raise ConfigError([Problem("mixed_precision", "fp16 needs an NVIDIA or AMD GPU; use bf16 or no")])
+    schedule.check(config)
     optimizers.check(config)
+    tracking.require(config)
     return Accelerator(
         mixed_precision=config.mixed_precision,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
 
 
-def scan_progress(signals: StopSignals) -> Callable[[int, int], None]:
-    """Tells the log how far the scan of the images is, now and then. Raises StopRequested."""
-    last = time.monotonic()
+def told_now_and_then(signals: StopSignals, line: str, describe: Callable[[int], str]) -> Callable[[int, int], None]:
+    """Tells the log how much of how much is done, after a second and then every few. Raises StopRequested."""
+    due: float | None = None
 
     def progress(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal due
         signals.raise_if_requested()
-        if time.monotonic() - last > 5:
-            last = time.monotonic()
-            logger.info("Reading images: %d of %d", done, total)
+        now = time.monotonic()
+        if due is None:
+            due = now + SILENT_SECONDS
+        elif now > due:
+            due = now + PROGRESS_SECONDS
+            logger.info(line, describe(done), describe(total))
 
     return progress
 

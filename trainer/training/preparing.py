@@ -24,8 +24,8 @@ from trainer.models import model as models
 from trainer.models.model import Model
 from trainer.options.config import Config
 from trainer.recipe import timesteps
-from trainer.runs.machine import Readings
 from trainer.runs.manifest import CheckpointDamaged
+from trainer.training import watching
 from trainer.training.beginning import Beginning, warn_of_writes
 from trainer.training.loader import Loader, Sources
 from trainer.training.progress import CachingMeter, Meter
@@ -68,8 +68,9 @@ def prepare(begun: Beginning) -> Training | None:
     sources = prepare_sources(begun, model, aside)
     if config.cache_only:
         begun.session.finish("stopped" if verdict else "finished", "cached")
-        accelerator.wait_for_everyone()
+        begun.agreement.wait()
         return None
+    begun.agreement.wait()  # one may have loaded from a slower disk
     module = accelerator.prepare(model.module())
     state = State(config, model, begun.device)
     if begun.checkpoint_bytes is None:
@@ -78,6 +79,8 @@ def prepare(begun: Beginning) -> Training | None:
         warn_of_writes(begun, begun.checkpoint_bytes)
     if verdict:
         probe_loss = restore(state, verdict)
+        if verdict.grade == "changed":
+            state.alarms.forget()
         begun.session.resumed(probe_loss, epochs=begun.plan.place(state.global_step)[0])
     state.origin, state.planned_steps = begun.plan.origin, begun.planned_steps
     begun.signals.raise_if_requested()
@@ -87,19 +90,15 @@ def prepare(begun: Beginning) -> Training | None:
         state=state,
         loader=Loader(config, begun.plan, sources, accelerator.num_processes, accelerator.process_index),
         saver=Saver(config, begun.run, state, begun.plan, begun.curve, begun.inputs, begun.session, begun.environment),
-        meter=Meter(state, begun.session.events, begun.inputs.total_steps, readings(begun)),
+        meter=Meter(
+            state,
+            begun.session.events,
+            begun.inputs.total_steps,
+            watching.cooling(config, begun.device, begun.stop_is_asked),
+        ),
         sampler=Sampler(state, begun, aside, sources.text),
         validator=make_validator(begun, sources, state),
     )
-
-
-def readings(begun: Beginning) -> Readings | None:
-    """Of this machine and the GPU that is trained on, in the process that writes events."""
-    if not begun.session.writes:
-        return None
-    device = begun.device
-    gpus = [str(torch.cuda.get_device_properties(device).uuid)] if device.type == "cuda" else []
-    return Readings(begun.run.path, gpus)
 
 
 # --- computed once -------------------------------------------------------------------------------------------------
@@ -166,6 +165,7 @@ def make_validator(begun: Beginning, sources: Sources, state: State) -> Validato
     accelerator = begun.accelerator
 
     def add_up(tensor: Tensor) -> Tensor:
+        begun.agreement.wait()  # one may have had a batch more, or slower pictures
         total: Tensor = accelerator.reduce(tensor, "sum")
         return total
 
@@ -179,6 +179,7 @@ def make_validator(begun: Beginning, sources: Sources, state: State) -> Validato
         processes=accelerator.num_processes,
         process=accelerator.process_index,
         add_up=add_up,
+        curve=begun.curve,
     )
 
 

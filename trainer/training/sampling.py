@@ -6,10 +6,9 @@ import io
 import logging
 import threading
 
-import torch
 from PIL import Image
 
-from trainer import files
+from trainer import devices, files
 from trainer.models.model import TextSource
 from trainer.recipe.prompts import Prompt
 from trainer.training.beginning import Beginning
@@ -43,9 +42,13 @@ class Sampler:
         A device that has no room for them or a disk that refuses them is an event and a warning; the training goes
         on. Its random state is addressed, and so is not touched.
         """
+        if self._begun.prompts:
+            with self._begun.agreement.waited_for():
+                if self._begun.session.writes:
+                    self._make()
+
+    def _make(self) -> None:
         begun, state = self._begun, self._state
-        if not (begun.prompts and begun.session.writes):
-            return
         events, step, total = begun.session.events, state.global_step, len(begun.prompts)
         try:
             with self._aside, state.exported_weights():
@@ -54,12 +57,11 @@ class Sampler:
                     (image,) = state.model.sample([prompt], begun.config.sample_sampler, begun.device, self._text)
                     self._write(index, prompt, image)
         except RuntimeError as error:  # most often the device's memory, which is too small for larger pictures
-            advice = " Give smaller ones with --w and --h." if isinstance(error, torch.OutOfMemoryError) else ""
+            advice = " Give smaller ones with --w and --h." if devices.ran_out_of_memory(error) else ""
             message = f"the sample images cannot be made: {error}.{advice}"
             logger.warning("Step %d: %s The training goes on without them.", step, message)
             events.write("warning", step, kind="sample_failed", message=message)
-            if begun.device.type == "cuda":
-                torch.cuda.empty_cache()
+            devices.give_back_memory(begun.device)
         events.write("sampling", step, done=total, total=total)
 
     def _write(self, index: int, prompt: Prompt, image: Image.Image) -> None:
