@@ -69,7 +69,7 @@ def _parse(line: str, config: Config, index: int) -> Prompt:
         "width": width,
         "height": height,
         "seed": config.seed + index,
-        "guidance_scale": 7.5,
+        "guidance_scale": config.facts.guidance,
         "steps": 30,
     }
     for letter, value in zip(rest[::2], rest[1::2], strict=True):
@@ -80,9 +80,10 @@ def _parse(line: str, config: Config, index: int) -> Prompt:
             values[name] = convert(value.strip())
         except ValueError:
             raise ValueError(f"--{letter} {value.strip()}: that is not a number") from None
+    step = config.facts.granularity
     for side in ("width", "height"):
-        if not 8 <= values[side] <= 4096 or values[side] % 8:
-            raise ValueError(f"{side} {values[side]} is not a multiple of 8 between 8 and 4096")
+        if not step <= values[side] <= 4096 or values[side] % step:
+            raise ValueError(f"{side} {values[side]} is not a multiple of {step} between {step} and 4096")
     if not 1 <= values["steps"] <= 1000:
         raise ValueError(f"--s {values['steps']} is not between 1 and 1000")
     if not 0 <= values["seed"] < 2**63:
