@@ -11,12 +11,14 @@ import re
 import shutil
 import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from trainer.quantities import size
 
 MOST_TEXT = 10_000_000  # bytes of a preset, a dataset file or a list of prompts
+READ_AT_ONCE = 4 << 20  # bytes
 SPARE_BYTES = 64 << 20  # left free on the disk beside what a save needs
 
 
@@ -148,7 +150,13 @@ def digest(value: Any) -> str:
     return hashlib.sha256(compact_json_bytes(value)).hexdigest()
 
 
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
+def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits. `progress`: told now and then how many bytes are read."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if progress is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while part := file.read(READ_AT_ONCE):
+            digest.update(part)
+            progress(file.tell())
+        return digest.hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from trainer.options import checks, sources
 from trainer.options.config import OPTIONS
 from trainer.options.declaration import Option
 from trainer.options.problems import Checked, Given, Problem
+from trainer.options.values import list_items
 
 LARGEST_EXACT = 2**53  # a browser's numbers are doubles: above this, whole numbers are typed as text
 LINES = {"sample_prompts": 4, "training_comment": 2, "metadata_description": 2}
@@ -66,7 +66,7 @@ def to_browser(known: Option, value: Any) -> Any:
 def from_browser(known: Option, raw: Any) -> Any:
     """The value that a widget's raw content means; content that means none comes back as it is, for `check`."""
     if known.kind == "list":
-        return _items(raw) if isinstance(raw, str) else raw
+        return list_items(raw) if isinstance(raw, str) else raw
     if known.kind in ("int", "float"):
         text = raw.strip() if isinstance(raw, str) else raw
         if text in ("", None):
@@ -75,15 +75,6 @@ def from_browser(known: Option, raw: Any) -> Any:
     if known.kind == "choice":
         return raw
     return "" if known.kind == "str" and raw is None else raw
-
-
-def _items(text: str) -> list[str]:
-    """One item a line; on one line they may follow each other as sd-scripts writes them: a=1 b=2, or name, name."""
-    found: list[str] = []
-    for line in text.splitlines():
-        between = r"[\s,]+(?=\w+=)" if "=" in line else r"[\s,]+"
-        found += [item.strip(" ,\t") for item in re.split(between, line)]
-    return [item for item in found if item]
 
 
 def check_values(values: Mapping[str, Any]) -> Checked:

@@ -19,7 +19,7 @@ from gui.places import Places, placed
 from gui.server import runner
 from gui.views import plan
 from trainer import files
-from trainer.checkpoints import preflight
+from trainer.checkpoints import choosing, preflight
 from trainer.models import base_model, families
 from trainer.models.base_model import BaseModelMissing
 from trainer.options import checks
@@ -251,7 +251,8 @@ def family_of(places: Places, values: Mapping[str, Any]) -> str | None:
 def _in_the_way(run: RunFolder, settings: Config) -> list[Problem]:
     """Checkpoints where there should be none, or none where there should be."""
     have = manifest.listing(run.checkpoints)
-    if have and not settings.resume_from_checkpoint and not settings.overwrite_run:
+    named = choosing.wanted(settings.resume_from_checkpoint)
+    if have and named == "nothing" and not settings.overwrite_run:
         return [
             Problem(
                 "resume_from_checkpoint",
@@ -260,7 +261,7 @@ def _in_the_way(run: RunFolder, settings: Config) -> list[Problem]:
                 "aside and deletes nothing",
             )
         ]
-    if settings.resume_from_checkpoint == "latest" and not have:
+    if named == "latest" and not have:
         return [
             Problem(
                 "resume_from_checkpoint",

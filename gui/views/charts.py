@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from gui.views.curves import MOST_POINTS, Array, smooth, thin
+from gui.views.curves import MOST_POINTS, RATES, Array, smooth, thin
 from gui.views.history import SMOOTHING, History
 from trainer.recipe.schedule import LrCurve
 
 MOST_MARKS = 60
 MOST_BRANCHES = 20  # drawn; the latest ones
 BLUE, GREY, AMBER, GREEN, VIOLET = "#3b82f6", "#9ca3af", "#d97706", "#16a34a", "#a855f7"
+RATE_COLOURS = (BLUE, AMBER, GREEN, VIOLET)  # of curves.RATES
 DETAILS = (("lr", "learning rate", BLUE), ("grad_norm", "gradient norm", GREEN), ("memory", "memory, GB", VIOLET))
 
 
@@ -103,12 +104,27 @@ def detail_figure(history: History, key: str) -> go.Figure:
             name=title, showlegend=False, hovertemplate=f"step %{{x}}: %{{y:.4g}} ({title})<extra></extra>",
             row=row, col=1,
         )  # fmt: skip
+        if name == "lr":
+            _add_other_rates(figure, history, row)
         figure.update_yaxes(title=title, rangemode="tozero", exponentformat="e", row=row, col=1)
     if not shown:
         _say(figure, "Learning rate, gradient norm and memory are drawn here from the first step on.")
     _lay_out(figure, key, 160 * max(2, len(shown)))
     figure.update_xaxes(title="step", rangemode="tozero", row=max(1, len(shown)), col=1)
     return figure
+
+
+def _add_other_rates(figure: go.Figure, history: History, row: int) -> None:
+    """The learning rates of the other trained parts, beside that of the first; dashed, for they often lie together."""
+    parts = list(history.learning_rate) if isinstance(history.learning_rate, Mapping) else []
+    rows = history.current.rows
+    for part, name, colour in list(zip(parts, RATES, RATE_COLOURS, strict=False))[1:]:
+        steps, values = thin(rows["step"], rows[name])
+        figure.add_scatter(
+            x=steps, y=values, mode="markers" if len(steps) < 2 else "lines", row=row, col=1, showlegend=False,
+            line={"color": colour, "width": 1.5, "dash": "dash"}, name=f"learning rate: {part}",
+            hovertemplate=f"step %{{x}}: %{{y:.4g}} (learning rate: {part})<extra></extra>",
+        )  # fmt: skip
 
 
 def rate_figure(then: LrCurve, now: LrCurve, peak: float, step: int, total_steps: int) -> go.Figure:

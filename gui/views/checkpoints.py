@@ -14,6 +14,7 @@ from gui import look
 from gui.places import Places
 from trainer import quantities
 from trainer.checkpoints import resume
+from trainer.checkpoints.choosing import AUTO, LATEST
 from trainer.file_memory import stamp_of
 from trainer.options.checks import read_config
 from trainer.options.config import OPTIONS, Config
@@ -23,7 +24,6 @@ from trainer.runs.manifest import CheckpointDamaged, Found
 from trainer.runs.run_folder import RunFolder
 
 AFRESH = ("Start afresh", "")
-LATEST = "latest"
 HEADINGS = ("", "Step", "Epochs done", "Loss", "Size", "Saved", "State", "With this form")
 
 
@@ -41,7 +41,7 @@ class Shelf:
 
     def chosen(self, wanted: str) -> Found | None:
         """The checkpoint that resume_from_checkpoint means, if it is one of these."""
-        if wanted == LATEST:
+        if wanted in (LATEST, AUTO):
             return next((item for item in self.found if item.manifest), None)
         return next((item for item in self.found if wanted in (self.value(item), str(item.path))), None)
 
@@ -73,6 +73,7 @@ def choices(found: Shelf | None, wanted: str) -> list[tuple[str, str]]:
     if found is not None and found.run is not None:
         sound = next((item for item in found.found if item.manifest), None)
         listed.append((f"Latest (step {sound.step:,})" if sound else "Latest (there is none yet)", LATEST))
+        listed.append(("Latest, or afresh if there is none (auto)", AUTO))
     if found is not None:
         listed += [(label(item), found.value(item)) for item in found.found]
     if wanted not in [value for _, value in listed]:

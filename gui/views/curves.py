@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 MOST_POINTS = 2000
-ROW = np.dtype([("step", "i8"), ("loss", "f4"), ("lr", "f4"), ("grad_norm", "f4"), ("memory", "f4")])
+RATES = ("lr", "lr_2", "lr_3", "lr_4")  # of the trained parts, in the order in which they are told
+ROW = np.dtype([("step", "i8"), *((name, "f4") for name in ("loss", *RATES, "grad_norm", "memory"))])
 _STRETCH = 128  # values smoothed at once: 0.01 ** 128 is still a number
 
 

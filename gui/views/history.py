@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gui.views.curves import Array, Curve, smooth
+from gui.views.curves import RATES, Array, Curve, smooth
 
 SMOOTHING = 0.95  # share of the moving average that a step leaves as it was
 RATE_STEPS = 50  # time left is told from the median of this many spans of steps
@@ -73,7 +73,7 @@ class History:
         self.session: int | None = None
         self.device = ""
         self.grade = ""
-        self.learning_rate: Any = None
+        self.learning_rate: Any = None  # one number, or the rate of each trained part by its name
         self.grad_norm: float | None = None
         self.memory: float | None = None  # bytes
         self.reason = ""
@@ -173,12 +173,12 @@ class History:
         if step <= self._last:
             self._go_back(step - 1)
         loss, now = _number(event.get("loss")), _number(event.get("time"))
-        self.learning_rate = event.get("lr")
+        self.learning_rate = event.get("lrs") or event.get("lr")  # only the first part's was told once
         self.grad_norm, self.memory = _number(event.get("grad_norm")), _number(event.get("memory"))
         if loss is not None:
             self._average = SMOOTHING * self._average + (1 - SMOOTHING) * loss
             self._averaged += 1
-        told = (loss, first_rate(self.learning_rate), self.grad_norm, self.memory)
+        told = (loss, *_rates(self.learning_rate), self.grad_norm, self.memory)
         self.current.append((step, *(NOT_TOLD if number is None else number for number in told)))
         self._last = step
         if now is not None:
@@ -257,6 +257,12 @@ _HANDLERS: dict[str, Callable[[History, int, Mapping[str, Any]], None]] = {
     "run_finished": History._run_finished,
     "run_failed": History._run_failed,
 }
+
+
+def _rates(value: Any) -> list[float | None]:
+    """A number for each of curves.RATES; None where there is no such part."""
+    rates = [_number(rate) for rate in value.values()] if isinstance(value, Mapping) else [_number(value)]
+    return (rates + [None] * len(RATES))[: len(RATES)]
 
 
 def first_rate(value: Any) -> float | None:

@@ -44,7 +44,9 @@ def told(places: Places, values: Mapping[str, Any]) -> list[str]:
         arithmetic, planned = _steps(places, settings)
     except (DatasetError, OSError) as error:
         return [str(error)]
-    return [arithmetic, *_time(places, settings, planned), _disk(places, settings, planned)]
+    seconds, time_line = _time(places, settings, planned)
+    at_stake = budget.at_stake(settings, 0, planned.steps, planned.steps_per_epoch, seconds)
+    return [arithmetic, *time_line, *filter(None, [at_stake]), _disk(places, settings, planned)]
 
 
 def _steps(places: Places, settings: Config) -> tuple[str, Planned]:
@@ -110,12 +112,13 @@ def _config(path: Path, changed: int) -> Config:
     return checks.read_config(path)
 
 
-def _time(places: Places, settings: Config, planned: Planned) -> list[str]:
+def _time(places: Places, settings: Config, planned: Planned) -> tuple[float | None, list[str]]:
+    """Seconds of a step, and a sentence; None and none where no earlier run tells."""
     for run in _alike(places, settings):
         seconds = budget.seconds_per_step(run)
         if seconds is not None:
-            return [f"about {monitor.duration(seconds * planned.steps)} at the speed of {run.path.name}"]
-    return []
+            return seconds, [f"about {monitor.duration(seconds * planned.steps)} at the speed of {run.path.name}"]
+    return None, []
 
 
 def _disk(places: Places, settings: Config, planned: Planned) -> str:

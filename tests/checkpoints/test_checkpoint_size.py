@@ -137,3 +137,11 @@ def test_the_same_for_programs(looked: Preflight) -> None:
     assert told["disk_needed"] == 3 * told["checkpoint_bytes"]
     assert told["writes"]["saves"] == 4 and told["writes"]["about"]
     assert told["checkpoint_bytes_unknown"] is None
+    assert told["at_stake"] is None
+
+
+def test_a_start_that_could_lose_much_says_so(tiny_model: Path, tiny_images: Path, tmp_path: Path) -> None:
+    config = config_for(tiny_model, tiny_images, tmp_path, save_every_n_steps=0, save_every_n_minutes=0.0)
+    looked = preflight.look(config)
+    assert looked.refusals == () and looked.at_stake in looked.lines()
+    assert looked.as_json()["at_stake"].startswith("Nothing is saved before the end")

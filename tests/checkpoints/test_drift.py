@@ -104,7 +104,9 @@ def test_the_change_is_refused_by_name_without_permission_and_recorded_with_it(c
     ):
         assert line in str(refusal.value) and line in event["dataset"]
     record = run_folder.read_run(RunFolder(config.run_dir))
-    assert record and record["sessions"][-1]["allowed"] == ["dataset"]
+    assert record
+    [allowed] = record["sessions"][-1]["allowed"]
+    assert allowed["name"] == "dataset" and allowed["change"] == event["dataset"]
     assert event["grade"] == "changed"
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.support import exactness, tiny
-from tests.support.exactness import check_every_resume, copy_at
+from tests.support.exactness import RATE_DECISIONS, check_every_resume, check_restarts, copy_at
 from tests.support.runs_at_tiny_size import STEPS, assert_bit_equal, config_for, run, steps_of, tensors_of
 from trainer.checkpoints.resume import ResumeRefused
 
@@ -136,6 +136,14 @@ def test_two_resumes_in_a_row_end_bit_equal(tiny_model: Path, tiny_images: Path,
     run(twice)
     assert steps_of(twice) == steps_of(straight)
     assert_bit_equal(tensors_of(twice), tensors_of(straight))
+
+
+@pytest.mark.parametrize("at", [(3, 5), (2, 4, 6)], ids=["twice", "three times"])
+@pytest.mark.parametrize("name", RATE_DECISIONS)
+def test_a_run_restarted_again_and_again_by_one_command_ends_bit_equal_to_one_restarted_once(
+    name: str, at: tuple[int, ...], tiny_model: Path, tiny_images: Path, tmp_path: Path
+) -> None:
+    check_restarts(tiny_model, tiny_images, tmp_path, RATE_DECISIONS[name], at)
 
 
 def test_pictures_whose_names_are_not_utf8_are_trained_and_resumed(

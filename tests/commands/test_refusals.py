@@ -134,7 +134,7 @@ def test_images_and_a_base_model_that_cannot_be_used_are_told_at_once(
 ) -> None:
     (folder / "empty").mkdir()
     empty = str(folder / "empty")
-    message = refused("--train_data_dir", empty, "--pretrained_model_name_or_path", empty)
+    message = refused("--train_data_dir", empty, "--pretrained_model_name_or_path", empty, "--overwrite_run")
     assert "no images in" in message and "it has no model_index.json" in message
 
 
@@ -145,8 +145,8 @@ def test_files_that_never_end_are_refused_at_once(
     (folder / "large.toml").write_bytes(b"#" * 10_000_001)
     plain = "cannot be read: it is not a plain file"
     assert plain in refused("--sample_prompts", str(folder / "prompts.txt"))
-    assert plain in refused("--dataset_config", "/dev/zero")
-    assert "it is larger than 10" in refused("--dataset_config", str(folder / "large.toml"))
+    assert plain in refused("--dataset_config", "/dev/zero", "--overwrite_run")
+    assert "it is larger than 10" in refused("--dataset_config", str(folder / "large.toml"), "--overwrite_run")
     assert __main__.main(["train", "--config", "/dev/zero"]) == 3
     assert plain in capfd.readouterr().err
 

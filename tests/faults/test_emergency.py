@@ -155,6 +155,13 @@ def test_saves_by_time_follow_a_clock_that_is_never_set(
     assert [event["step"] for event in events_of(config, "resumed")] == [STEPS]
 
 
+def test_model_files_alone_do_not_put_the_clock_back(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    minutes = iter(range(10**6))
+    monkeypatch.setattr(saving.time, "monotonic", lambda: 60.0 * next(minutes))
+    assert run(config.replace(save_every_n_steps=1, save_state=False, save_every_n_minutes=15.0)) == "finished"
+    assert 1 < len(saved_steps(config)) < STEPS
+
+
 # --- a record that was tampered with -------------------------------------------------------------------------------
 
 anything = st.recursive(

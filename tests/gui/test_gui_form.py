@@ -436,6 +436,8 @@ def test_time_is_told_where_an_earlier_run_had_the_same_settings(places: Places)
     told = plan.told(places, like_it | {"max_train_steps": 9000, "save_every_n_steps": 50})
     assert "about 1 h at the speed of fox" in told
     assert len(plan.told(places, like_it | {"network_dim": 99})) == 2
+    rarely = plan.told(places, like_it | {"max_train_steps": 9000, "save_every_n_minutes": 0.0})
+    assert "Nothing is saved before the end: a crash would cost the whole training, 60 minutes of it" in rarely[2]
 
 
 def test_the_size_of_what_is_kept_is_told_from_the_base_models_headers(places: Places, tiny_model: Path) -> None:

@@ -207,9 +207,23 @@ def test_a_long_run_draws_at_most_two_thousand_points_a_curve() -> None:
 
 
 def test_details_that_were_never_told_are_not_drawn() -> None:
-    history = told(("step", 1, {"loss": 0.5, "lr": 1e-4}), ("step", 2, {"loss": 0.5, "lr": {"unet": 2e-4, "te": 1.0}}))
+    history = told(("step", 1, {"loss": 0.5, "lr": 1e-4}), ("step", 2, {"loss": 0.5, "lr": 2e-4}))
     figure = charts.detail_figure(history, "fox")
     assert {trace.name: list(trace.y) for trace in figure.data} == {"learning rate": pytest.approx([1e-4, 2e-4])}
+
+
+def test_the_rate_of_every_trained_part_is_drawn() -> None:
+    rates = {"unet": 2e-4, "text_encoder": 5e-5}
+    history = told(
+        ("step", 1, {"loss": 0.5, "lr": 1e-4}),  # as runs of earlier versions told it
+        ("step", 2, {"loss": 0.5, "lr": 2e-4, "lrs": rates}),
+        ("step", 3, {"loss": 0.5, "lr": 2e-4, "lrs": rates}),
+    )
+    figure = charts.detail_figure(history, "fox")
+    assert {trace.name: (list(trace.x), list(trace.y)) for trace in figure.data} == {
+        "learning rate": ([1, 2, 3], pytest.approx([1e-4, 2e-4, 2e-4])),
+        "learning rate: text_encoder": ([2, 3], pytest.approx([5e-5, 5e-5])),
+    }
 
 
 def test_samples_of_an_abandoned_branch_are_marked_until_they_are_made_again() -> None:

@@ -16,6 +16,7 @@ from trainer.options.config import OPTIONS, Config
 from trainer.options.declaration import Option
 from trainer.options.problems import ConfigError, Given
 from trainer.options.sources import read_arguments, read_toml, read_toml_text
+from trainer.options.values import list_items
 from trainer.options.writing import to_toml
 
 # --- every value there can be --------------------------------------------------------------------------------------
@@ -78,8 +79,8 @@ def test_a_config_comes_back_from_the_command_line_as_it_was(values: dict[str, A
         if OPTIONS[name].kind == "bool":
             arguments.append(f"--{name}" if value else f"--no-{name}")
         elif OPTIONS[name].kind == "list":
-            value = values[name] = tuple(part.strip() for part in value if part.strip() and "," not in part)
-            arguments.append(f"--{name}={','.join(value)}")
+            value = values[name] = tuple(part for part in value if list_items(part) == [part])
+            arguments.append(f"--{name}={chr(10).join(value)}")
         else:
             arguments.append(f"--{name}={value!r}" if OPTIONS[name].kind == "float" else f"--{name}={value}")
     checked = check(read_arguments(arguments))
@@ -194,6 +195,41 @@ def test_a_missing_file_is_named_with_the_one_that_was_meant(tmp_path: Path) -> 
     (tmp_path / "portrait.toml").touch()
     with pytest.raises(ConfigError, match=r"portrat\.toml; did you mean .*portrait\.toml"):
         read_toml(tmp_path / "portrat.toml")
+
+
+LISTS = {
+    "": [],
+    "a=1": ["a=1"],
+    "a=1 b=2": ["a=1", "b=2"],
+    "a=1,b=2": ["a=1", "b=2"],
+    "a=1, b=2,": ["a=1", "b=2"],
+    "a=1\nb=2": ["a=1", "b=2"],
+    "a=1 betas=0.9,0.99": ["a=1", "betas=0.9,0.99"],
+    "betas=(0.9, 0.99), a=1": ["betas=(0.9, 0.99)", "a=1"],
+}
+
+
+@pytest.mark.parametrize("text", LISTS)
+def test_a_list_means_the_same_on_the_command_line_and_in_toml(text: str) -> None:
+    written = read_toml_text(f'optimizer_args = """{text}"""', "a.toml")
+    asked = read_arguments([f"--optimizer_args={text}"])
+    assert check(written).values == check(asked).values == {"optimizer_args": tuple(LISTS[text])}
+
+
+def test_a_list_takes_all_values_up_to_the_next_option() -> None:
+    arguments = ["--optimizer_args", "a=1", "betas=0.9,0.99", "--seed", "7", "--resume_allow", "seed,vae", "all"]
+    assert check(read_arguments(arguments)).values == {
+        "optimizer_args": ("a=1", "betas=0.9,0.99"),
+        "seed": 7,
+        "resume_allow": ("seed", "vae", "all"),
+    }
+    with pytest.raises(ConfigError, match="'8' is not an option"):
+        read_arguments(["--seed", "7", "8"])
+
+
+def test_a_step_to_resume_from_may_be_written_as_a_number() -> None:
+    assert read_back("resume_from_checkpoint = 500").resume_from_checkpoint == "500"
+    assert problems_of("resume_from_checkpoint = true") and problems_of("resume_from_checkpoint = 5.5")
 
 
 def test_the_command_line_wins_over_the_file() -> None:

@@ -10,7 +10,7 @@ from trainer.options import sd_scripts
 from trainer.options.checks import check, resolve
 from trainer.options.config import OPTIONS, Config
 from trainer.options.problems import Checked, Given
-from trainer.options.sources import read_toml_text
+from trainer.options.sources import read_arguments, read_toml_text
 
 KOHYA_SS = """
 bucket_no_upscale = true
@@ -126,6 +126,22 @@ def test_their_ways_of_writing_a_value_are_understood(given: dict[str, Any], exp
     assert outcome.problems == [] and Config(**outcome.values) == expected
 
 
-def test_two_different_text_encoder_rates_are_refused() -> None:
-    (problem,) = of(text_encoder_lr=[1e-5, 2e-5]).problems
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"text_encoder_lr": Given([1e-5, 2e-5], "")},
+        {"text_encoder_lr": Given("1e-5 2e-5", "")},
+        read_arguments(["--text_encoder_lr", "1e-5", "2e-5"]),
+        read_arguments(["--text_encoder_lr=1e-5,2e-5"]),
+    ],
+)
+def test_two_different_text_encoder_rates_are_refused_where_there_is_one_text_encoder(given: dict[str, Given]) -> None:
+    (problem,) = check(given).problems
     assert problem.key == "text_encoder_lr"
+    assert problem.message.startswith("1e-05, 2e-05: these are for 2 text encoders, and the base model has one")
+
+
+def test_what_sd_scripts_takes_several_values_for_does_so_here() -> None:
+    arguments = ["--network_args", "conv_dim=4", "conv_alpha=2", "--text_encoder_lr", "1e-5", "1e-5", "--xformers"]
+    assert check(read_arguments(arguments)).values == {"conv_dim": 4, "conv_alpha": 2.0, "text_encoder_lr": 1e-5}
+    assert of(network_args="conv_dim=4, conv_alpha=2").values == {"conv_dim": 4, "conv_alpha": 2.0}

@@ -7,6 +7,7 @@ saved. `python -m tests.forked_trainer` is the process that forks; a test has a 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import gc
 import json
 import os
@@ -85,9 +86,15 @@ class Server:
         )
         return Trainer(self, pid, printed)
 
-    def start_several(self, config: Config, count: int, faults: Mapping[int, Fault] | None = None) -> list[Trainer]:
-        """Start `count` processes that train together, as torch's launchers would; `faults` by process."""
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}
+    def start_several(
+        self, config: Config, count: int, faults: Mapping[int, Fault] | None = None, patience: int = 1800
+    ) -> list[Trainer]:
+        """Start `count` processes that train together, as torch's launchers would; `faults` by process.
+
+        `patience`: seconds after which the training's group of processes gives an operation up.
+        """
+        common = {"TEST_PATIENCE": str(patience)}
+        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}
         common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
         return [
             self.start(config, (faults or {}).get(rank), {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
@@ -134,9 +141,13 @@ def _train(
         os.dup2(nothing, 0)
         os.dup2(to, 1)
         os.dup2(to, 2)
+        from torch.distributed import distributed_c10d
+
         from tests.support import faults
         from trainer.__main__ import main
 
+        if patience := os.environ.get("TEST_PATIENCE"):
+            distributed_c10d.default_pg_timeout = datetime.timedelta(seconds=int(patience))
         if fault:
             faults.bring_about(Fault(**{**fault, "do": tuple(fault["do"])}), RunFolder(Path(run)))
         code = main(arguments)

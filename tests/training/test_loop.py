@@ -243,7 +243,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, calls: set[int]) -> None:
 def test_a_step_without_a_finite_loss_is_left_out(
     config: Config, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
-    config = config.replace(optimizer_type=optimizer, save_every_n_steps=1)
+    config = config.replace(optimizer_type=optimizer, save_every_n_steps=1, use_ema=True)
     poison(monkeypatch, {3})
     assert run(config) == "finished"
     assert_bit_equal(
@@ -333,6 +333,7 @@ def test_going_back_keeps_what_came_after(config: Config) -> None:
     (resumed,) = events_of(config, "resumed")
     assert resumed["grade"] == "changed" and resumed["differences"] == {"learning_rate": [1e-3, 5e-4]}
     assert [event["lr"] for event in events_of(config, "step")[-4:]] == [5e-4] * 4
+    assert events_of(config, "step")[-1]["lrs"] == {"unet": 5e-4, "text_encoder": 5e-4}
 
 
 def test_a_checkpoint_of_one_run_begins_another_that_knows_its_parent(config: Config) -> None:

@@ -13,7 +13,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ from trainer.data.buckets import Size
 from trainer.data.dataset import Entry
 from trainer.data.folder_scan import no_collections
 from trainer.data.pixels import pixels_of
+from trainer.distributed import beside
 from trainer.distributed.agreement import Agreement
 from trainer.options.config import Config
 from trainer.refusal import Refused
@@ -253,7 +254,7 @@ def _computed(
 ) -> Iterator[tuple[int, list[Arrays]]]:
     """(group, values) of each; the next groups are prepared on threads while one is computed."""
     ahead: deque[tuple[int, Future[Input]]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decoder")
+    pool = beside.pool(workers, "decoder")
     try:
         upcoming = iter(numbers)
         while True:
@@ -315,6 +316,7 @@ class Source(Generic[Member, Input]):
         self._groups = groups
         self._lending = lending
         self._lock = threading.Lock()
+        self._threads = torch.get_num_threads()  # with which the cache was filled, and on which bits depend
 
     def __call__(self, key: bytes, member: Member) -> Arrays:
         """The arrays of a member, whose key this is; not to be written to. Safe to call from several threads."""
@@ -329,7 +331,7 @@ class Source(Generic[Member, Input]):
         place = self._groups.keys(number).index(key)
         prepared = self._groups.prepare(number)
         with self._lending():
-            values = self._groups.compute(prepared)
+            values = beside.apart(lambda: self._groups.compute(prepared), self._threads)
         try:
             self._store.put(key, values[place])
             self._store.finish_writing()

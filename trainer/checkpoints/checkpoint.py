@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from trainer import files
+from trainer.distributed import beside
 from trainer.runs import manifest
 from trainer.runs.manifest import CheckpointDamaged, Manifest
 
@@ -82,7 +83,7 @@ class Writer:
 
     def __init__(self, done: Callable[[Saved], None]) -> None:
         self._done = done
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=_step_aside)
+        self._pool = beside.pool(1, "checkpoint", enter=_step_aside)
         self._pending: Future[None] | None = None
         self._buffers: dict[str, Tensor] = {}
 

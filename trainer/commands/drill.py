@@ -5,6 +5,7 @@ No torch here; the training is done by the real command in processes of its own.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import shutil
@@ -75,7 +76,19 @@ class Outcome:
         ]
 
 
-def run(preset: str, rest: Sequence[str], *, steps: int, as_json: bool = False) -> int:
+def declare(command: str, parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.add_argument("--config", required=True, help="a preset")
+    parser.add_argument("--steps", type=int, default=8, help="steps of the rehearsal (4 or more)")
+    parser.add_argument("--json", action="store_true", help="print the verdict and its figures as JSON, for programs")
+
+
+def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
+    """Do the drill that was asked for; returns the exit code."""
+    return rehearse(known.config, rest, steps=known.steps, as_json=known.json)
+
+
+def rehearse(preset: str, rest: Sequence[str], *, steps: int, as_json: bool = False) -> int:
     """Do the drill and print its verdict; returns the exit code: 0 equal, 1 different or failed, 3 refused.
 
     `as_json`: one JSON object on standard output at the end, and what is being done on standard error.
@@ -120,6 +133,7 @@ def rehearsal_of(config: Config, folder: Path, steps: int) -> Config:
         resume_lr_policy="keep",
         resume_lr_scale=1.0,
         resume_warmup_steps=0,
+        resume_lr_decision="",
         overwrite_run=False,
         cache_only=False,
         save_state=True,

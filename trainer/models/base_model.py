@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from trainer import files
+from trainer.data.folder_scan import Progress, nobody
 from trainer.file_memory import sha256_of
 from trainer.models import families, file_header
 from trainer.models.file_header import HeaderUnreadable, Shapes
@@ -183,29 +184,29 @@ def with_family(config: Config, family: str) -> Config:
 # --- what they hold ------------------------------------------------------------------------------------------------
 
 
-def digest(path: Path, components: Sequence[str], memory: Path) -> str:
+def digest(path: Path, components: Sequence[str], memory: Path, progress: Progress = nobody) -> str:
     """SHA-256 over the content of a model file, or of the weights and configs of a diffusers folder.
 
-    `memory`: the folder that remembers the digests of unchanged files.
+    `memory`: the folder that remembers the digests of unchanged files; `progress`: of the bytes to be read.
     """
     if path.is_file():
-        return sha256_of([path], memory)[path]
+        return sha256_of([path], memory, progress)[path]
     parts = [path / "model_index.json"] if (path / "model_index.json").is_file() else []
     folders = [path / name for name in components if (path / name).is_dir()] or [path]
     for folder in folders:
         parts += [entry for entry in sorted(folder.iterdir()) if entry.suffix in WEIGHTS + DESCRIPTIONS]
-    digests = sha256_of(parts, memory)
+    digests = sha256_of(parts, memory, progress)
     listing = "".join(f"{part.relative_to(path).as_posix()} {digests[part]}\n" for part in parts)
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
-def digests(config: Config, path: Path) -> dict[str, str]:
+def digests(config: Config, path: Path, progress: Progress = nobody) -> dict[str, str]:
     """The digest of everything that makes up the base model, by the option that names it."""
     facts, memory = config.facts, config.cache_path
-    result = {"pretrained_model_name_or_path": digest(path, facts.components, memory)}
+    result = {"pretrained_model_name_or_path": digest(path, facts.components, memory, progress)}
     for name in (*facts.overrides, "single_file_config"):
         if value := getattr(config, name):
-            result[name] = digest(Path(value), facts.components, memory)
+            result[name] = digest(Path(value), facts.components, memory, progress)
     return result
 
 

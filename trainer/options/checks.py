@@ -11,7 +11,7 @@ from trainer.options.config import OPTIONS, Config
 from trainer.options.conflicts import combination_problems, without_effect
 from trainer.options.problems import Checked, ConfigError, Given, Problem, Source, nearest
 from trainer.options.sources import from_text, read_toml
-from trainer.options.values import TOO_LARGE, as_ours, oversized, value_problem
+from trainer.options.values import TOO_LARGE, as_ours, list_items, oversized, value_problem
 
 
 def _foreign(key: str, given: Given, values: dict[str, Any]) -> tuple[Problem | None, str | None]:
@@ -22,7 +22,7 @@ def _foreign(key: str, given: Given, values: dict[str, Any]) -> tuple[Problem | 
             return None, None
         return Problem(key, f"{value!r} is not supported; only networks.lora is", given.where), None
     if key == "network_args":
-        for argument in value if isinstance(value, list) else str(value).split():
+        for argument in value if isinstance(value, list) else list_items(str(value)):
             name, _, text = str(argument).partition("=")
             if name not in sd_scripts.NETWORK_ARGS:
                 return Problem(key, f"{argument!r} is not supported; remove it", given.where), None

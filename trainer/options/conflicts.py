@@ -149,7 +149,8 @@ def _family_conflicts(config: Config) -> Iterator[Conflict]:
 
 
 def _resume_conflicts(config: Config) -> Iterator[Conflict]:
-    for name in config.resume_allow:
+    for word in config.resume_allow:
+        name = word.partition(":")[0]  # what follows names one difference
         if name in OPTIONS and OPTIONS[name].on_resume == "locked":
             yield "resume_allow", f"{name} cannot be allowed: a checkpoint fits only one value"
         elif name not in OPTIONS and name not in ("all", "dataset"):

@@ -30,6 +30,7 @@ class Option:
     advanced: bool  # the form shows it in the advanced half of its section
     traits: tuple[str, ...]  # of families: it applies to those that have one of them; empty: to all
     scope: Scope
+    decides_bucket: bool  # the bucket of an image follows from it
     varies: Literal["", "picture", "caption"]  # what it makes different from use to use of an image
     cacheable: bool  # it varies, but takes so few forms that each can be cached
     shapes: str  # the option without which it does nothing
@@ -56,6 +57,7 @@ def option(
     traits: tuple[str, ...] = (),
     choices: tuple[str, ...] = (),
     scope: Scope = "run",
+    decides_bucket: bool = False,
     varies: Literal["", "picture", "caption"] = "",
     cacheable: bool = False,
     shapes: str = "",
@@ -81,6 +83,7 @@ def option(
         "traits": traits,
         "choices": choices,
         "scope": scope,
+        "decides_bucket": decides_bucket,
         "varies": varies,
         "cacheable": cacheable,
         "shapes": shapes,

@@ -100,5 +100,6 @@ NOT_SUPPORTED = {
 HARMLESS = {
     "dynamo_backend": ("no",),
 }
+ONE_FOR_EACH_ENCODER = ("text_encoder_lr",)  # several values there; ours has one
 NETWORK_MODULES = ("networks.lora",)
 NETWORK_ARGS = {"conv_dim": "conv_dim", "conv_alpha": "conv_alpha"}

@@ -14,7 +14,7 @@ from trainer.options import sd_scripts
 from trainer.options.config import OPTIONS
 from trainer.options.declaration import Option
 from trainer.options.problems import ConfigError, Given, Problem
-from trainer.options.values import TOO_LARGE, oversized
+from trainer.options.values import TOO_LARGE, list_items, number_of, oversized
 
 SWITCHES = {"true": True, "false": False}
 
@@ -89,8 +89,9 @@ def _siblings(path: Path) -> list[str]:
 
 
 def read_arguments(arguments: Sequence[str]) -> dict[str, Given]:
-    """Read `--option value`, `--option=value`, `--flag` and `--no-flag`; lists are comma-separated.
+    """Read `--option value`, `--option=value`, `--flag` and `--no-flag`.
 
+    A list takes all values up to the next option, as in sd-scripts; each may hold several items (see `list_items`).
     Raises ConfigError with everything that is not of this form; values are checked by `check`.
     """
     source: dict[str, Given] = {}
@@ -120,6 +121,10 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, Given]:
             source[name] = Given(from_text(known, text), where)
         elif following is not None and not following.startswith("--"):
             position += 1
+            if known is None or known.kind == "list" or name in sd_scripts.ONE_FOR_EACH_ENCODER:
+                while position < len(arguments) and not arguments[position].startswith("--"):
+                    following += f"\n{arguments[position]}"
+                    position += 1
             source[name] = Given(from_text(known, following), where)
         elif known:
             problems.append(Problem(name, "needs a value", where))
@@ -137,11 +142,5 @@ def from_text(known: Option | None, text: str) -> Any:
     if known.kind == "bool":
         return SWITCHES.get(text.lower(), text)
     if known.kind == "list":
-        return [part.strip() for part in text.split(",") if part.strip()]
-    if known.kind in ("int", "float"):
-        for number in (int, float):
-            try:
-                return number(text)
-            except ValueError:
-                continue
-    return text
+        return list_items(text)
+    return number_of(text) if known.kind in ("int", "float") else text

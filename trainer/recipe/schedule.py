@@ -76,24 +76,54 @@ def new_curve(config: Config, total_steps: int, start_step: int = 0) -> LrCurve:
     )
 
 
-def resumed_curve(config: Config, then: LrCurve, step: int, total_steps: int) -> LrCurve:
-    """The curve after a resume at `step`, by resume_lr_policy; `total_steps` is the run's whole length now.
+@dataclass(frozen=True)
+class Decision:
+    """What a resume decided about the learning rate. Every checkpoint after `step` keeps it."""
+
+    policy: str
+    scale: float
+    warmup_steps: int
+    total_steps: int  # the run's length then
+    name: str  # resume_lr_decision
+    step: int  # the one it was taken at
+
+    def repeats(self, other: Decision) -> bool:
+        """Whether it asks for what another one asked: the same words, and the same length where a curve is drawn."""
+        mine, others = (dataclasses.replace(item, step=0, total_steps=0) for item in (self, other))
+        return mine == others and (self.policy == "keep" or self.total_steps == other.total_steps)
+
+    def __str__(self) -> str:
+        words = [] if self.policy == "keep" else [f"{self.policy} up to step {self.total_steps}"]
+        words += [] if self.scale == 1 else [f"times {self.scale:g}"]
+        words += [f"warm-up over {self.warmup_steps} steps"] if self.warmup_steps else []
+        return ", ".join(words) + (f" ({self.name})" if self.name else "")
+
+
+def asked(config: Config, step: int, total_steps: int) -> Decision | None:
+    """What the options ask a resume at `step` to decide; None where they leave the curve as it is."""
+    policy, scale, warmup = config.resume_lr_policy, config.resume_lr_scale, config.resume_warmup_steps
+    if (policy, scale, warmup) == ("keep", 1.0, 0):
+        return None
+    return Decision(policy, float(scale), warmup, total_steps, config.resume_lr_decision, step)
+
+
+def kept_curve(config: Config, then: LrCurve, length: int | None = None) -> LrCurve:
+    """The checkpoint's curve, with what earlier resumes decided; over another `length` if one is given.
 
     The shape follows the options: they equal the checkpoint's unless a difference was allowed.
     """
+    shaped = new_curve(config, then.total_steps if length is None else length, then.start_step)
+    return dataclasses.replace(shaped, scale=then.scale, rewarm_from=then.rewarm_from, rewarm_steps=then.rewarm_steps)
+
+
+def resumed_curve(config: Config, then: LrCurve, step: int, total_steps: int) -> LrCurve:
+    """The curve after a resume at `step` that decides what the options ask; `total_steps`: the run's length now."""
     if config.resume_lr_policy == "restart":
         curve = new_curve(config, max(1, total_steps - step), start_step=step)
+    elif config.resume_lr_policy == "stretch":
+        curve = kept_curve(config, then, total_steps - then.start_step)
     else:
-        length = total_steps - then.start_step if config.resume_lr_policy == "stretch" else then.total_steps
-        shaped = new_curve(config, length, then.start_step)
-        same_warmup = config.resume_lr_policy == "keep" and shaped.warmup_steps == then.warmup_steps
-        curve = dataclasses.replace(
-            shaped,
-            warmup_steps=then.warmup_steps if same_warmup else shaped.warmup_steps,
-            scale=then.scale,
-            rewarm_from=then.rewarm_from,
-            rewarm_steps=then.rewarm_steps,
-        )
+        curve = kept_curve(config, then)
     curve = dataclasses.replace(curve, scale=curve.scale * config.resume_lr_scale)
     if config.resume_warmup_steps:
         curve = dataclasses.replace(curve, rewarm_from=step, rewarm_steps=config.resume_warmup_steps)

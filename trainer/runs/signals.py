@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+logger = logging.getLogger(__name__)
 EXIT_NOW = 130
 
 
@@ -38,12 +40,20 @@ class StopSignals:
             signal.signal(number, before)
 
     @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Within, a signal ends the process: for where it waits outside of Python, which hears none, and nothing is to
-        save. Raises StopRequested when one came before."""
+    def at_once(self, code: int | None = None, message: str = "") -> Iterator[None]:
+        """Within, a signal ends the process: for where nothing is to save. Raises StopRequested when one came before.
+
+        `code`: with which it ends, after a last message; an exception in the middle of an import would leave traces.
+        None: by the signal itself, for where it waits outside of Python, which hears none.
+        """
         self.raise_if_requested()
+
+        def leave(number: int, frame: FrameType | None) -> None:
+            logger.info("%s", message)
+            os._exit(code or 0)
+
         for number in self._before:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_DFL if code is None else leave)
         try:
             yield
         finally:

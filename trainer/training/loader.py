@@ -23,8 +23,10 @@ from trainer.data import buckets, captions
 from trainer.data.augmentation import Cut, cut_at, cut_of_use
 from trainer.data.buckets import Size
 from trainer.data.dataset import Entry
+from trainer.data.epochs import Origin
 from trainer.data.pictures import PictureError
 from trainer.data.pixels import mask_of, pixels_of
+from trainer.distributed import beside
 from trainer.models.model import TEXT
 from trainer.models.text import MASK
 from trainer.options.config import Config
@@ -43,17 +45,6 @@ class SampleFailed(Exception):
 
     def __init__(self, path: Path, error: Exception) -> None:
         super().__init__(f"{path} could not be prepared: {type(error).__name__}: {error}")
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Epochs are counted from here: at `step` completed steps, epoch `epoch` (from 0) begins.
-
-    It moves when a resume changes the images or the batch, so that no draw of an earlier epoch comes again.
-    """
-
-    step: int = 0
-    epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -325,7 +316,7 @@ def thread_pool(workers: int, name: str, device: torch.device) -> ThreadPoolExec
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
 
-    return ThreadPoolExecutor(workers, thread_name_prefix=name, initializer=enter)
+    return beside.pool(workers, name, enter)
 
 
 class Loader:

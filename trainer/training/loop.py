@@ -46,7 +46,7 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
             return "cached"
         stopped = train_steps(training)
         finish(training, stopped)
-        begun.accelerator.wait_for_everyone()
+        begun.agreement.wait()
         return "stopped" if stopped else "finished"
 
 
@@ -65,7 +65,7 @@ def train_steps(training: Training) -> bool:
             step = next(steps)
             data_seconds = time.perf_counter() - started
 
-            lr = state.set_learning_rate(begun.curve)
+            rates = state.set_learning_rate(begun.curve)
             loss = forward_and_backward(step, training)
             grad_norm = state.clip()
             finite = torch.isfinite(grad_norm) & torch.isfinite(loss)
@@ -75,7 +75,7 @@ def train_steps(training: Training) -> bool:
 
             begun.session.global_step = state.global_step
             seconds = {"step_seconds": time.perf_counter() - started, "data_seconds": data_seconds}
-            meter.add(loss, grad_norm, finite, epoch=step.epoch, lr=lr, batch=step.digest, **seconds)
+            meter.add(loss, grad_norm, finite, epoch=step.epoch, rates=rates, batch=step.digest, **seconds)
             validate(training)
 
             wish = begun.agreement.on(wish_of_this_process(training))
@@ -179,7 +179,8 @@ def save(training: Training, *, on_request: bool) -> None:
     due = training.saver.due_files()
     if due or on_request:
         training.meter.flush()
-        training.saver.save(due, checkpoint=training.begun.config.save_state or on_request)
+        with training.begun.agreement.waited_for():  # it waits for the save before it
+            training.saver.save(due, checkpoint=training.begun.config.save_state or on_request)
 
 
 # --- what ends a training before its time --------------------------------------------------------------------------

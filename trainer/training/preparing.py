@@ -67,8 +67,9 @@ def prepare(begun: Beginning) -> Training | None:
     sources = prepare_sources(begun, model, aside)
     if config.cache_only:
         begun.session.finish("stopped" if verdict else "finished", "cached")
-        accelerator.wait_for_everyone()
+        begun.agreement.wait()
         return None
+    begun.agreement.wait()  # one may have loaded from a slower disk
     module = accelerator.prepare(model.module())
     state = State(config, model, begun.device)
     if begun.checkpoint_bytes is None:
@@ -156,6 +157,7 @@ def make_validator(begun: Beginning, sources: Sources, state: State) -> Validato
     accelerator = begun.accelerator
 
     def add_up(tensor: Tensor) -> Tensor:
+        begun.agreement.wait()  # one may have had a batch more, or slower pictures
         total: Tensor = accelerator.reduce(tensor, "sum")
         return total
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import psutil
@@ -24,11 +24,16 @@ LOG_SECONDS = 10.0
 class _Pending:
     global_step: int
     epoch: int
-    lr: float
+    rates: Mapping[str, float]  # by trained part
     step_seconds: float
     data_seconds: float
     batch: str
     numbers: Tensor  # loss, grad_norm, finite; on the device
+
+    @property
+    def lr(self) -> float:
+        """The rate of the first part."""
+        return next(iter(self.rates.values()))
 
 
 class Meter:
@@ -51,14 +56,14 @@ class Meter:
         finite: Tensor,
         *,
         epoch: int,
-        lr: float,
+        rates: Mapping[str, float],
         step_seconds: float,
         data_seconds: float,
         batch: str,
     ) -> None:
         numbers = torch.stack([loss.float(), grad_norm.float(), finite.float()])
         step = self._state.global_step
-        self._pending.append(_Pending(step, epoch, lr, step_seconds, data_seconds, batch, numbers))
+        self._pending.append(_Pending(step, epoch, rates, step_seconds, data_seconds, batch, numbers))
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
@@ -79,6 +84,7 @@ class Meter:
                 epoch=pending.epoch,
                 loss=loss,
                 lr=pending.lr,
+                lrs=pending.rates,
                 grad_norm=grad_norm,
                 step_seconds=pending.step_seconds,
                 data_seconds=pending.data_seconds,

@@ -43,9 +43,13 @@ class Sampler:
         A device that has no room for them or a disk that refuses them is an event and a warning; the training goes
         on. Its random state is addressed, and so is not touched.
         """
+        if self._begun.prompts:
+            with self._begun.agreement.waited_for():
+                if self._begun.session.writes:
+                    self._make()
+
+    def _make(self) -> None:
         begun, state = self._begun, self._state
-        if not (begun.prompts and begun.session.writes):
-            return
         try:
             with self._aside, state.exported_weights():
                 images = state.model.sample(begun.prompts, begun.config.sample_sampler, begun.device, self._text)

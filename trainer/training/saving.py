@@ -109,7 +109,6 @@ class Saver:
         if not self._session.writes:
             return
         state, validated = self._state, self._state.validation
-        self._saved_at = time.monotonic()
         epoch, place = self._plan.place(state.global_step)
         started = time.perf_counter()
         more = {
@@ -118,11 +117,12 @@ class Saver:
             "lr_curve": self._curve.as_dict(),
             "base_model": dict(self._inputs.base_model),
             "probe_loss": state.model.probe() if checkpoint else None,
-            "session": self._session.number,
+            **self._session.for_checkpoints(),
             "export": self._export_record(),
         }
         probe_seconds = time.perf_counter() - started
-        contents = state.contents(self._documents, to_toml(self._config), **more, probe_seconds=probe_seconds)
+        options = to_toml(self._session.config_to_keep())
+        contents = state.contents(self._documents, options, **more, probe_seconds=probe_seconds)
         self._writer.save(
             Save(
                 folder=self._run.checkpoints if checkpoint else None,
@@ -137,6 +137,7 @@ class Saver:
         )
         if checkpoint:
             self.last_step = state.global_step
+            self._saved_at = time.monotonic()
 
     def _export(self, contents: Contents) -> tuple[dict[str, Any], dict[str, str]]:
         config, state = self._config, contents.state

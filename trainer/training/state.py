@@ -8,18 +8,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from trainer.checkpoints import checkpoint_size
 from trainer.checkpoints.checkpoint import Contents
+from trainer.data.epochs import Origin
 from trainer.models import adapters
 from trainer.models.model import Model
 from trainer.options.config import Config
 from trainer.recipe import optimizers
 from trainer.recipe.early_stopping import Record
+from trainer.recipe.moving_average import MovingAverage
 from trainer.recipe.schedule import LrCurve
-from trainer.training.loader import Origin
 
 STATE_VERSION = 1
 LOSS_AVERAGE = 0.98  # share of the past in the moving average that the log shows
@@ -38,14 +38,12 @@ class State:
             parameters = adapter.parameters(target)
             self.weights |= parameters
             groups.append((target.name, list(parameters.values()), config.peak_learning_rates[target.name]))
-        self.peaks = [peak for _, _, peak in groups]
+        self.peaks = {name: peak for name, _, peak in groups}
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.weights.items()}
         self.parameters = list(self.weights.values())
         self.optimizer = optimizers.build(config, groups)
         self.scaler = torch.amp.GradScaler(device.type) if config.mixed_precision == "fp16" else None
-        self.ema: EMAModel | None = None
-        if config.use_ema:
-            self.ema = EMAModel(self.parameters, decay=config.ema_decay, foreach=True)
+        self.ema = MovingAverage(self.parameters, decay=config.ema_decay, foreach=True) if config.use_ema else None
         self.global_step = 0
         self.origin = Origin()
         self.planned_steps = 0  # the run's length when it began, which options may name shares of
@@ -57,12 +55,13 @@ class State:
 
     # --- a step ----------------------------------------------------------------------------------------------------
 
-    def set_learning_rate(self, curve: LrCurve) -> float:
-        """Set the rate of the step that follows; returns that of the first group."""
+    def set_learning_rate(self, curve: LrCurve) -> dict[str, float]:
+        """Set the rates of the step that follows; returns them by trained part."""
         factor = curve.factor(self.global_step)
-        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * factor
-        return self.peaks[0] * factor
+        rates = {part: peak * factor for part, peak in self.peaks.items()}
+        for group, rate in zip(self.optimizer.param_groups, rates.values(), strict=True):
+            group["lr"] = rate
+        return rates
 
     def clip(self) -> Tensor:
         """Unscale and clip the gradients; returns their norm before clipping, on the device."""
@@ -79,6 +78,9 @@ class State:
         The host waits for the device only if the optimizer cannot leave a step out by itself.
         """
         if self.scaler:
+            # Its own verdict is on the gradients alone; a norm or a loss that is not finite counts as well.
+            for found in self.scaler._found_inf_per_device(self.optimizer).values():
+                found.copy_(torch.maximum(found, (~finite).float()))
             self.scaler.step(self.optimizer)
             self.scaler.update()
         elif self._skips_itself:
@@ -90,7 +92,7 @@ class State:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
-            self.ema.step(self.parameters)
+            self.ema.move(self.parameters, finite)
         self.global_step += 1
 
     def note_loss(self, step: int, loss: float, finite: bool) -> None:

@@ -20,6 +20,7 @@ class Dataset:
         'Training resolution in pixels: "512" or "width,height".',
         on_resume="trajectory",
         scope="dataset",
+        decides_bucket=True,
         sets_speed=True,
     )
     enable_bucket: bool = option(
@@ -28,13 +29,26 @@ class Dataset:
         "image to resolution.",
         on_resume="trajectory",
         scope="dataset",
+        decides_bucket=True,
         in_header=True,
     )
     min_bucket_reso: int = option(
-        256, "Shortest side of a bucket, in pixels.", low=8, on_resume="trajectory", scope="dataset", in_header=True
+        256,
+        "Shortest side of a bucket, in pixels.",
+        low=8,
+        on_resume="trajectory",
+        scope="dataset",
+        decides_bucket=True,
+        in_header=True,
     )
     max_bucket_reso: int = option(
-        1024, "Longest side of a bucket, in pixels.", low=8, on_resume="trajectory", scope="dataset", in_header=True
+        1024,
+        "Longest side of a bucket, in pixels.",
+        low=8,
+        on_resume="trajectory",
+        scope="dataset",
+        decides_bucket=True,
+        in_header=True,
     )
     bucket_reso_steps: int = option(
         64,
@@ -43,12 +57,14 @@ class Dataset:
         on_resume="trajectory",
         advanced=True,
         scope="dataset",
+        decides_bucket=True,
     )
     bucket_no_upscale: bool = option(
         False,
         "Never enlarge an image; buckets follow each image's own size.",
         on_resume="trajectory",
         scope="dataset",
+        decides_bucket=True,
         in_header=True,
     )
     resize_interpolation: Interpolation = option(

@@ -60,8 +60,8 @@ class Samples:
     sample_at_first: bool = option(False, "Sample images before the first step.", on_resume="free")
     sample_prompts: str = option(
         "",
-        "A prompt file, or the prompts themselves, one per line: text, then --n negative prompt --w width --h "
-        "height --d seed --l guidance scale --s steps.",
+        "A prompt file (.txt, .json or .toml, as in sd-scripts), or the prompts themselves, one per line: text, then "
+        "--n negative prompt --w width --h height --d seed --l guidance scale --s steps.",
         on_resume="free",
     )
     sample_sampler: str = option(
