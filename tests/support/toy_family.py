@@ -88,7 +88,7 @@ class Toy:
             rows = (torch.tensor([tokenizer(caption, truncation=True).input_ids]) for caption in captions)
             return [{"states": encoder(row.to(encoder.device)).last_hidden_state[0]} for row in rows]
 
-        return PipelineText(components, encode, identity=f"{dtype} toy", ragged=frozenset({"states"}))
+        return PipelineText(components, encode, identity=f"{dtype} toy", dtype=dtype, ragged=frozenset({"states"}))
 
     def predict(self, denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         length = given["states"].shape[1]

@@ -151,12 +151,20 @@ def of_fresh_start(config: Config, images: int) -> int:
 def estimate(config: Config, parameters: Shapes, images: int) -> int:
     """About how many bytes a checkpoint takes; `images`: how many the dataset has."""
 
+    idle = {
+        name
+        for part in config.trained_parts
+        for name in part.idle_among(name for name in parameters if name.startswith(f"{part.component}."))
+    }
+
     def tensors() -> Iterator[tuple[str, int]]:
         for name, shape in parameters.items():
             size = 4 * math.prod(shape)
             yield name, size
             if config.use_ema:
                 yield name, size
+            if name in idle:
+                continue
             for entry, held in STATE[config.optimizer_type](name, shape, config).items():
                 yield f"{name}/{entry}", held
 

@@ -81,7 +81,8 @@ class Config(Samples, Resume, Saving, Loss, Training, Network, Validation, Datas
     def peak_learning_rates(self) -> dict[str, float]:
         """The learning rate of each trained part at the top of the curve."""
         given = {self.facts.denoiser.component: self.unet_lr}
-        given |= {part.component: self.text_encoder_lr for part in self.facts.encoders}
+        own = (self.text_encoder_lr, self.text_encoder_lr if self.text_encoder_lr2 is None else self.text_encoder_lr2)
+        given |= {part.component: own[place > 0] for place, part in enumerate(self.facts.encoders)}
         rates = {part.component: given[part.component] for part in self.trained_parts}
         return {name: self.learning_rate if rate is None else rate for name, rate in rates.items()}
 

@@ -37,7 +37,8 @@ class State:
         for target in model.targets:
             parameters = adapter.parameters(target)
             self.weights |= parameters
-            groups.append((target.name, list(parameters.values()), config.peak_learning_rates[target.name]))
+            reached = [parameter for parameter in parameters.values() if parameter.requires_grad]
+            groups.append((target.name, reached, config.peak_learning_rates[target.name]))
         self.peaks = {name: peak for name, _, peak in groups}
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.weights.items()}
         self.parameters = list(self.weights.values())
