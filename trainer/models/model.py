@@ -64,9 +64,7 @@ class Model(nn.Module):
         for target in self.targets:
             adapter.add(target, config)
             parameters = adapter.parameters(target)
-            for name in target.part.idle_among(
-                parameters
-            ):  # processes that train together would wait for their gradients
+            for name in target.part.idle_among(parameters):  # processes would wait for their gradients
                 parameters[name].requires_grad_(False)
         if config.gradient_checkpointing:
             self._checkpoint_gradients()
