@@ -41,6 +41,7 @@ from gui.tabs.train_tab import TrainTab
 from gui.views import dataset_view, thumbnails
 from gui.views.monitor import View, Watch
 from gui.wiring import QUIET, Updates, fresh_list, stamp_of_list
+from trainer.runs.console import write_utf8
 
 logger = logging.getLogger(__name__)
 TICK_SECONDS = 1.0  # between two looks at a run that is active
@@ -354,7 +355,7 @@ class Page:
         if values is None:
             return {self.bar.message: message}
         filled = self.fill(data, values, name)
-        return filled | {self.bar.message: message, self.train.name: name.removesuffix(".toml")}
+        return filled | {self.bar.message: message, self.train.name: Path(name).stem}
 
     def save_preset(self, data: Mapping[Any, Any]) -> Updates:
         draft = self.train.draft(data)
@@ -506,6 +507,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve the page until SIGTERM or Ctrl+C. Returns the exit code; 2 when it cannot be served."""
+    write_utf8()
     known = parse(arguments)
     keep_heap_small()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -552,6 +554,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def keep_heap_small() -> None:
     """Give memory back as soon as it is free, where the C library is glibc: a server of many threads keeps up to a heap
     for each, and after looking at ten thousand pictures as much again as it needs (mallopt(3))."""
+    if sys.platform != "linux":
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(-1, 1 << 16)  # M_TRIM_THRESHOLD, bytes
@@ -563,7 +567,10 @@ def bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "win32":  # there SO_REUSEADDR lets two programs have one port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host.strip("[]"), port))
         listener.listen(128)
     except OSError:

@@ -1,4 +1,4 @@
-"""The command line: python -m trainer train | dataset | cache | verify | list | pin | export | drill | environment."""
+"""The command line: python -m trainer COMMAND; COMMANDS says which there are."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+
+from trainer.runs.console import write_utf8
 
 # Each command's module in trainer.commands, which is imported when the command is given, and what it does.
 COMMANDS = {
@@ -18,12 +20,14 @@ COMMANDS = {
     "pin": ("checkpoint", "keep a checkpoint, however many newer ones there are"),
     "export": ("checkpoint", "write the model file of a checkpoint, in kohya's format"),
     "cache": ("cache", "list or prune caches of latents and text encoder outputs"),
+    "import": ("import_preset", "turn a preset of kohya_ss (JSON) or sd-scripts (TOML) into one of ours, key by key"),
 }
 INTERRUPTED = 130  # what a shell calls a program that Ctrl-C ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 finished, 1 failed, 3 refused, 4 stopped on request after saving."""
+    write_utf8()
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)

@@ -180,7 +180,7 @@ def widget(known: Option) -> gr.components.Component:
     if known.kind == "bool":
         return gr.Checkbox(**common)
     if known.kind == "choice":
-        return gr.Dropdown(choices=list(known.choices), **common)
+        return gr.Dropdown(choices=list(known.choices), allow_custom_value=bool(known.pattern), **common)
     if known.kind == "list":
         return gr.Textbox(lines=2, max_lines=8, placeholder="one a line", **common)
     if _is_typed(known):

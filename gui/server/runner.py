@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import threading
@@ -25,19 +24,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from gui.forms import form as forms
 from gui.places import CODE, Places
+from gui.server import detached
 from trainer import files
 from trainer.options import checks, writing
 from trainer.options.config import Config
-from trainer.runs import run_folder
+from trainer.runs import run_folder, signals
 from trainer.runs.run_folder import Request, RunFolder, RunUnreadable
 
 logger = logging.getLogger(__name__)
 REQUESTS = ".rekindle"
-SECRETS = ("REKINDLE_USERNAME", "REKINDLE_PASSWORD")
 
 
 class StartRefused(Exception):
@@ -88,6 +85,9 @@ def command(config_file: Path | str) -> list[str]:
 def shell_line(settings: Config, places: Places) -> str:
     """The line for a shell that starts the same process as `start` does. Writes the config file. Raises OSError."""
     run = RunFolder(places.home / settings.run_dir)
+    if os.name == "nt":  # for cmd
+        code = f' && set "PYTHONPATH={CODE}"' if places.home != CODE else ""
+        return f'cd /d "{places.home}"{code} && {subprocess.list2cmdline(command(_write_config(run, settings)))}'
     words = ["cd", shlex.quote(str(places.home)), "&&"]
     if places.home != CODE:
         words.append(f"PYTHONPATH={shlex.quote(str(CODE))}")
@@ -117,15 +117,7 @@ def start(settings: Config, places: Places) -> RunFolder:
             console.write(f"{line}--- {when}: {shlex.join(arguments)}\n".encode())
             console.flush()
             offset = console.tell()
-            process = subprocess.Popen(
-                arguments,
-                cwd=places.home,
-                env=environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            process = detached.start(arguments, places.home, console)
     except OSError as error:
         raise StartRefused(f"The trainer could not be started: {error}") from error
     begun = Started(
@@ -141,13 +133,6 @@ def start(settings: Config, places: Places) -> RunFolder:
     threading.Thread(target=_await_end, args=(process, run, begun), daemon=True).start()
     places.remember_output_folder(run.path.parent)
     return run
-
-
-def environment() -> dict[str, str]:
-    """The trainer's environment: ours, without the browser's password, and with the program's code to import."""
-    ours = {name: value for name, value in os.environ.items() if name not in SECRETS}
-    paths = [str(CODE), ours.get("PYTHONPATH", "")]
-    return ours | {"PYTHONPATH": os.pathsep.join(path for path in paths if path), "PYTHONUNBUFFERED": "1"}
 
 
 def _await_end(process: subprocess.Popen[bytes], run: RunFolder, begun: Started) -> None:
@@ -209,7 +194,7 @@ def _worker(run: RunFolder) -> dict[str, Any] | None:
 def ask_stop(run: RunFolder, *, before_first_step: bool = False) -> bool:
     """Ask the run's process to finish its step, save and leave; whether there is a process to ask.
 
-    Before its first step the trainer does not look for requests; SIGTERM then means the same and is noticed sooner.
+    Before its first step the trainer does not look for requests; a signal then means the same and is noticed sooner.
     """
     process = _worker(run)
     if process is None:
@@ -218,7 +203,7 @@ def ask_stop(run: RunFolder, *, before_first_step: bool = False) -> bool:
     if recorded:
         run_folder.ask(run, "stop")
     if before_first_step or not recorded:
-        _signal(process, signal.SIGTERM)
+        signals.ask_to_stop(process)
     with contextlib.suppress(OSError):
         files.write_text(_request(run, ".stop"), _identity(process))
     return True
@@ -237,21 +222,10 @@ def kill(run: RunFolder) -> bool:
     process = _worker(run)
     if process is None:
         return False
-    below: list[psutil.Process] = []
-    with contextlib.suppress(psutil.Error):
-        below = psutil.Process(process["pid"]).children(recursive=True)
-    _signal(process, signal.SIGKILL)
-    for child in below:
-        with contextlib.suppress(psutil.Error):
-            child.kill()
+    family = detached.family_of(process["pid"])
+    if run_folder.is_alive(process):  # certainly the one meant
+        detached.kill(family)
     return True
-
-
-def _signal(process: dict[str, Any], number: signal.Signals) -> None:
-    """Send a signal to a process that is certainly the one meant."""
-    if run_folder.is_alive(process):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(process["pid"], number)
 
 
 def ask(run: RunFolder, request: Request) -> bool:

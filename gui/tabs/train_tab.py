@@ -49,9 +49,9 @@ class TrainTab:
                 )  # fmt: skip
                 self.load = gr.Button("Load", elem_id="preset-load", variant="primary", scale=1, min_width=90)
                 self.upload = gr.UploadButton(
-                    "Upload TOML",
+                    "Upload",
                     elem_id="preset-upload",
-                    file_types=[".toml"],
+                    file_types=[".toml", ".json"],
                     type="filepath",
                     scale=1,
                     min_width=130,

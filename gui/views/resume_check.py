@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
@@ -18,9 +19,9 @@ import plotly.graph_objects as go
 from gui import look
 from gui.forms import form as forms
 from gui.places import Places, placed
-from gui.server import runner
+from gui.server import detached, runner
 from gui.views import charts, monitor
-from trainer import quantities
+from trainer import files, quantities
 from trainer.checkpoints import choosing, preflight, resume
 from trainer.checkpoints.preflight import Preflight
 from trainer.checkpoints.resume import Difference, Verdict
@@ -97,16 +98,17 @@ def _key(settings: Config) -> tuple[Any, ...]:
 
 
 def _ask_environment(settings: Config, places: Places) -> tuple[dict[str, Any] | None, str]:
-    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
-        file.write(writing.to_toml(settings))
-        file.flush()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "settings.toml"
+        files.write_text(file, writing.to_toml(settings))
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "trainer", "environment", "--config", file.name],
+                [sys.executable, "-m", "trainer", "environment", "--config", str(file)],
                 cwd=places.home,
-                env=runner.environment(),
+                env=detached.environment(),
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 timeout=ENVIRONMENT_SECONDS,
                 check=False,
             )

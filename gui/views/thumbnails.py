@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from trainer import files
 from trainer.file_memory import stamp_of
 from trainer.runs.run_folder import RunFolder
 
@@ -45,7 +46,7 @@ def make(picture: Path, target: Path) -> bool:
             opened.draft("RGB", (LARGEST_SIDE, LARGEST_SIDE))
             opened.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
             opened.convert("RGB").save(temporary, "WEBP", quality=85)
-        temporary.replace(target)
+        files.replace(temporary, target)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         logger.debug("no thumbnail of %s: %s", picture, error)
         return False
@@ -61,7 +62,7 @@ def whole(picture: Path, folder: Path) -> Path | None:
     temporary = target.with_suffix(".tmp")
     try:
         shutil.copyfile(picture, temporary)
-        temporary.replace(target)
+        files.replace(temporary, target)
     except OSError as error:
         logger.debug("no copy of %s: %s", picture, error)
         return None

@@ -105,7 +105,7 @@ def main() -> None:
         active = watched(served, TICK_SECONDS, 30)
         make_run(places.home / "output", "done", status="finished")
         resting = watched(served, IDLE_SECONDS, 30)
-    print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; medians of {known.rounds}")
+    print(f"load of the machine: {psutil.getloadavg()[0]:.1f} on {os.cpu_count()} cores; medians of {known.rounds}")
     print(f"{known.steps:,} step events read       {first:8.2f} s, a part each tick")
     print(f"tick that draws the charts anew    {1000 * statistics.median(drawn):8.1f} ms (target 300)")
     print(f"tick with nothing new, handler     {1000 * statistics.median(idle):8.1f} ms of CPU (target 15)")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
@@ -301,4 +300,4 @@ def test_the_whole_way_from_a_preset_to_a_finished_run_with_the_servers_sudden_e
         page.close()
         server.stop()
         if run_folder.status(run) == "running":
-            os.kill(json.loads(run.run_file.read_text())["pid"], signal.SIGKILL)
+            psutil.Process(json.loads(run.run_file.read_text())["pid"]).kill()

@@ -1,7 +1,8 @@
 """Trainer processes that start at once: forks of a process that has imported everything and done nothing.
 
 What runs in them is `trainer.__main__.main`, with real files, signals and exit codes; only the seconds of imports are
-saved. `python -m tests.forked_trainer` is the process that forks; a test has a `Server`.
+saved. `python -m tests.support.forked_trainer` is the process that forks; a test has a `Server`. Windows has no forks:
+there each is a process of its own from the start.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import datetime
 import gc
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +19,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tests.support.faults import Fault
 from trainer import files
@@ -119,7 +121,7 @@ class Trainer:
         return code
 
     def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)  # not waited for yet, so the number is still its own
+        psutil.Process(self.pid).kill()  # not waited for yet, so the number is still its own
 
     @property
     def printed(self) -> str:
@@ -160,6 +162,9 @@ def _train(
 
 
 def serve() -> None:
+    if sys.platform == "win32":
+        serve_without_forks()
+        return
     import torch
 
     import trainer.models.families.sd
@@ -184,5 +189,21 @@ def serve() -> None:
         print(pid, flush=True)
 
 
+def serve_without_forks() -> None:
+    started: dict[int, subprocess.Popen[bytes]] = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            print(started.pop(request["wait"]).wait(), flush=True)
+        elif "ready" in request:
+            print("true", flush=True)
+        else:
+            process = subprocess.Popen([sys.executable, "-m", "tests.support.forked_trainer", line])
+            started[process.pid] = process
+            print(process.pid, flush=True)
+
+
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        _train(**json.loads(sys.argv[1]))
     serve()

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer import quantities
+from trainer import devices, quantities
 from trainer.caching import packs, stores
 from trainer.caching.packs import Arrays
 from trainer.caching.stores import DiskStore, MemoryStore, Store, latent_key
@@ -265,7 +265,9 @@ def _computed(
             number, prepared = ahead.popleft()
             try:
                 values = groups.compute(prepared.result())
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not devices.ran_out_of_memory(error):
+                    raise
                 raise Refused(
                     "vae_batch_size, text_encoder_batch_size: the GPU has too little memory for so many at a time; "
                     f"lower them, or resolution ({str(error).splitlines()[0]})"

@@ -181,7 +181,7 @@ def write_model_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str,
     temporary.mkdir()
     try:
         _write_tensors(temporary / path.name, tensors, metadata)
-        (temporary / path.name).replace(path)
+        files.replace(temporary / path.name, path)
         files.fsync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -213,7 +213,7 @@ def write(folder: Path, save: Save) -> Path:
         )
         files.write_bytes(temporary / manifest.MANIFEST, listing)
         files.fsync_folder(temporary)
-        temporary.rename(target)
+        files.rename(temporary, target)
         files.fsync_folder(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -23,6 +23,7 @@ from trainer.data.folder_scan import Progress, nobody
 from trainer.models import base_model
 from trainer.models.base_model import BaseModelMissing
 from trainer.models.families import AUTO
+from trainer.models.network_file import RanksUnknown
 from trainer.options.checks import build, check
 from trainer.options.config import OPTIONS, Config
 from trainer.options.conflicts import combination_problems
@@ -180,7 +181,7 @@ def with_settled_family(config: Config, home: Path = Path()) -> tuple[Config, li
         return config, []
     try:
         settled = base_model.settle(config, path)
-    except BaseModelMissing as error:
+    except (BaseModelMissing, RanksUnknown) as error:
         key, _, text = str(error).partition(": ")
         return config, [Problem(key, text)]
     return settled, [Problem(key, text) for key, text in combination_problems(settled)]
@@ -309,7 +310,7 @@ class Preflight:
         lines += self.verdict.lines() if self.verdict else []
         if not self.refusals and self.verdict is None:
             rates = ", ".join(f"{part} {peak:.3g}" for part, peak in self.config.peak_learning_rates.items())
-            lines.append(f"Starts afresh; learning rate {rates}, {self.config.lr_scheduler}")
+            lines.append(f"Starts afresh; learning rate {rates}, {self.config.lr_curve}")
         if writes := self.writes:
             lines += [writes.line(), *filter(None, [writes.warning()])]
         lines += filter(None, [self.at_stake])

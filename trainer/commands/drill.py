@@ -168,7 +168,7 @@ def command(config: Config, folder: Path) -> list[str]:
 
 
 def train(config: Config, folder: Path) -> None:
-    done = subprocess.run(command(config, folder), capture_output=True, text=True, check=False)
+    done = subprocess.run(command(config, folder), capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode == REFUSED:
         raise Refused(
             "\n".join(line.split("Refused: ", 1)[-1] for line in done.stderr.splitlines() if "Refused" in line)
@@ -185,7 +185,7 @@ def train_and_kill(config: Config, folder: Path, middle: int) -> int:
         while time.monotonic() < deadline and process.poll() is None:
             if any(event["event"] == "checkpoint_saved" for event in events_of(config)):
                 break
-            time.sleep(0.005)
+            time.sleep(0.05)  # each look takes time from the training
     finally:
         process.kill()
         process.wait()

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from trainer import randomness
+from trainer import devices, randomness
 from trainer.models import adapters, base_model, families, previews, text
 from trainer.models.adapters.base import Target
 from trainer.models.families.base import Family
@@ -114,8 +114,7 @@ class Model(nn.Module):
         self.components.put(self._frozen_encoders, host if text_cached else device)
         if text_cached:
             self.components.release(self._frozen_encoders)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        devices.give_back_memory(device)
 
     def lent_encoders(self, device: torch.device) -> AbstractContextManager[None]:
         """Within, frozen text encoders are on the device."""

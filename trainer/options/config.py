@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from typing import Any, Literal
 from trainer.models.families import TABLE
 from trainer.models.families.facts import TRAINS_ENCODERS, Facts, Part
 from trainer.options.declaration import Option
+from trainer.options.optimizer_table import Optimizer, optimizer_of
 from trainer.options.sections.dataset import Dataset
 from trainer.options.sections.folders import Folders
 from trainer.options.sections.loss import Loss
@@ -79,24 +81,41 @@ class Config(Samples, Resume, Saving, Loss, Training, Network, Validation, Datas
 
     @property
     def peak_learning_rates(self) -> dict[str, float]:
-        """The learning rate of each trained part at the top of the curve."""
+        """The learning rate of each trained part at the top of the curve: 1 where the curve is itself the rate."""
         given = {self.facts.denoiser.component: self.unet_lr}
         own = (self.text_encoder_lr, self.text_encoder_lr if self.text_encoder_lr2 is None else self.text_encoder_lr2)
         given |= {part.component: own[place > 0] for place, part in enumerate(self.facts.encoders)}
         rates = {part.component: given[part.component] for part in self.trained_parts}
-        return {name: self.learning_rate if rate is None else rate for name, rate in rates.items()}
+        peaks = {name: self.learning_rate if rate is None else rate for name, rate in rates.items()}
+        return {name: float(peak > 0) for name, peak in peaks.items()} if self.lr_curve == "adafactor" else peaks
+
+    @property
+    def lr_curve(self) -> str:
+        """The learning rate's curve: one of PyTorch's takes the place of lr_scheduler."""
+        return self.lr_scheduler_type or self.lr_scheduler
+
+    @property
+    def plus_ratios(self) -> dict[str, float]:
+        """How many times its part's learning rate each layer's second matrix gets; of the parts where it is another."""
+        own = {self.facts.denoiser.component: self.loraplus_unet_lr_ratio}
+        own |= {part.component: self.loraplus_text_encoder_lr_ratio for part in self.facts.encoders}
+        ratios = {part.component: own[part.component] or self.loraplus_lr_ratio for part in self.trained_parts}
+        return {name: ratio for name, ratio in ratios.items() if ratio}
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """What is known of the optimizer."""
+        return optimizer_of(self.optimizer_type)
 
     @property
     def optimizer_arguments(self) -> dict[str, Any]:
-        """What optimizer_args says, as Python's values where it is one and as text where it is not."""
-        arguments = {}
-        for item in self.optimizer_args:
-            name, _, text = item.partition("=")
-            try:
-                arguments[name.strip()] = ast.literal_eval(text.strip())
-            except (ValueError, SyntaxError):
-                arguments[name.strip()] = text.strip()
-        return arguments
+        """What optimizer_args says."""
+        return arguments_of(self.optimizer_args)
+
+    @property
+    def lr_scheduler_arguments(self) -> dict[str, Any]:
+        """What lr_scheduler_args says."""
+        return arguments_of(self.lr_scheduler_args)
 
     def replace(self, **changes: Any) -> Config:
         return dataclasses.replace(self, **changes)
@@ -135,6 +154,18 @@ def _declared() -> dict[str, Option]:
 
 
 OPTIONS: dict[str, Option] = _declared()
+
+
+def arguments_of(items: Iterable[str]) -> dict[str, Any]:
+    """What texts like "name=value" say: Python's values where it is one and text where it is not."""
+    arguments = {}
+    for item in items:
+        name, _, text = item.partition("=")
+        try:
+            arguments[name.strip()] = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError):
+            arguments[name.strip()] = text.strip()
+    return arguments
 
 
 def face_range(text: str) -> tuple[float, float] | None:

@@ -22,6 +22,16 @@ SWITCHES = {"true": True, "false": False}
 _KEY_LINE = re.compile(r"""^\s*(?:"([^"]+)"|'([^']+)'|([A-Za-z0-9_-]+))\s*=""")
 
 
+_DRIVE = re.compile(r"""[=\[,]\s*"(?:[A-Za-z]:|\\)\\?[^\\"\n]*\\""")
+_SWALLOWED = re.compile(r"[A-Za-z]:(?=[\\/\x08-\x0d]).*[\x08-\x0d]", re.DOTALL)  # "C:\new" is C: and a line's end
+BACKSLASHES = "; in TOML \\ begins a special character: write C:/images, 'C:\\images' in single quotes, or C:\\\\images"
+
+
+def hint_of_backslashes(text: str) -> str:
+    """What to do about paths of Windows in a file that is not TOML; empty where it has none."""
+    return BACKSLASHES if _DRIVE.search(text) else ""
+
+
 def _key_lines(text: str) -> dict[str, int]:
     lines: dict[str, int] = {}
     in_block = False
@@ -49,6 +59,9 @@ def read_toml_text(text: str, name: str) -> dict[str, Given]:
                 add(value)
                 continue
             where = f"{name}, line {lines[key]}" if key in lines else name
+            if isinstance(value, str) and _SWALLOWED.match(value):
+                problems.append(Problem(key, f"{value!r} is no path{BACKSLASHES}", where))
+                continue
             if oversized(value):
                 problems.append(Problem(key, TOO_LARGE, where))
                 continue
@@ -61,7 +74,7 @@ def read_toml_text(text: str, name: str) -> dict[str, Given]:
     except RecursionError:
         raise ConfigError([Problem("", f"{name} is nested too deeply")]) from None
     except ValueError as error:  # tomllib's own, and that of a number with too many digits
-        raise ConfigError([Problem("", f"{name} is not valid TOML: {error}")]) from error
+        raise ConfigError([Problem("", f"{name} is not valid TOML: {error}{hint_of_backslashes(text)}")]) from error
     if problems:
         raise ConfigError(problems, source)
     return source

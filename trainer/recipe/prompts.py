@@ -125,7 +125,7 @@ def _prompt(fields: Any, config: Config, index: int, *, by_letter: bool) -> Prom
     """The prompt that fields describe; `by_letter`: they came from a line. Raises ValueError."""
     if not isinstance(fields, Mapping):
         raise ValueError(f"{fields!r} is neither a text nor a table")
-    width, height = config.resolution_size
+    width, height = (max(8, side // 8 * 8) for side in config.resolution_size)
     values: dict[str, Any] = {
         "negative": "",
         "width": width,

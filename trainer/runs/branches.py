@@ -5,6 +5,7 @@ No torch here.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import uuid
@@ -154,5 +155,24 @@ def replace_run(config: Config, run: RunFolder) -> Path:
         for path, _, _ in model_files(config):  # first, so that a run cut short here is still found, and moved whole
             manifest.move_aside(path, run.path / "model-files")
         aside = run.path.with_name(f"{run.path.name}-replaced-{stamp}")
-        run.path.rename(aside)
+        if os.name == "nt":
+            move_contents(run.path, aside)
+        else:
+            run.path.rename(aside)
         return aside
+
+
+def move_contents(folder: Path, aside: Path) -> None:
+    """Move what is in a run folder into a new one, where the folder itself cannot be renamed: Windows refuses that
+    while a file in it is open, as the lock is, and the log that this process writes to, which is copied.
+
+    What says that there is a run comes last, so that a move that was cut short is done again. Raises OSError.
+    """
+    run = RunFolder(folder)
+    aside.mkdir()
+    last = (run.checkpoints, run.run_file)
+    for path in sorted(folder.iterdir(), key=lambda path: (path in last, path)):
+        if path == run.console_file:
+            shutil.copy2(path, aside / path.name)
+        elif path not in (run.lock_file, run.held_file):
+            files.rename(path, aside / path.name)

@@ -140,7 +140,8 @@ def make_accelerator(config: Config) -> Accelerator:
     """accelerate, with the switches set on which equal bits depend. Raises ConfigError."""
     environment.make_deterministic(config)
     if config.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise ConfigError([Problem("mixed_precision", "fp16 needs a GPU; use bf16 or no")])
+        raise ConfigError([Problem("mixed_precision", "fp16 needs an NVIDIA or AMD GPU; use bf16 or no")])
+    schedule.check(config)
     optimizers.check(config)
     return Accelerator(
         mixed_precision=config.mixed_precision,

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trainer import randomness
+from trainer import devices, randomness
 from trainer.distributed.agreement import Wish
 from trainer.distributed.processes import lost_connection
 from trainer.options.config import Config
@@ -204,8 +204,7 @@ def emergency_save(training: Training, error: Exception) -> None:
         return  # the device waits for the lost process, and would for ever
     traceback.clear_frames(error.__traceback__)  # they hold the activations, and memory may be what ran out
     state.optimizer.zero_grad(set_to_none=True)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    devices.give_back_memory(training.begun.device)
     try:
         training.meter.flush()
         if state.global_step and saver.last_step != state.global_step and not state.nonfinite_in_a_row:

@@ -171,6 +171,7 @@ def make_validator(begun: Beginning, sources: Sources, state: State) -> Validato
         processes=accelerator.num_processes,
         process=accelerator.process_index,
         add_up=add_up,
+        curve=begun.curve,
     )
 
 

@@ -11,6 +11,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from trainer import devices
 from trainer.recipe.resume_watch import AfterResume
 from trainer.runs.events import EventWriter
 from trainer.training.state import State
@@ -73,7 +74,7 @@ class Meter:
         if not self._pending:
             return
         rows = torch.stack([pending.numbers for pending in self._pending]).tolist()
-        memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else self._process.memory_info().rss
+        memory = devices.memory_used(self._pending[0].numbers.device) or self._process.memory_info().rss
         for pending, (loss, grad_norm, finite) in zip(self._pending, rows, strict=True):
             self._state.note_loss(pending.global_step, loss, bool(finite))
             jump = self._after_resume.add(loss)

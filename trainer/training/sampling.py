@@ -6,10 +6,9 @@ import io
 import logging
 import threading
 
-import torch
 from PIL import Image
 
-from trainer import files
+from trainer import devices, files
 from trainer.models.model import TextSource
 from trainer.recipe.prompts import Prompt
 from trainer.training.beginning import Beginning
@@ -54,12 +53,11 @@ class Sampler:
             with self._aside, state.exported_weights():
                 images = state.model.sample(begun.prompts, begun.config.sample_sampler, begun.device, self._text)
         except RuntimeError as error:  # most often the device's memory, which is too small for larger pictures
-            advice = " Give smaller ones with --w and --h." if isinstance(error, torch.OutOfMemoryError) else ""
+            advice = " Give smaller ones with --w and --h." if devices.ran_out_of_memory(error) else ""
             message = f"the sample images cannot be made: {error}.{advice}"
             logger.warning("Step %d: %s The training goes on without them.", state.global_step, message)
             begun.session.events.write("warning", state.global_step, kind="sample_failed", message=message)
-            if begun.device.type == "cuda":
-                torch.cuda.empty_cache()
+            devices.give_back_memory(begun.device)
             return
         for index, (prompt, image) in enumerate(zip(begun.prompts, images, strict=True)):
             self._write(index, prompt, image)
