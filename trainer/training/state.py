@@ -39,10 +39,11 @@ class State:
             parameters = self._adapter.parameters(target)
             self.weights |= parameters
             peak, ratio = config.peak_learning_rates[target.name], config.plus_ratios.get(target.name, 1.0)
-            second = [name for name in parameters if name.endswith("lora_B.weight") and ratio != 1]  # LoRA+
-            groups.append((target.name, [parameters[name] for name in parameters if name not in set(second)], peak))
+            reached = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+            second = [name for name in reached if name.endswith("lora_B.weight") and ratio != 1]  # LoRA+
+            groups.append((target.name, [reached[name] for name in reached if name not in set(second)], peak))
             if second:
-                groups.append((f"{target.name} plus", [parameters[name] for name in second], peak * ratio))
+                groups.append((f"{target.name} plus", [reached[name] for name in second], peak * ratio))
         self.peaks = {name: peak for name, _, peak in groups}
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.weights.items()}
         self.parameters = list(self.weights.values())
