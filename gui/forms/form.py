@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from gui import look
+from trainer.models import families
 from trainer.options import checks, sources
 from trainer.options.config import OPTIONS
 from trainer.options.declaration import Option
@@ -114,6 +115,15 @@ def linked(problems: Iterable[Problem]) -> list[str]:
         look.to_option(problem.key, describe(problem)) if problem.key in OPTIONS else describe(problem)
         for problem in problems
     ]
+
+
+def hiding(family: str | None) -> str:
+    """A style that hides the options which a family does not have; none where the family is not known."""
+    if family is None:
+        return ""
+    traits = families.TABLE[family].traits
+    hidden = [f"#opt-{known.name}" for known in OPTIONS.values() if not known.applies_to(traits)]
+    return f"<style>{', '.join(hidden)} {{ display: none }}</style>" if hidden else ""
 
 
 def section_id(section: str, *, advanced: bool = False) -> str:

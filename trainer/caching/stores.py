@@ -64,9 +64,10 @@ def texts_of(entries: Iterable[Entry]) -> list[str]:
     return sorted({captions.plain_caption(entry.caption, entry.subset.options) for entry in entries} | {""})
 
 
-def contents_of(entries: Sequence[Entry]) -> set[bytes]:
-    """The first halves of the keys of everything that can be cached of these images."""
-    keys = [text_key(text) for text in texts_of(entries)] + [latent_key(entry, False) for entry in entries]
+def contents_of(entries: Sequence[Entry], others: Iterable[str] = ()) -> set[bytes]:
+    """The first halves of the keys of everything that can be cached of these images and of these other texts."""
+    keys = [text_key(text) for text in (*texts_of(entries), *others)]
+    keys += [latent_key(entry, False) for entry in entries]
     return {key[:CONTENT_BYTES] for key in keys}
 
 

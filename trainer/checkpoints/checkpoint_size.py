@@ -111,12 +111,20 @@ def estimate(config: Config, parameters: Shapes, images: int) -> int:
     """About how many bytes a checkpoint takes; `images`: how many the dataset has."""
     arguments = config.optimizer_arguments
 
+    idle = {
+        name
+        for part in config.trained_parts
+        for name in part.idle_among(name for name in parameters if name.startswith(f"{part.component}."))
+    }
+
     def tensors() -> Iterator[tuple[str, int]]:
         for name, shape in parameters.items():
             size = 4 * math.prod(shape)
             yield name, size
             if config.use_ema or config.optimizer.averages:
                 yield name, size
+            if name in idle:
+                continue
             begins_as_zeros = "lora_B" in name and not config.network_weights
             for entry, held in config.optimizer.keeps(shape, arguments, begins_as_zeros).items():
                 yield f"{name}/{entry}", held

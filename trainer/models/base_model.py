@@ -173,7 +173,13 @@ def settle(config: Config, path: Path) -> Config:
                 f"pretrained_model_name_or_path: {path} is not a whole {facts.title} model: it has no "
                 f"{', '.join(missing)}"
             )
-    left = {name: value for name, value in facts.defaults.items() if getattr(config, name) in (None, families.AUTO)}
+    return with_family(config, family)
+
+
+def with_family(config: Config, family: str) -> Config:
+    """The config with a family that is known, and what is left to it as it has that. Raises RanksUnknown."""
+    defaults = families.TABLE[family].defaults
+    left = {name: value for name, value in defaults.items() if getattr(config, name) in (None, families.AUTO)}
     return with_ranks_of_file(config.replace(family=family, **left))
 
 

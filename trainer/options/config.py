@@ -85,7 +85,8 @@ class Config(Logging, Watching, Samples, Resume, Saving, Loss, Training, Network
     def peak_learning_rates(self) -> dict[str, float]:
         """The learning rate of each trained part at the top of the curve: 1 where the curve is itself the rate."""
         given = {self.facts.denoiser.component: self.unet_lr}
-        given |= {part.component: self.text_encoder_lr for part in self.facts.encoders}
+        own = (self.text_encoder_lr, self.text_encoder_lr if self.text_encoder_lr2 is None else self.text_encoder_lr2)
+        given |= {part.component: own[place > 0] for place, part in enumerate(self.facts.encoders)}
         rates = {part.component: given[part.component] for part in self.trained_parts}
         peaks = {name: self.learning_rate if rate is None else rate for name, rate in rates.items()}
         return {name: float(peak > 0) for name, peak in peaks.items()} if self.lr_curve == "adafactor" else peaks

@@ -58,7 +58,7 @@ WITHOUT_EFFECT = {
         "it belongs to another architecture",
     ),
     "config_file": "this is the config file",
-    "v2": "the architecture is read from the model itself",
+    **dict.fromkeys(("v2", "sdxl"), "the architecture is read from the model itself"),
     "save_state_on_train_end": "the last step always writes a checkpoint",
     "output_config": "the run folder's config.toml holds the complete config",
     "use_safetensors": "model files are always safetensors",
@@ -80,7 +80,6 @@ NOT_SUPPORTED = {
     "wandb_api_key": "secrets do not belong in a preset",
     "use_8bit_adam": 'use optimizer_type = "AdamW8bit"',
     "use_lion_optimizer": 'use optimizer_type = "Lion"',
-    "sdxl": "Stable Diffusion XL is not supported",
     "train_inpainting": "inpainting models are not supported",
     **dict.fromkeys(
         ("dataset_class", "debug_dataset", "full_fp16", "full_bf16",
@@ -95,7 +94,7 @@ NOT_SUPPORTED = {
 HARMLESS = {
     "dynamo_backend": ("no",),
 }
-ONE_FOR_EACH_ENCODER = ("text_encoder_lr",)  # several values there; ours has one
+ONE_FOR_EACH_ENCODER = {"text_encoder_lr": "text_encoder_lr2"}  # two values there; here the second has its own name
 NETWORK_MODULES = ("networks.lora",)
 NETWORK_ARGS = {
     name: name

@@ -59,7 +59,7 @@ def value_problem(known: Option, value: Any) -> tuple[Any, str | None]:
         return value, None if isinstance(value, bool) else f"{value!r} is not true or false"
     if known.name in ONE_FOR_EACH_ENCODER and isinstance(value, list):
         each = ", ".join(map(str, value))
-        return value, f"{each}: these are for {len(value)} text encoders, and the base model has one; give one value"
+        return value, f"{each}: these are for {len(value)} text encoders; give one value, or one for each of two"
     if known.kind in ("int", "float"):
         if isinstance(value, bool) or not isinstance(value, int | float):
             return value, f"{value!r} is not a number"

@@ -114,6 +114,21 @@ def find_gpus(uuids: Sequence[str]) -> Gpus:
     return NoGpus()
 
 
+def gpus_here() -> Gpus:
+    """Every NVIDIA GPU of this machine, as far as they can be read. Without the package or a driver: none, silently."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(place) for place in range(pynvml.nvmlDeviceGetCount())]
+        return NvidiaGpus([str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles])
+    except ImportError:
+        return NoGpus()
+    except Exception as error:  # noqa: BLE001 - NVMLError, whose class is only there when the import went well
+        logger.debug("no GPU can be read: %s", error)
+        return NoGpus()
+
+
 class Recorder:
     """Writes what a run uses as `resources` events, and the alarms that follow from it.
 

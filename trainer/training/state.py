@@ -16,7 +16,7 @@ from trainer.data.epochs import Origin
 from trainer.models import adapters
 from trainer.models.model import Model
 from trainer.options.config import Config
-from trainer.recipe import optimizers
+from trainer.recipe import loss_average, optimizers
 from trainer.recipe.alarms import StepAlarms
 from trainer.recipe.early_stopping import Record
 from trainer.recipe.moving_average import MovingAverage
@@ -24,7 +24,6 @@ from trainer.recipe.plateau import Plateau
 from trainer.recipe.schedule import PLATEAU, LrCurve
 
 STATE_VERSION = 1
-LOSS_AVERAGE = 0.98  # share of the past in the moving average that the log shows
 
 
 class State:
@@ -40,10 +39,11 @@ class State:
             parameters = self._adapter.parameters(target)
             self.weights |= parameters
             peak, ratio = config.peak_learning_rates[target.name], config.plus_ratios.get(target.name, 1.0)
-            second = [name for name in parameters if name.endswith("lora_B.weight") and ratio != 1]  # LoRA+
-            groups.append((target.name, [parameters[name] for name in parameters if name not in set(second)], peak))
+            reached = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+            second = [name for name in reached if name.endswith("lora_B.weight") and ratio != 1]  # LoRA+
+            groups.append((target.name, [reached[name] for name in reached if name not in set(second)], peak))
             if second:
-                groups.append((f"{target.name} plus", [parameters[name] for name in second], peak * ratio))
+                groups.append((f"{target.name} plus", [reached[name] for name in second], peak * ratio))
         self.peaks = {name: peak for name, _, peak in groups}
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.weights.items()}
         self.parameters = list(self.weights.values())
@@ -108,16 +108,13 @@ class State:
         self.global_step += 1
 
     def note_loss(self, step: int, loss: float, finite: bool) -> None:
-        """Bring the counters up to date with a step's outcome; in the order of the steps, but perhaps some steps late.
-
-        While the run is young the averages are those of all losses, so that the first one does not weigh too much.
-        """
+        """Bring the counters up to date with a step's outcome; in the order of the steps, perhaps some steps late."""
         self.nonfinite_in_a_row = 0 if finite else self.nonfinite_in_a_row + 1
         if finite:
             average = loss if self.loss_average is None else self.loss_average
-            spread, share = self.loss_spread or 0.0, max(1 - LOSS_AVERAGE, 1 / max(step, 1))
+            spread, share = self.loss_spread or 0.0, loss_average.share_of(step)
             self.loss_spread = (1 - share) * spread + share * abs(loss - average)
-            self.loss_average = (1 - share) * average + share * loss
+            self.loss_average = loss_average.averaged(average, loss, step)
 
     def note_validation(self, loss: float, curve: LrCurve) -> None:
         """Bring the learning rate's plateau up to date with a validation."""

@@ -86,10 +86,12 @@ class Lora:
             raise NetworkFileError(f"network_weights: {path} cannot be read: {error}") from error
         problems: list[str] = []
         copies: list[tuple[Tensor, Tensor]] = []
+        plain = Naming("kohya", naming.targets)  # diffusers' paths, where kohya's are others
         for target in targets:
             for layer_path, layer in layers(target).items():
                 name = naming.kohya(target.name, layer_path)
-                found = _take(tensors, name, f"{target.name}.{layer_path}")
+                others = {naming.kohya(target.name, layer_path), plain.kohya(target.name, layer_path)}
+                found = _take(tensors, sorted(others), f"{target.name}.{layer_path}")
                 if found is None:
                     problems.append(f"{name} is not in it")
                 else:
@@ -156,12 +158,10 @@ class Found(NamedTuple):
     alpha: float | None
 
 
-def _take(tensors: dict[str, Tensor], kohya: str, ours: str) -> Found | None:
+def _take(tensors: dict[str, Tensor], kohya: Sequence[str], ours: str) -> Found | None:
     """Take a layer out of a file's tensors: in kohya's form, or in diffusers', whose alpha is folded in."""
-    for name, (first, second), folded in (
-        (kohya, ("lora_down", "lora_up"), False),
-        (ours, ("lora_A", "lora_B"), True),
-    ):
+    forms = [(name, ("lora_down", "lora_up"), False) for name in kohya] + [(ours, ("lora_A", "lora_B"), True)]
+    for name, (first, second), folded in forms:
         down, up = tensors.pop(f"{name}.{first}.weight", None), tensors.pop(f"{name}.{second}.weight", None)
         if down is not None and up is not None:
             alpha = tensors.pop(f"{name}.alpha", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from trainer.models.families.facts import TRAINS_ENCODERS
+from trainer.models.families.facts import TRAINS_ENCODERS, TWO_ENCODERS
 from trainer.options.declaration import option
 from trainer.options.optimizer_table import IMPORT_PATH, OPTIMIZERS
 
@@ -80,12 +80,20 @@ class Training:
     )
     text_encoder_lr: float | None = option(
         None,
-        "Learning rate of the text encoder. Empty: learning_rate.",
+        "Learning rate of the text encoder, or of the first of two. Empty: learning_rate.",
         low=0,
         high=100,
         on_resume="trajectory",
         in_header=True,
         traits=(TRAINS_ENCODERS,),
+    )
+    text_encoder_lr2: float | None = option(
+        None,
+        "Learning rate of the second text encoder. Empty: text_encoder_lr. sd-scripts writes both in text_encoder_lr.",
+        low=0,
+        high=100,
+        on_resume="trajectory",
+        traits=(TWO_ENCODERS,),
     )
     lr_scheduler: LrScheduler = option(
         "constant", "Shape of the learning rate curve.", on_resume="trajectory", in_header=True
