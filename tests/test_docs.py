@@ -47,7 +47,7 @@ def commands() -> Iterator[str]:
         for line in block.splitlines()
         if line.startswith("python -m trainer ")
     ]
-    order = ("train", "dataset", "cache", "list", "pin", "verify", "export", "drill")
+    order = ("import", "train", "dataset", "cache", "list", "pin", "verify", "export", "report", "drill")
     yield from sorted(dict.fromkeys(found), key=lambda line: order.index(line.split()[3]))
 
 
@@ -62,6 +62,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     demo = to_toml(values | short | {"max_train_steps": 4, "train_batch_size": 2}, complete=False)
     (home / "presets/demo.toml").write_text(demo)
     (home / "mine.toml").write_text(demo.replace('"zorb"', '"mine"'))
+    (home / "theirs.json").write_text('{"LoRA_type": "Standard", "network_dim": 8, "epoch": 4}')
     return home
 
 

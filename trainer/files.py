@@ -20,10 +20,10 @@ from typing import Any
 from trainer.quantities import size
 
 MOST_TEXT = 10_000_000  # bytes of a preset, a dataset file or a list of prompts
+READ_AT_ONCE = 4 << 20  # bytes
 PATIENCE = 10.0 if os.name == "nt" else 0.0  # seconds that `patiently` goes on trying
 DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[\d¹²³]|lpt[\d¹²³]) *(\..*)?", re.IGNORECASE)
 MOST_NAME = 200  # bytes; file systems take 255, and temporary names, steps and extensions are added
-READ_AT_ONCE = 4 << 20  # bytes
 SPARE_BYTES = 64 << 20  # left free on the disk beside what a save needs
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from gui import look
+from trainer.models import families
 from trainer.options import checks, sources
 from trainer.options.config import OPTIONS
 from trainer.options.declaration import Option
@@ -116,6 +117,15 @@ def linked(problems: Iterable[Problem]) -> list[str]:
     ]
 
 
+def hiding(family: str | None) -> str:
+    """A style that hides the options which a family does not have; none where the family is not known."""
+    if family is None:
+        return ""
+    traits = families.TABLE[family].traits
+    hidden = [f"#opt-{known.name}" for known in OPTIONS.values() if not known.applies_to(traits)]
+    return f"<style>{', '.join(hidden)} {{ display: none }}</style>" if hidden else ""
+
+
 def section_id(section: str, *, advanced: bool = False) -> str:
     """The element id of a section's accordion."""
     return "section-" + section.lower().replace(" ", "-") + ("-advanced" if advanced else "")
@@ -170,7 +180,7 @@ def widget(known: Option) -> gr.components.Component:
     if known.kind == "bool":
         return gr.Checkbox(**common)
     if known.kind == "choice":
-        return gr.Dropdown(choices=list(known.choices), **common)
+        return gr.Dropdown(choices=list(known.choices), allow_custom_value=bool(known.pattern), **common)
     if known.kind == "list":
         return gr.Textbox(lines=2, max_lines=8, placeholder="one a line", **common)
     if _is_typed(known):

@@ -11,6 +11,7 @@ from typing import Any
 from gui.places import Places
 from trainer import files
 from trainer.options import checks, problems, sources, writing
+from trainer.options.kohya import reading, translation
 
 USER = "user/"
 PLAIN_NAME = re.compile(r"\w[\w .+-]{0,79}")
@@ -38,14 +39,25 @@ def read(places: Places, name: str) -> problems.Checked:
 
 
 def parse(content: bytes, name: str) -> problems.Checked:
-    """The options of an uploaded preset, checked. Raises ConfigError."""
+    """The options of an uploaded preset, ours or one of kohya_ss or sd-scripts, checked. Raises ConfigError."""
     if len(content) > LARGEST:
         raise problems.ConfigError([problems.Problem("", f"{name} is no preset: it has more than {LARGEST:,} bytes")])
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise problems.ConfigError([problems.Problem("", f"{name} is not text in UTF-8: {error}")]) from error
-    return checks.check(sources.read_toml_text(text, name))
+    if not reading.is_theirs(text):
+        return checks.check(sources.read_toml_text(text, name))
+    imported = translation.read(text, name)
+    if imported.refused:
+        raise problems.ConfigError([problems.Problem("", reason) for reason in imported.refused])
+    notices = [str(fate) for fate in imported.fates if fate.outcome in ("changed", "default")]
+    without = [fate.key for fate in imported.fates if fate.outcome == "no effect" and fate.matters]
+    if without:
+        notices.append(f"Without effect here: {', '.join(without)}")
+    return problems.Checked(
+        imported.checked.values, imported.checked.problems, [f"{imported.title}.", *notices, *imported.remarks]
+    )
 
 
 def about(places: Places, name: str) -> str:

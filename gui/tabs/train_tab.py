@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +18,10 @@ from gui.forms.presets import NameRefused
 from gui.places import Places, placed
 from gui.server import runner
 from gui.views import plan
+from trainer import files
 from trainer.checkpoints import choosing, preflight
-from trainer.models import base_model
+from trainer.models import base_model, families
+from trainer.models.base_model import BaseModelMissing
 from trainer.options import checks
 from trainer.options.config import OPTIONS, Config
 from trainer.options.problems import Checked, ConfigError, Problem
@@ -46,9 +49,9 @@ class TrainTab:
                 )  # fmt: skip
                 self.load = gr.Button("Load", elem_id="preset-load", variant="primary", scale=1, min_width=90)
                 self.upload = gr.UploadButton(
-                    "Upload TOML",
+                    "Upload",
                     elem_id="preset-upload",
-                    file_types=[".toml"],
+                    file_types=[".toml", ".json"],
                     type="filepath",
                     scale=1,
                     min_width=130,
@@ -67,6 +70,7 @@ class TrainTab:
                 )
                 self.undo = gr.Button("Undo loading", elem_id="form-undo", visible=False, scale=0, min_width=140)
             self.plan = gr.HTML(elem_id="training-plan")
+            self.hiding = gr.HTML(elem_id="hidden-options")  # a style that hides what the model does not have
         gr.HTML(SEARCH)
         self.form = Form()
         self.base = gr.State({"name": "", "values": forms.complete({})})  # what the form began with
@@ -88,7 +92,7 @@ class TrainTab:
 
     def about_outputs(self) -> set[Any]:
         """What `show_changes` changes."""
-        return {self.base, self.changes, self.revert, self.undo, self.plan}
+        return {self.base, self.changes, self.revert, self.undo, self.plan, self.hiding}
 
     def show_draft(self, draft: Draft, *, undo: bool, present: Mapping[Any, Any] | None = None) -> dict[Any, Any]:
         return self.form.show(draft.values, present) | self.show_changes(draft, undo=undo)
@@ -101,6 +105,7 @@ class TrainTab:
             self.changes: changes_line(draft, changes),
             self.revert: gr.update(visible=bool(changes)),
             self.plan: look.line("", plan.told(self.places, draft.values)),
+            self.hiding: forms.hiding(family_of(self.places, draft.values)),
         }
         return shown if undo is None else shown | {self.undo: gr.update(visible=undo)}
 
@@ -221,11 +226,26 @@ def checked_settings(places: Places, values: Mapping[str, Any]) -> tuple[Config 
     if model not in {problem.key for problem in problems}:
         wrong = base_model.unusable(places.home / settings.pretrained_model_name_or_path)
         problems += [Problem(model, wrong)] if wrong else []
+        said = {(problem.key, problem.message) for problem in problems}
+        unfit = preflight.with_settled_family(settings, places.home)[1]
+        problems += [problem for problem in unfit if (problem.key, problem.message) not in said]
     if not {"output_dir", "output_name"} & {problem.key for problem in checked.problems}:
         problems += _in_the_way(RunFolder(places.home / settings.run_dir), settings)
     if not problems and (problem := preflight.too_small_disk(placed(places, settings))):
         problems = [problem]
     return None if problems else settings, forms.linked(problems), checked.notices
+
+
+def family_of(places: Places, values: Mapping[str, Any]) -> str | None:
+    """The family that the form names or whose files it names; None where neither tells."""
+    family, model = values.get("family"), values.get("pretrained_model_name_or_path")
+    if family in families.TABLE:
+        return str(family)
+    if not isinstance(model, str) or not model or not files.exists(path := places.home / model):
+        return None
+    with contextlib.suppress(BaseModelMissing):
+        return None if base_model.unusable(path) else base_model.detect(path)
+    return None
 
 
 def _in_the_way(run: RunFolder, settings: Config) -> list[Problem]:

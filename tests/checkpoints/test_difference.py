@@ -78,7 +78,7 @@ def test_a_changed_option_is_told_with_its_class(known: Option, trained: Config)
     refused = [line for line in verdict.refusals if line.startswith(f"{known.name}: ")]
     assert len(refused) == (known.on_resume != "free")
     of_the_curve = known.name in ("resume_lr_policy", "resume_lr_scale", "resume_warmup_steps")
-    assert (verdict.grade == "bit-exact") == (known.on_resume == "free" and not of_the_curve)
+    assert (verdict.grade == "bit-exact") == (known.on_resume == "free" and not of_the_curve), verdict.lines()
 
 
 @pytest.mark.parametrize(

@@ -230,19 +230,25 @@ class Sequences(RuleBasedStateMachine):
         if self.training:
             self.train_and_save(steps)
 
-    @rule(data=st.data())
-    def go_back(self, data: st.DataObject) -> None:
-        steps = [found.step for found in manifest.listing(self.run.checkpoints)]
-        if steps:
+    @rule(data=st.data(), steps=st.integers(0, 3))
+    def go_back(self, data: st.DataObject, steps: int) -> None:
+        found = [item.step for item in manifest.listing(self.run.checkpoints)]
+        if found:
             self.done["steps back"] += 1
-            self._start(str(data.draw(st.sampled_from(steps))))
+            self._start(str(data.draw(st.sampled_from(found))))
+        if self.training and steps:
+            self.train_and_save(steps)
 
-    @rule(data=st.data())
-    def take_up_what_was_left_behind(self, data: st.DataObject) -> None:
-        paths = sorted(map(str, self.run.abandoned.glob("*/checkpoints/step-*")))
-        if paths:
-            self.done["branches taken up"] += 1
-            self._start(data.draw(st.sampled_from(paths)))
+    def left_behind(self) -> list[str]:
+        return sorted(map(str, self.run.abandoned.glob("*/checkpoints/step-*")))
+
+    @rule(data=st.data(), steps=st.integers(0, 3))
+    @precondition(lambda self: self.left_behind())
+    def take_up_what_was_left_behind(self, data: st.DataObject, steps: int) -> None:
+        self.done["branches taken up"] += 1
+        self._start(data.draw(st.sampled_from(self.left_behind())))
+        if self.training and steps:
+            self.train_and_save(steps)
 
     @rule(data=st.data())
     @precondition(lambda self: len(self.runs) < 3)
@@ -269,8 +275,8 @@ class Sequences(RuleBasedStateMachine):
     @rule(after=st.integers(0, 150), wanted=st.sampled_from(("latest", "auto", "back", "left behind")), data=st.data())
     def die_in_a_resume(self, after: int, wanted: str, data: st.DataObject) -> None:
         if wanted in ("back", "left behind"):
-            folders = [self.run.checkpoints] if wanted == "back" else [*self.run.abandoned.glob("*/checkpoints")]
-            paths = sorted(str(path) for folder in folders for path in folder.glob("step-*"))
+            back = sorted(map(str, self.run.checkpoints.glob("step-*")))
+            paths = back if wanted == "back" else self.left_behind()
             if not paths:
                 return
             wanted = data.draw(st.sampled_from(paths))
@@ -301,7 +307,7 @@ class Sequences(RuleBasedStateMachine):
         self.done["saves"] += 1
         self.training.save()
         self.saved = self.training.step
-        self.known[self.training.history] = self.now
+        self.known[self.training.history] = replace(self.now, whole=dict(self.now.whole))
 
     @rule(steps=st.integers(1, 5))
     @precondition(lambda self: self.training)

@@ -116,7 +116,7 @@ def test_the_form_has_every_option_once(form: Form) -> None:
         ("lr_scheduler", "cosin", "Training › LR scheduler: 'cosin' is not one of"),
         ("lr_scheduler", None, "Training › LR scheduler: is empty"),
         ("learning_rate", "nan", "Training › Learning rate: nan is not a finite number"),
-        ("resolution", "500", "Dataset › Resolution: '500': each side must be a multiple of 8 pixels"),
+        ("resolution", "7", "Dataset › Resolution: '7': each side must be between 8 and 8192 pixels"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_section_and_label(name: str, raw: Any, words: str) -> None:

@@ -29,6 +29,7 @@ from trainer import files, locks
 from trainer.caching import packs
 from trainer.caching.packs import Arrays, Packs
 from trainer.data import captions
+from trainer.data.augmentation import cut_by_rules
 from trainer.data.dataset import Entry
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,11 @@ def text_key(text: str) -> bytes:
 
 def latent_key(entry: Entry, mirrored: bool) -> bytes:
     """The key of the latents of a picture in its bucket: half of it is the picture, half what becomes of it."""
-    (width, height), scaled = entry.bucket, entry.subset.options.resize_interpolation
+    (width, height), options = entry.bucket, entry.subset.options
+    scaled: str = options.resize_interpolation
+    if options.bucket_rules != "cover":
+        cut = cut_by_rules(entry.size, entry.bucket, options)
+        scaled = f"{scaled} {cut.scaled[0]}x{cut.scaled[1]}+{cut.left}+{cut.top}"
     treated = f"{width}x{height} {scaled}{' mirrored' if mirrored else ''} {entry.digest}"
     return bytes.fromhex(entry.digest[: 2 * CONTENT_BYTES]) + hashlib.sha256(treated.encode()).digest()[:CONTENT_BYTES]
 
@@ -59,9 +64,10 @@ def texts_of(entries: Iterable[Entry]) -> list[str]:
     return sorted({captions.plain_caption(entry.caption, entry.subset.options) for entry in entries} | {""})
 
 
-def contents_of(entries: Sequence[Entry]) -> set[bytes]:
-    """The first halves of the keys of everything that can be cached of these images."""
-    keys = [text_key(text) for text in texts_of(entries)] + [latent_key(entry, False) for entry in entries]
+def contents_of(entries: Sequence[Entry], others: Iterable[str] = ()) -> set[bytes]:
+    """The first halves of the keys of everything that can be cached of these images and of these other texts."""
+    keys = [text_key(text) for text in (*texts_of(entries), *others)]
+    keys += [latent_key(entry, False) for entry in entries]
     return {key[:CONTENT_BYTES] for key in keys}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from trainer.models import adapters, base_model, file_header
@@ -97,47 +97,6 @@ def _tensors(model: Path, part: Part) -> Shapes:
 # --- what is kept of it --------------------------------------------------------------------------------------------
 
 
-def _moments(shape: Shape, *entries: str) -> dict[str, int]:
-    """State of the parameter's own shape, in fp32."""
-    return dict.fromkeys(entries, 4 * math.prod(shape))
-
-
-def _adam(name: str, shape: Shape, config: Config) -> dict[str, int]:
-    return {**_moments(shape, "exp_avg", "exp_avg_sq"), "step": 4}
-
-
-def _prodigy(name: str, shape: Shape, config: Config) -> dict[str, int]:
-    """Where a parameter began is kept as well, but of zeros as a single number: LoRA's second matrix."""
-    zeros = "lora_B" in name and not config.network_weights
-    return {**_moments(shape, "exp_avg", "exp_avg_sq", "s", "p0"), **({"p0": 4} if zeros else {})}
-
-
-def _adafactor(name: str, shape: Shape, config: Config) -> dict[str, int]:
-    """Rows and columns of the second moment; the first only with beta1."""
-    state = {"exp_avg_sq_row": 4 * math.prod(shape[:-1]), "exp_avg_sq_col": 4 * math.prod(shape[:-2] + shape[-1:])}
-    if config.optimizer_arguments.get("beta1") is not None:
-        state["exp_avg"] = 4 * math.prod(shape)
-    return state | {"RMS": 4}
-
-
-def _adam_of_8_bits(name: str, shape: Shape, config: Config) -> dict[str, int]:
-    """bitsandbytes: small tensors stay in fp32; of others, a byte a value, a scale for 256 of them and a table."""
-    count = math.prod(shape)
-    if count < 4096:
-        return {"state1": 4 * count, "state2": 4 * count}
-    return {f"state{number}": count + 4 * math.ceil(count / 256) + 1024 for number in (1, 2)}
-
-
-STATE: dict[str, Callable[[str, Shape, Config], dict[str, int]]] = {
-    "AdamW": _adam,
-    "AdamW8bit": _adam_of_8_bits,
-    "Adafactor": _adafactor,
-    "Lion": lambda name, shape, config: _moments(shape, "exp_avg"),
-    "Prodigy": _prodigy,
-    "SGDNesterov": lambda name, shape, config: _moments(shape, "momentum_buffer"),
-}
-
-
 def of_fresh_start(config: Config, images: int) -> int:
     """About what a checkpoint takes, where the base model is on this machine. Raises SizeUnknown or BaseModelMissing.
 
@@ -150,14 +109,24 @@ def of_fresh_start(config: Config, images: int) -> int:
 
 def estimate(config: Config, parameters: Shapes, images: int) -> int:
     """About how many bytes a checkpoint takes; `images`: how many the dataset has."""
+    arguments = config.optimizer_arguments
+
+    idle = {
+        name
+        for part in config.trained_parts
+        for name in part.idle_among(name for name in parameters if name.startswith(f"{part.component}."))
+    }
 
     def tensors() -> Iterator[tuple[str, int]]:
         for name, shape in parameters.items():
             size = 4 * math.prod(shape)
             yield name, size
-            if config.use_ema:
+            if config.use_ema or config.optimizer.averages:
                 yield name, size
-            for entry, held in STATE[config.optimizer_type](name, shape, config).items():
+            if name in idle:
+                continue
+            begins_as_zeros = "lora_B" in name and not config.network_weights
+            for entry, held in config.optimizer.keeps(shape, arguments, begins_as_zeros).items():
                 yield f"{name}/{entry}", held
 
     return sum(size + len(name) + ENTRY for name, size in tensors()) + DOCUMENTS + images * AN_IMAGE

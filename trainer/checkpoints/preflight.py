@@ -22,6 +22,8 @@ from trainer.data.dataset import Scan
 from trainer.data.folder_scan import Progress, nobody
 from trainer.models import base_model
 from trainer.models.base_model import BaseModelMissing
+from trainer.models.families import AUTO
+from trainer.models.network_file import RanksUnknown
 from trainer.options.checks import build, check
 from trainer.options.config import OPTIONS, Config
 from trainer.options.conflicts import combination_problems
@@ -88,7 +90,7 @@ def read_options(preset: Path | str, arguments: Sequence[str], *, to_train: bool
     problems += checked.problems
     config = build(checked.values)
     if to_train and complete:
-        config, unfit = settled(config)
+        config, unfit = with_settled_family(config)
         said = {(problem.key, problem.message) for problem in problems}
         problems += [problem for problem in unfit if (problem.key, problem.message) not in said]
         problems += missing(config, known=problems)
@@ -171,20 +173,18 @@ def locate_model(config: Config) -> tuple[Config, Path]:
     return settled, path
 
 
-def settled(config: Config, home: Path = Path()) -> tuple[Config, list[Problem]]:
+def with_settled_family(config: Config, home: Path = Path()) -> tuple[Config, list[Problem]]:
     """The config with its family as the files tell, and what is wrong with them or does not apply to it; as it is where
     there are no files on this machine. `home`: the folder that relative paths mean."""
     path = home / config.pretrained_model_name_or_path
     if not config.pretrained_model_name_or_path or not files.exists(path) or base_model.unusable(path):
         return config, []
     try:
-        family = base_model.settle(config, path)
-    except BaseModelMissing as error:
+        settled = base_model.settle(config, path)
+    except (BaseModelMissing, RanksUnknown) as error:
         key, _, text = str(error).partition(": ")
         return config, [Problem(key, text)]
-    left = {name: getattr(family, name) for name in ("family", *family.facts.defaults)}
-    config = config.replace(**left)
-    return config, [Problem(key, text) for key, text in combination_problems(config)]
+    return settled, [Problem(key, text) for key, text in combination_problems(settled)]
 
 
 def require_fresh(config: Config) -> None:
@@ -210,6 +210,8 @@ def look_at_checkpoint(inputs: Inputs, environment: Mapping[str, Any] | None) ->
     if starts_from_scratch(config):
         require_fresh(config)
         return None
+    if config.family == AUTO:
+        config = base_model.with_family(config, inputs.config.family)
     return resume.examine(
         config,
         choosing.choose(config),
@@ -308,7 +310,7 @@ class Preflight:
         lines += self.verdict.lines() if self.verdict else []
         if not self.refusals and self.verdict is None:
             rates = ", ".join(f"{part} {peak:.3g}" for part, peak in self.config.peak_learning_rates.items())
-            lines.append(f"Starts afresh; learning rate {rates}, {self.config.lr_scheduler}")
+            lines.append(f"Starts afresh; learning rate {rates}, {self.config.lr_curve}")
         if writes := self.writes:
             lines += [writes.line(), *filter(None, [writes.warning()])]
         lines += filter(None, [self.at_stake])

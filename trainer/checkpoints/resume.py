@@ -20,6 +20,7 @@ from trainer.options.declaration import OnResume
 from trainer.options.problems import ConfigError
 from trainer.recipe import early_stopping, schedule
 from trainer.recipe.early_stopping import Record
+from trainer.recipe.plateau import Plateau
 from trainer.recipe.schedule import Decision, LrCurve
 from trainer.runs import branches, lineage, manifest
 from trainer.runs.manifest import CheckpointDamaged, Manifest
@@ -226,7 +227,8 @@ def examine(
         if decision
         else schedule.kept_curve(config, curve_then)
     )
-    peaks = config.peak_learning_rates
+    reduced = Plateau(**state.get("plateau", {})).factor
+    peaks = {part: peak * reduced for part, peak in config.peak_learning_rates.items()}
     refusals += _dead_curve(curve, step, total_steps)
 
     surroundings = compare_environment(environment_then, environment)
@@ -323,10 +325,13 @@ def _checked_documents(state: Mapping[str, Any], images: Mapping[str, Any], envi
         raise ValueError(f"{sorted(unknown)} are no parts of a base model")
     kinds = {"str": str, "int": int, "float": float}
     for field in dataclasses.fields(LrCurve):
-        manifest.of(kinds[str(field.type)], state["lr_curve"][field.name])
+        if str(field.type) in kinds:
+            manifest.of(kinds[str(field.type)], state["lr_curve"][field.name])
+    manifest.of(dict, state["lr_curve"].get("own", {}))
     manifest.of(int, state.get("planned_steps", 0))
     lineage.sessions_of(state)
     manifest.of(int, Record(**state.get("validation", {})).not_better)
+    manifest.of(float, Plateau(**state.get("plateau", {})).factor)
     curve = LrCurve(**state["lr_curve"])
     curve.factor(state["global_step"])
     return curve

@@ -19,6 +19,7 @@ from trainer.data import dataset
 from trainer.options.checks import resolve
 from trainer.options.config import Config
 from trainer.options.sources import read_toml
+from trainer.recipe import prompts
 from trainer.refusal import Refused
 
 DONE, REFUSED = 0, 3
@@ -103,7 +104,8 @@ def _contents(configs: Sequence[Config]) -> frozenset[bytes] | None:
     wanted: set[bytes] = set()
     for config in configs:
         found = dataset.scan(config)
-        wanted |= stores.contents_of((*found.entries, *found.validation))
+        sampled = [text for prompt in prompts.read(config) for text in (prompt.text, prompt.negative)]
+        wanted |= stores.contents_of((*found.entries, *found.validation), sampled)
     return frozenset(wanted)
 
 

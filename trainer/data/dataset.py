@@ -14,7 +14,7 @@ from typing import Any
 
 from trainer import files, randomness
 from trainer.data import buckets, dataset_config, metadata_files
-from trainer.data.augmentation import face_in
+from trainer.data.augmentation import cut_by_rules, face_in
 from trainer.data.findings import KINDS, Finding
 from trainer.data.folder_scan import EXTENSIONS, Progress, no_collections, nobody, read_folders
 from trainer.data.subsets import DatasetError, Subset, in_folder
@@ -390,9 +390,14 @@ def _bucketing(config: Config) -> Callable[[buckets.Size], tuple[buckets.Size, f
     @functools.cache
     def fit(size: buckets.Size) -> tuple[buckets.Size, float, float]:
         bucket = resolution
-        if config.enable_bucket:
+        if config.enable_bucket and config.bucket_no_upscale and config.bucket_rules == "sd-scripts":
+            bucket = buckets.bucket_of_unenlarged(size, resolution, step)
+        elif config.enable_bucket:
             bucket = buckets.bucket_for(size, resolution, low, high, step, config.bucket_no_upscale)
-        return bucket, buckets.visible_share(size, bucket), buckets.enlargement(size, bucket)
+        if config.bucket_rules == "cover":
+            return bucket, buckets.visible_share(size, bucket), buckets.enlargement(size, bucket)
+        width, height = cut_by_rules(size, bucket, config).scaled
+        return bucket, bucket[0] * bucket[1] / (width * height), max(width / size[0], height / size[1])
 
     return fit
 
@@ -400,12 +405,17 @@ def _bucketing(config: Config) -> Callable[[buckets.Size], tuple[buckets.Size, f
 # --- fingerprints --------------------------------------------------------------------------------------------------
 
 
+ADDED = ("bucket_rules",)  # since the first records; told where they differ from what those did
+
+
 def preprocessing(config: Config) -> dict[str, Any]:
     """The options that decide what becomes of an image and its caption."""
     return {
         name: list(value) if isinstance(value := getattr(config, name), tuple) else value
         for name, known in OPTIONS.items()
-        if known.section == "Dataset" and known.on_resume == "trajectory"
+        if known.section == "Dataset"
+        and known.on_resume == "trajectory"
+        and not (name in ADDED and getattr(config, name) == known.default)
     }
 
 

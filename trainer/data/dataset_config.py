@@ -206,5 +206,5 @@ def _lines(text: str) -> dict[Place, int]:
 
 def own_options(subset: Subset, config: Config) -> dict[str, Any]:
     """A subset's options where they are not the run's, but for those that are compared by content."""
-    names = [name for name, known in OPTIONS.items() if not known.by_content]
+    names = [name for name, known in OPTIONS.items() if known.scope != "run" and not known.by_content]
     return {name: value for name in names if (value := getattr(subset.options, name)) != getattr(config, name)}

@@ -13,6 +13,7 @@ from trainer.data.folder_scan import Progress, nobody
 from trainer.file_memory import sha256_of
 from trainer.models import families, file_header
 from trainer.models.file_header import HeaderUnreadable, Shapes
+from trainer.models.network_file import with_ranks_of_file
 from trainer.options.config import Config
 from trainer.refusal import Refused
 
@@ -149,7 +150,8 @@ def _supported() -> str:
 def settle(config: Config, path: Path) -> Config:
     """The config with its family as the files tell, and what is left to the family as that has it.
 
-    Raises BaseModelMissing where they tell of another family than the config, of none, or where a component is missing.
+    Raises BaseModelMissing where they tell of another family than the config, of none, or where a component is missing;
+    RanksUnknown where dim_from_weights asks for what network_weights does not tell.
     """
     detected = detect(path)
     family = detected if config.family == families.AUTO else config.family
@@ -171,8 +173,14 @@ def settle(config: Config, path: Path) -> Config:
                 f"pretrained_model_name_or_path: {path} is not a whole {facts.title} model: it has no "
                 f"{', '.join(missing)}"
             )
-    left = {name: value for name, value in facts.defaults.items() if getattr(config, name) in (None, families.AUTO)}
-    return config.replace(family=family, **left)
+    return with_family(config, family)
+
+
+def with_family(config: Config, family: str) -> Config:
+    """The config with a family that is known, and what is left to it as it has that. Raises RanksUnknown."""
+    defaults = families.TABLE[family].defaults
+    left = {name: value for name, value in defaults.items() if getattr(config, name) in (None, families.AUTO)}
+    return with_ranks_of_file(config.replace(family=family, **left))
 
 
 # --- what they hold ------------------------------------------------------------------------------------------------

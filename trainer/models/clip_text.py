@@ -10,9 +10,11 @@ from torch import Tensor
 
 from trainer.data import prompt_weights
 from trainer.models.placement import Components
+from trainer.models.text import precision_for
 from trainer.options.config import Config
 
 CHUNK = 75  # tokens of a caption that CLIP takes at a time
+TOKENS = 77  # with those of begin and end
 
 
 class ClipTokens:
@@ -129,6 +131,43 @@ class ClipText:
             inner = getattr(encoder, "text_model", encoder)
             states = inner.final_layer_norm(output.hidden_states[-self._skip])
         return {"states": weighted_and_joined(states, len(batch["tokens"]), batch.get("token_weights"))}
+
+
+class TwoClipText:
+    """CLIP-L and OpenCLIP-G of SDXL: "states", (batch, tokens, both widths), of the layer before the last of each, and
+    "pooled", (batch, width of the second), of the caption's first chunk. See `text.Text`."""
+
+    tokenizes = True
+    ragged: frozenset[str] = frozenset()
+    encoders = ("text_encoder", "text_encoder_2")
+
+    def __init__(self, components: Components, config: Config, dtype: torch.dtype) -> None:
+        """`dtype`: of the training."""
+        self._components = components
+        self._config = config
+        self.precision = precision_for(dtype)
+        self._tokens = [ClipTokens(components[name], config) for name in ("tokenizer", "tokenizer_2")]
+
+    def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        first, second = (tokens(captions) for tokens in self._tokens)
+        return first | {f"{name}_2": tensor for name, tensor in second.items()}
+
+    def probe(self) -> dict[str, Any]:
+        first, second = (tokens.plain(["a probe", ""]) for tokens in self._tokens)
+        return {"tokens": first, "tokens_2": second}
+
+    def identity(self) -> str:
+        return identity(f"{self._components.parts.dtype_of('text_encoder')}", self._config)
+
+    def encode(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        both = []
+        for name, ending, tokens in zip(self.encoders, ("", "_2"), self._tokens, strict=True):
+            encoder, ids = self._components[name], batch[f"tokens{ending}"]
+            output = encoder(ids.reshape(-1, tokens.length).to(encoder.device), output_hidden_states=True)
+            weights = batch.get(f"token_weights{ending}")
+            both.append(weighted_and_joined(output.hidden_states[-2], len(ids), weights))
+            chunks = ids.shape[1] // tokens.length
+        return {"states": torch.cat(both, dim=-1), "pooled": output.text_embeds[::chunks]}
 
 
 def identity(encoders: str, config: Config) -> str:

@@ -63,6 +63,9 @@ class Model(nn.Module):
         adapter = adapters.load(config)
         for target in self.targets:
             adapter.add(target, config)
+            parameters = adapter.parameters(target)
+            for name in target.part.idle_among(parameters):  # processes would wait for their gradients
+                parameters[name].requires_grad_(False)
         if config.gradient_checkpointing:
             self._checkpoint_gradients()
         self.objective = family.objective(components, config)

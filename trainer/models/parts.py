@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import inspect
 import json
@@ -17,7 +19,7 @@ from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from trainer.models.base_model import INDEX, BaseModelMissing
-from trainer.models.families.facts import DDPM
+from trainer.models.families.facts import DDPM, UPCASTS_VAE
 from trainer.options.config import Config
 
 logger = logging.getLogger(__name__)
@@ -44,7 +46,20 @@ class Parts:
 
     def dtype_of(self, component: str) -> torch.dtype:
         """The precision in which a component is held."""
-        return torch.float32 if component == "vae" and self._config.no_half_vae else self._dtype
+        if component == "vae" and (self._config.no_half_vae or self._overflows):
+            return torch.float32
+        return self._dtype
+
+    @functools.cached_property
+    def _overflows(self) -> bool:
+        """Whether the VAE overflows in this precision: its config says so, or, of a single file, the family."""
+        if self._dtype != torch.float16 or UPCASTS_VAE not in self.facts.traits:
+            return False
+        path = self._overrides["vae"][1] if "vae" in self._overrides else self.path
+        for folder in (path / "vae", path):
+            with contextlib.suppress(OSError, ValueError):
+                return bool(json.loads((folder / "config.json").read_bytes()).get("force_upcast", True))
+        return True
 
     def __getitem__(self, component: str) -> Any:
         """The component. Raises BaseModelMissing where its files are missing or cannot be used."""

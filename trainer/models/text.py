@@ -53,15 +53,15 @@ class PipelineText:
         encode: Callable[[Sequence[str]], Rows],
         *,
         identity: str,
+        dtype: torch.dtype,
         ragged: frozenset[str] = frozenset(),
-        precision: str = "bfloat16",
     ) -> None:
-        """`encode`: a row of named tensors for each caption, ragged ones without padding."""
+        """`encode`: a row of named tensors for each caption, ragged ones without padding; `dtype`: of the training."""
         self._components = components
         self._encode = encode
         self._identity = identity
         self.ragged = ragged
-        self.precision = precision
+        self.precision = precision_for(dtype)
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
         raise NotImplementedError("the pipeline tokenises by itself")
@@ -75,6 +75,12 @@ class PipelineText:
 
     def probe(self) -> dict[str, Any]:
         return {"captions": ("a probe", "")}
+
+
+def precision_for(dtype: torch.dtype) -> str:
+    """In which precision text is cached: half of what it takes in fp32, unless the training is in fp32 itself. bfloat16
+    also for fp16, in which some encoders overflow."""
+    return "float32" if dtype == torch.float32 else "bfloat16"
 
 
 def joined(rows: Sequence[Mapping[str, Tensor]], ragged: frozenset[str]) -> dict[str, Tensor]:

@@ -38,6 +38,7 @@ class Option:
     must_exist: bool  # the file or folder that it names has to be there before a start
     sets_speed: bool  # runs in which it differs need other times for a step
     in_header: bool  # a model file tells it, as ss_<name>
+    pattern: str  # of texts that are right besides the choices
 
     def applies_to(self, traits: Collection[str]) -> bool:
         """Whether a family of these traits has the option."""
@@ -65,6 +66,7 @@ def option(
     must_exist: bool = False,
     sets_speed: bool = False,
     in_header: bool = False,
+    pattern: str = "",
 ) -> Any:
     """Declare an option; see `Option` for what each flag says.
 
@@ -91,5 +93,6 @@ def option(
         "must_exist": must_exist or by_content,
         "sets_speed": sets_speed,
         "in_header": in_header,
+        "pattern": pattern,
     }
     return dataclasses.field(default=default, metadata=metadata)

@@ -59,7 +59,7 @@ def value_problem(known: Option, value: Any) -> tuple[Any, str | None]:
         return value, None if isinstance(value, bool) else f"{value!r} is not true or false"
     if known.name in ONE_FOR_EACH_ENCODER and isinstance(value, list):
         each = ", ".join(map(str, value))
-        return value, f"{each}: these are for {len(value)} text encoders, and the base model has one; give one value"
+        return value, f"{each}: these are for {len(value)} text encoders; give one value, or one for each of two"
     if known.kind in ("int", "float"):
         if isinstance(value, bool) or not isinstance(value, int | float):
             return value, f"{value!r} is not a number"
@@ -85,9 +85,14 @@ def value_problem(known: Option, value: Any) -> tuple[Any, str | None]:
         return value, f"{value!r} is not text"
     if "\0" in value or _unwritable(value):
         return value, f"{value!r} has a character that cannot be written (NUL, or one that is not UTF-8)"
-    if known.kind == "choice" and value not in known.choices:
+    if known.kind == "choice" and value not in known.choices and not _is_other(known, value):
         return value, f"{value!r} is not one of {', '.join(known.choices)}{nearest(value, known.choices)}"
     return value, None
+
+
+def _is_other(known: Option, value: str) -> bool:
+    """Whether a text is right although it is none of the choices."""
+    return bool(known.pattern and re.fullmatch(known.pattern, value))
 
 
 def as_ours(known: Option, value: Any) -> Any:
@@ -95,7 +100,7 @@ def as_ours(known: Option, value: Any) -> Any:
     if known.kind == "choice" and isinstance(value, str):
         value = {"fp32": "float"}.get(value, value) if known.name == "save_precision" else value
         value = value.removeprefix("k_") if known.name == "sample_sampler" else value
-        if value == "":
+        if value == "" and "" not in known.choices:
             return None
         return next((choice for choice in known.choices if choice.lower() == value.lower()), value)
     if known.name in ("max_train_epochs", "max_token_length") and value == 0:
@@ -130,6 +135,4 @@ def _check_resolution(value: Any) -> tuple[Any, str | None]:
         return value, f'{value!r} is not a resolution; write "512" or "512,768"'
     if min(sides) < 8 or max(sides) > 8192:
         return value, f"{value!r}: each side must be between 8 and 8192 pixels"
-    if any(side % 8 for side in sides):
-        return value, f"{value!r}: each side must be a multiple of 8 pixels"
     return ",".join(str(side) for side in sides), None

@@ -125,13 +125,13 @@ def _prompt(fields: Any, config: Config, index: int, *, by_letter: bool) -> Prom
     """The prompt that fields describe; `by_letter`: they came from a line. Raises ValueError."""
     if not isinstance(fields, Mapping):
         raise ValueError(f"{fields!r} is neither a text nor a table")
-    width, height = config.resolution_size
+    width, height = (max(8, side // 8 * 8) for side in config.resolution_size)
     values: dict[str, Any] = {
         "negative": "",
         "width": width,
         "height": height,
         "seed": config.seed + index,
-        "guidance_scale": 7.5,
+        "guidance_scale": config.facts.guidance,
         "steps": 30,
     }
     letters = {field: f"--{letter}" for letter, field in _LETTERS.items()} if by_letter else {}
@@ -158,9 +158,10 @@ def _prompt(fields: Any, config: Config, index: int, *, by_letter: bool) -> Prom
             raise ValueError(f"{called} {text}: that is not a {'whole ' if convert is int else ''}number") from None
     if not math.isfinite(values["guidance_scale"]):
         raise ValueError(f"{letters.get('scale', 'scale')} {values['guidance_scale']} is not finite; 7.5 is usual")
+    step = config.facts.granularity
     for side in ("width", "height"):
-        if not 8 <= values[side] <= 4096 or values[side] % 8:
-            raise ValueError(f"{side} {values[side]} is not a multiple of 8 between 8 and 4096")
+        if not step <= values[side] <= 4096 or values[side] % step:
+            raise ValueError(f"{side} {values[side]} is not a multiple of {step} between {step} and 4096")
     if not 1 <= values["steps"] <= 1000:
         raise ValueError(f"{letters.get('sample_steps', 'sample_steps')} {values['steps']} is not between 1 and 1000")
     if not 0 <= values["seed"] < 2**63:

@@ -20,7 +20,7 @@ from torch import Tensor
 from trainer import randomness
 from trainer.caching.packs import Arrays
 from trainer.data import buckets, captions
-from trainer.data.augmentation import Cut, cut_at, cut_of_use
+from trainer.data.augmentation import Cut, cut_by_rules, cut_of_use
 from trainer.data.buckets import Size
 from trainer.data.dataset import Entry
 from trainer.data.epochs import Origin
@@ -271,7 +271,8 @@ class Samples:
             cut = cut_of_use(use.entry.size, use.entry.bucket, use.entry.path.stem, options, self._draw("crop", use))
             colours = self._draw("colour", use) if options.color_aug else None
             arrays["pixels"] = pixels_of(use.entry, mirrored, cut, colours)
-        arrays["geometry"] = geometry(use.entry, cut or cut_at(use.entry.size, use.entry.bucket), mirrored)
+        shown = cut or cut_by_rules(use.entry.size, use.entry.bucket, options)
+        arrays["geometry"] = geometry(use.entry, shown, mirrored)
         if (mask := self._mask(use.entry, cut, (width, height))) is not None:
             arrays["mask"] = (mask[:, :, ::-1] if mirrored else mask) / np.float32(255)
         arrays["latent_noise"] = self._draw("vae", use).standard_normal(shape, dtype=np.float32)
@@ -286,26 +287,36 @@ class Samples:
         if cut:
             return mask_of(entry, cut, size)
         if entry.id not in self._masks:
-            self._masks[entry.id] = mask_of(entry, cut_at(entry.size, entry.bucket), size)
+            cut = cut_by_rules(entry.size, entry.bucket, entry.subset.options)
+            self._masks[entry.id] = mask_of(entry, cut, size)
         return self._masks[entry.id]
 
     def _noise(self, use: Use, shape: tuple[int, int, int]) -> Arrays:
         config, draw = self._config, self._draw("noise", use)
         noise = draw.standard_normal(shape, dtype=np.float32)
+        offset = self._noise_offset(use, shape[0])
         if config.multires_noise_iterations:
+            if offset:  # first, as in sd-scripts: all of it is then brought to unit deviation
+                noise = noise + offset.pop("offset_strength") * offset.pop("offset")
             noise = losses.pyramid_noise(noise, draw, config.multires_noise_iterations, config.multires_noise_discount)
-        arrays: Arrays = {"noise": noise}
-        if config.noise_offset:
-            draw = self._draw("noise offset", use)
-            arrays["offset"] = draw.standard_normal((shape[0], 1, 1), dtype=np.float32)
-            strength = draw.random() if config.noise_offset_random_strength else 1.0
-            arrays["offset_strength"] = np.float32(config.noise_offset * strength).reshape(1, 1, 1)
+        arrays: Arrays = {"noise": noise, **offset}
         if config.ip_noise_gamma:
             draw = self._draw("input noise", use)
             strength = draw.random() if config.ip_noise_gamma_random_strength else 1.0
             values = draw.standard_normal(shape, dtype=np.float32)
             arrays["input_noise"] = values * np.float32(config.ip_noise_gamma * strength)
         return arrays
+
+    def _noise_offset(self, use: Use, channels: int) -> Arrays:
+        if not self._config.noise_offset:
+            return {}
+        draw = self._draw("noise offset", use)
+        offset = draw.standard_normal((channels, 1, 1), dtype=np.float32)
+        strength = draw.random() if self._config.noise_offset_random_strength else 1.0
+        return {
+            "offset": offset,
+            "offset_strength": np.float32(self._config.noise_offset * strength).reshape(1, 1, 1),
+        }
 
 
 def thread_pool(workers: int, name: str, device: torch.device) -> ThreadPoolExecutor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer import files
+from trainer.checkpoints import resume
 from trainer.checkpoints.checkpoint import Contents, Save, Saved, Writer
 from trainer.checkpoints.preflight import Inputs
 from trainer.models import adapters, file_metadata, keys
@@ -70,6 +71,10 @@ class Saver:
             total_steps=inputs.total_steps,
             steps_per_epoch=inputs.steps_per_epoch,
         ) | file_metadata.model_hashes(inputs.model_path, inputs.base_model["pretrained_model_name_or_path"])
+        self._constant["ss_total_batch_size"] = resume.global_batch(config, int(here["processes"]))
+        if config.vae:
+            digest = inputs.base_model["vae"]
+            self._constant |= file_metadata.model_hashes(Path(config.vae), digest, file_metadata.VAE_HASHES)
 
     def _export_record(self) -> dict[str, Any]:
         """What `export` needs to write a checkpoint's model file without the model."""

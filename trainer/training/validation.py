@@ -20,6 +20,7 @@ from trainer.data.dataset import Entry
 from trainer.options.config import Config
 from trainer.recipe import early_stopping
 from trainer.recipe.early_stopping import Record
+from trainer.recipe.schedule import LrCurve
 from trainer.runs.events import EventWriter
 from trainer.training.loader import MicroBatch, Plan, Samples, Sources, Use, thread_pool
 from trainer.training.state import State
@@ -55,6 +56,7 @@ class Validator:
         processes: int,
         process: int,
         add_up: Callable[[Tensor], Tensor],
+        curve: LrCurve,
     ) -> None:
         """`add_up`: the sum of a tensor over the processes, which share the images out."""
         self._state = state
@@ -62,6 +64,7 @@ class Validator:
         self._events = events
         self._processes, self._process = processes, process
         self._add_up = add_up
+        self._curve = curve
         self._workers = config.max_data_loader_n_workers
         self._min_delta = config.early_stopping_min_delta
         seed = config.seed if config.validation_seed is None else config.validation_seed
@@ -93,6 +96,7 @@ class Validator:
             return
         train_loss = state.loss_average
         state.validation = record = state.validation.after(state.global_step, loss, train_loss, self._min_delta)
+        state.note_validation(loss, self._curve)
         logger.info("step %d  validation loss %.4f (best %s)", state.global_step, loss, _best(record))
         self._events.write(
             "validation",

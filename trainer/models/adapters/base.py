@@ -54,3 +54,7 @@ class Adapter(Protocol):
     def from_file(self, targets: Sequence[Target], naming: Naming, path: Path) -> None:
         """Start from a file of this kind. Raises NetworkFileError, and then nothing was changed."""
         ...
+
+    def limit_norms(self, target: Target, most: float) -> None:
+        """Scale down what is trained of each layer whose change of the weights has a norm above this."""
+        ...

@@ -56,8 +56,10 @@ class Lora:
                 values = draw.uniform(-bound, bound, tuple(down.weight.shape)).astype("float32")
                 down.weight.copy_(torch.from_numpy(values))
                 up.weight.zero_()
-            if config.network_dropout:
-                down.register_forward_hook(_dropout(config.network_dropout))
+            if config.network_dropout or config.rank_dropout:
+                down.register_forward_hook(_dropout(config.network_dropout, config.rank_dropout))
+            if config.module_dropout:
+                up.register_forward_hook(_module_dropout(config.module_dropout))
 
     def parameters(self, target: Target) -> dict[str, nn.Parameter]:
         return {
@@ -66,6 +68,17 @@ class Lora:
             for matrix in ("lora_A", "lora_B")
         }
 
+    @torch.no_grad()
+    def limit_norms(self, target: Target, most: float) -> None:
+        """As sd-scripts does it: both matrices by the same factor. The host does not wait for the device."""
+        for layer in layers(target).values():
+            down, up = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+            norm = _norm_of_product(up.flatten(1), down.flatten(1)) * layer.scaling[NAME]
+            factor = (most / norm).clamp(max=1).sqrt()
+            factor = torch.where(torch.isfinite(norm) & (norm > 0), factor, torch.ones_like(factor))
+            down.mul_(factor)
+            up.mul_(factor)
+
     def from_file(self, targets: Sequence[Target], naming: Naming, path: Path) -> None:
         try:
             tensors = safetensors.torch.load_file(path)
@@ -73,10 +86,12 @@ class Lora:
             raise NetworkFileError(f"network_weights: {path} cannot be read: {error}") from error
         problems: list[str] = []
         copies: list[tuple[Tensor, Tensor]] = []
+        plain = Naming("kohya", naming.targets)  # diffusers' paths, where kohya's are others
         for target in targets:
             for layer_path, layer in layers(target).items():
                 name = naming.kohya(target.name, layer_path)
-                found = _take(tensors, name, f"{target.name}.{layer_path}")
+                others = {naming.kohya(target.name, layer_path), plain.kohya(target.name, layer_path)}
+                found = _take(tensors, sorted(others), f"{target.name}.{layer_path}")
                 if found is None:
                     problems.append(f"{name} is not in it")
                 else:
@@ -93,13 +108,38 @@ class Lora:
 ADAPTER = Lora()
 
 
-def _dropout(rate: float) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-    """kohya's network_dropout leaves out channels between the two matrices (peft's would leave out inputs)."""
+Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
+
+
+def _dropout(rate: float, ranks: float) -> Hook:
+    """What kohya leaves out between the two matrices (peft would leave out inputs): values, then whole ranks."""
 
     def hook(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return F.dropout(output, rate, module.training)
+        if rate:
+            output = F.dropout(output, rate, module.training)
+        if ranks and module.training:
+            last = output.ndim - 1 if isinstance(module, nn.Linear) else 1  # where the ranks are
+            shape = [size if place in (0, last) else 1 for place, size in enumerate(output.shape)]
+            output = output * ((torch.rand(shape, device=output.device) > ranks) / (1 - ranks)).to(output.dtype)
+        return output
 
     return hook
+
+
+def _module_dropout(rate: float) -> Hook:
+    """A layer that is left out gives nothing; its gradient is then zero."""
+
+    def hook(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not module.training:
+            return output
+        return output * (torch.rand((), device=output.device) >= rate).to(output.dtype)
+
+    return hook
+
+
+def _norm_of_product(up: Tensor, down: Tensor) -> Tensor:
+    """The Frobenius norm of up @ down, from two matrices of the rank's size instead of the weight's."""
+    return ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt()
 
 
 def layers(target: Target) -> Mapping[str, LoraLayer]:
@@ -118,12 +158,10 @@ class Found(NamedTuple):
     alpha: float | None
 
 
-def _take(tensors: dict[str, Tensor], kohya: str, ours: str) -> Found | None:
+def _take(tensors: dict[str, Tensor], kohya: Sequence[str], ours: str) -> Found | None:
     """Take a layer out of a file's tensors: in kohya's form, or in diffusers', whose alpha is folded in."""
-    for name, (first, second), folded in (
-        (kohya, ("lora_down", "lora_up"), False),
-        (ours, ("lora_A", "lora_B"), True),
-    ):
+    forms = [(name, ("lora_down", "lora_up"), False) for name in kohya] + [(ours, ("lora_A", "lora_B"), True)]
+    for name, (first, second), folded in forms:
         down, up = tensors.pop(f"{name}.{first}.weight", None), tensors.pop(f"{name}.{second}.weight", None)
         if down is not None and up is not None:
             alpha = tensors.pop(f"{name}.alpha", None)

@@ -8,7 +8,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from trainer.models.families.facts import CLIP_SKIP, CLIP_TEXT, CONVOLUTIONAL, DDPM, TRAINS_ENCODERS, Facts, Part
+from trainer.models.families.facts import (
+    CLIP_SKIP,
+    CLIP_TEXT,
+    CONVOLUTIONAL,
+    DDPM,
+    TRAINS_ENCODERS,
+    TWO_ENCODERS,
+    UPCASTS_VAE,
+    Facts,
+    Part,
+)
 
 if TYPE_CHECKING:
     from trainer.models.families.base import Family
@@ -57,6 +67,51 @@ TABLE: dict[str, Facts] = {
         version="sd_v1",
         architecture="stable-diffusion-v1",
         defaults={"sample_sampler": "ddim"},
+    ),
+    "sdxl": Facts(
+        title="Stable Diffusion XL",
+        module="trainer.models.families.sdxl",
+        pipelines=("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
+        signature=(r"^model\.diffusion_model\.input_blocks\.0\.0\.weight$", r"^conditioner\.embedders\.1\."),
+        components=("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"),
+        denoiser=Part(
+            "unet",
+            "lora_unet",
+            UNET_LAYERS,
+            r"\.(resnets\.\d+\.(conv[12]|conv_shortcut|time_emb_proj)|(down|up)samplers\.\d+\.conv)$",
+            original=ORIGINAL_UNET,
+            original_layers=ORIGINAL_UNET_LAYERS,
+            original_convolutions=r"\.(in_layers\.2|out_layers\.3|emb_layers\.1|skip_connection|op|conv)$",
+        ),
+        encoders=(
+            Part(
+                "text_encoder",
+                "lora_te1",
+                CLIP_LAYERS,
+                path_prefix="text_model.",
+                tokenizer="tokenizer",
+                original="conditioner.embedders.0.",
+                original_layers=CLIP_LAYERS,
+                idle=r"\.layers\.{last}\.",
+            ),
+            Part(
+                "text_encoder_2",
+                "lora_te2",
+                CLIP_LAYERS,
+                path_prefix="text_model.",
+                tokenizer="tokenizer_2",
+                original="conditioner.embedders.1.",
+                original_layers=CLIP_LAYERS,
+            ),
+        ),
+        channels=4,
+        factor=8,
+        granularity=8,
+        traits=frozenset({DDPM, CLIP_TEXT, TRAINS_ENCODERS, TWO_ENCODERS, UPCASTS_VAE, CONVOLUTIONAL}),
+        version="sdxl_base_v1-0",
+        architecture="stable-diffusion-xl-v1-base",
+        keys="sai",
+        defaults={"sample_sampler": "euler_a"},
     ),
 }
 

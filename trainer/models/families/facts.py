@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,8 @@ CLIP_TEXT = "clip-text"  # captions in chunks of 75 tokens, with emphasis
 CLIP_SKIP = "clip-skip"  # an earlier layer of its text encoder can be used
 TRAINS_ENCODERS = "trains-encoders"  # its text encoders can get LoRA layers
 GUIDANCE = "guidance-embedding"  # the denoiser is told a guidance scale
+TWO_ENCODERS = "two-encoders"  # two text encoders can be trained, each at a rate of its own
+UPCASTS_VAE = "upcasts-vae"  # its VAE overflows in fp16, unless its config says that it does not
 CONVOLUTIONAL = "convolutional"  # the denoiser is made of convolutions
 
 
@@ -36,6 +38,17 @@ class Part:
     original_layers: str = ""  # the two patterns in the names of a single file
     original_convolutions: str = ""
     drops_last: bool = False  # diffusers leaves out the last layer of a text encoder in OpenCLIP's names
+    idle: str = ""  # layers that nothing ever reaches back to; {last} is the number of the last block
+
+    def idle_among(self, names: Iterable[str]) -> frozenset[str]:
+        """Of names that begin with layers' paths, all of one component: those that never get a gradient. Such layers
+        stay as they began, without effect, but are in the files."""
+        if not self.idle:
+            return frozenset()
+        names = list(names)
+        number = self.idle.replace("{last}", r"(\d+)")
+        last = max((int(match[1]) for name in names if (match := re.search(number, name))), default=-1)
+        return frozenset(name for name in names if re.search(self.idle.replace("{last}", str(last)), name))
 
     def trains(self, path: str, *, convolutions: bool, original: bool = False) -> bool:
         """Whether the layer of this path is trained. `original`: the path is one of a single file."""

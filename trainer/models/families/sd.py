@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
-from trainer.models.base_model import BaseModelMissing
-from trainer.models.clip_text import ClipText
+from trainer.models import ddpm
+from trainer.models.clip_text import TOKENS, ClipText
 from trainer.models.families.facts import Facts
 from trainer.models.latents import Latents
 from trainer.models.placement import Components
@@ -19,8 +18,6 @@ from trainer.options.config import Config
 from trainer.recipe.objectives import Diffusion
 from trainer.recipe.prompts import Prompt
 
-logger = logging.getLogger(__name__)
-TOKENS = 77
 V2_WIDTH = 1024  # of the text encoder's output; 768 in 1.x
 
 
@@ -28,21 +25,7 @@ class StableDiffusion:
     """See `base.Family`."""
 
     def objective(self, components: Components, config: Config) -> Diffusion:
-        changes: dict[str, Any] = {}
-        if config.v_parameterization:
-            changes["prediction_type"] = "v_prediction"
-        if config.zero_terminal_snr:
-            changes["rescale_betas_zero_snr"] = True
-        noise_scheduler = DDPMScheduler.from_config(components["scheduler"].config, **changes)
-        predicts = noise_scheduler.config.prediction_type
-        if predicts not in ("epsilon", "v_prediction"):
-            raise BaseModelMissing(
-                f"pretrained_model_name_or_path: {components.parts.path} predicts {predicts}, "
-                f"which {config.facts.title} does not"
-            )
-        if config.scale_v_pred_loss_like_noise_pred and predicts == "epsilon":
-            logger.warning("scale_v_pred_loss_like_noise_pred has no effect: this model predicts noise, not v")
-        return Diffusion(config, noise_scheduler)
+        return ddpm.objective(components, config)
 
     def latents(self, components: Components) -> Latents:
         return Latents(components)

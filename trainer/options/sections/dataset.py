@@ -8,7 +8,7 @@ from typing import Literal
 from trainer.models.families.facts import CLIP_TEXT
 from trainer.options.declaration import option
 
-Interpolation = Literal["lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area"]
+Interpolation = Literal["automatic", "lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +67,16 @@ class Dataset:
         decides_bucket=True,
         in_header=True,
     )
+    bucket_rules: Literal["cover", "sd-scripts"] = option(
+        "cover",
+        "How images are scaled and cut. cover: the whole image is scaled to just cover its bucket. sd-scripts: rounded "
+        "as it does; bucket_no_upscale takes its buckets, and random_crop without buckets cuts the unscaled image.",
+        on_resume="trajectory",
+        advanced=True,
+    )
     resize_interpolation: Interpolation = option(
         "lanczos",
-        "How images are scaled to their bucket.",
+        "How images are scaled to their bucket; automatic: area for smaller, lanczos for larger.",
         on_resume="trajectory",
         advanced=True,
         scope="subset",
