@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from tests.support import single_file, tiny, tiny_families
 from tests.support.runs_at_tiny_size import config_for, events_of, exported_tensors_of, run
-from trainer.checkpoints import checkpoint_size
+from trainer.checkpoints import checkpoint_size, preflight
 from trainer.models import base_model
 from trainer.models import model as models
 from trainer.models.model import Model
@@ -21,6 +21,7 @@ from trainer.models.parts import Parts
 from trainer.options.config import Config
 from trainer.recipe.objectives import Diffusion
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
@@ -84,6 +85,16 @@ def test_the_denoiser_is_told_each_number_of_the_geometry(changed: int, folder: 
     geometry = [64.0, 64.0, 0.0, 0.0, 64.0, 64.0]
     other = [value + 32 * (place == changed) for place, value in enumerate(geometry)]
     assert not torch.equal(loss(model, tuple(geometry)), loss(model, tuple(other)))
+
+
+@pytest.mark.parametrize("preset", sorted((ROOT / "presets").glob("sdxl*.toml")), ids=lambda path: path.stem)
+def test_a_preset_of_it_could_begin(preset: Path, folder: Path, tiny_images: Path, tmp_path: Path) -> None:
+    here = {"pretrained_model_name_or_path": folder, "train_data_dir": tiny_images, "output_dir": tmp_path}
+    arguments = [word for name, value in here.items() for word in (f"--{name}", str(value))]
+    config, _ = preflight.read_options(preset, arguments)
+    looked = preflight.look(config)
+    assert looked.refusals == () and looked.bytes_of_save
+    assert config.facts.title == "Stable Diffusion XL"
 
 
 def test_long_captions_are_pooled_from_their_first_part(folder: Path) -> None:
