@@ -23,32 +23,36 @@ import fastapi
 import gradio as gr
 import uvicorn
 
-from gui import look
+from gui import look, routes
 from gui.forms import draft as drafts
 from gui.forms import form as forms
 from gui.forms import presets
 from gui.forms.draft import Draft
 from gui.places import Places, usual_places
 from gui.server import runner, security, sessions
+from gui.server.early_script import EarlyScript
 from gui.server.security import Guard
-from gui.tabs import run_bar, train_tab
+from gui.tabs import live, run_bar, train_tab
 from gui.tabs.dataset_tab import DatasetTab
-from gui.tabs.monitor_tab import TO_THE_END_OF_THE_LOG, MonitorTab, add_output_folder, checked_smoothing
+from gui.tabs.monitor_tab import MonitorTab, add_output_folder
 from gui.tabs.resume_tab import ResumeTab
 from gui.tabs.run_bar import RunBar
+from gui.tabs.runs_tab import RunsTab
 from gui.tabs.samples_tab import SamplesTab
 from gui.tabs.train_tab import TrainTab
-from gui.views import dataset_view, thumbnails
+from gui.views import dataset_view, runs, thumbnails
 from gui.views.monitor import View, Watch
 from gui.wiring import QUIET, Updates, fresh_list, stamp_of_list
 from trainer.runs.console import write_utf8
 
 logger = logging.getLogger(__name__)
-TICK_SECONDS = 1.0  # between two looks at a run that is active
-IDLE_SECONDS = 3.0  # and at one that is not
 QUEUE_SECONDS = 0.05  # how often Gradio's queue looks for events; by itself it does so every millisecond
 STOP_SECONDS = 60.0
+TABS = ("tab-train", "tab-dataset", "tab-resume", "tab-monitor", "tab-samples", "tab-runs")
 STOP_RUNS = "REKINDLE_STOP_RUNS_ON_EXIT"
+
+# For the js_on_load of a widget that nobody sees: charts.js calls for its event when there is something to show.
+CALLED_BY_THE_SCRIPT = "window.rekindleNews = () => trigger('click', {});"
 
 # --- the page ------------------------------------------------------------------------------------------------------
 
@@ -75,28 +79,32 @@ class Page:
                     self.monitor = MonitorTab()
                 with gr.Tab("Samples", id="tab-samples", elem_id="tab-samples"):
                     self.samples = SamplesTab(places)
-            self.timer = gr.Timer(TICK_SECONDS)
+                with gr.Tab("Runs", id="tab-runs", elem_id="tab-runs") as runs_item:
+                    self.runs = RunsTab(places, self.watch, self.bar.picker, self.bar.message, self.question)
+            self.tab = gr.Textbox("", visible="hidden")  # the one that this browser had open last
             self.seen = gr.State({})  # what this page was last shown, so that only what changed is sent
-            self.news = gr.Number(0, visible="hidden")  # changes when there is something to show
+            self.news = gr.HTML(visible="hidden", elem_id="run-news", js_on_load=CALLED_BY_THE_SCRIPT)
             self.form = self.train.form
-            self._wire(resume_item, monitor_item)
+            self._wire(resume_item)
             self.dataset.wire(self.form, dataset_item, QUIET)
+            self.monitor.wire(places, self.bar.picker, monitor_item)
+            self.monitor.remember(self.blocks)
+            self.runs.wire(runs_item, self.monitor.compare, self.tabs)
 
-    def _wire(self, resume_item: gr.Tab, monitor_item: gr.Tab) -> None:
+    def _wire(self, resume_item: gr.Tab) -> None:
         options = self.form.inputs()
-        watched = {self.bar.picker, self.seen, self.monitor.smoothing} | self.samples.inputs()
-        run_parts = self.bar.outputs() | self.monitor.outputs() | self.samples.outputs()
-        run_parts |= {self.bar.picker, self.timer, self.seen}
+        watched = {self.bar.picker, self.seen, self.bar.awaited, self.bar.message} | self.samples.inputs()
+        run_parts = self.bar.outputs() | self.samples.outputs()
         message = self.bar.message
+        run_parts |= {self.bar.picker, self.seen, self.bar.awaited, message}
 
         draft = self.train.outputs()
         lists = {self.train.picker, self.train.name, self.train.about, self.train.opened_with, self.bar.opened_with}
-        self.blocks.load(self.open, watched, run_parts | draft | lists, **QUIET).then(
-            None, js="rekindleOpened", api_visibility="private"
+        opening = (self.open, watched | {self.tab}, run_parts | draft | lists | {self.tabs})
+        self.blocks.load(*opening, js=_as_before(watched | {self.tab}, self.bar.picker, self.tab), **QUIET).then(
+            None, js="() => { rekindleOpened(); rekindleCharts.opened(); }", api_visibility="private"
         )
-        # Gradio makes every output of an event anew, changed or not; so a tick has one, and news are another event.
-        self.timer.tick(self.look_for_news, watched, {self.news}, queue=False, **QUIET)
-        self.news.change(self.refresh, watched, run_parts, queue=False, **QUIET)
+        self.news.click(self.refresh, watched, run_parts, queue=False, **QUIET)
         self.bar.picker.input(self.choose_run, watched, run_parts | {message}, **QUIET)
         # A list that is sent again would undo what was chosen in it meanwhile: it is sent only when it is another.
         output_dir = self.form.widgets["output_dir"]
@@ -104,25 +112,31 @@ class Page:
         self.bar.picker.focus(self.look_for_runs, known, {self.bar.listed}, queue=False, **QUIET)
         self.bar.listed.change(self.list_runs, {self.bar.picker}, {self.bar.picker}, queue=False, **QUIET)
 
-        self.monitor.smoothing.release(self.refresh, watched, run_parts, **QUIET)
         add = {self.monitor.folder, self.bar.picker}
         self.monitor.add_folder.click(self.add_output_folder, add, {message, self.bar.picker}, **QUIET)
-        monitor_item.select(None, js=TO_THE_END_OF_THE_LOG, api_visibility="private")
 
         self.bar.start.click(
             self.start, options | watched, run_parts | {message, self.tabs}, **(QUIET | {"concurrency_limit": 1})
         )
         self.bar.stop.click(self.stop, watched, run_parts | {message}, **QUIET)
-        self.bar.save.click(self.save_now, watched, {message}, **QUIET)
-        self.bar.sample.click(self.sample_now, watched, {message}, **QUIET)
+        self.bar.save.click(self.save_now, watched, {message, self.bar.awaited}, **QUIET)
+        self.bar.sample.click(self.sample_now, watched, {message, self.bar.awaited}, **QUIET)
         self.bar.kill.click(self.ask_kill, watched, {message} | self.question.outputs(), **QUIET)
         self.bar.command.click(self.print_command, options, {message}, **QUIET)
         self.question.no.click(self.question.close, None, self.question.outputs(), **QUIET)
-        answered = run_parts | {message, self.train.picker} | self.question.outputs() | self.train.about_outputs()
+        answered = (
+            run_parts
+            | self.runs.outputs()
+            | {message, self.train.picker}
+            | self.question.outputs()
+            | self.train.about_outputs()
+        )
         self.question.yes.click(
-            self.answer, watched | options | {self.question.pending, self.train.base, self.train.picker}, answered,
+            self.answer,
+            watched | options | {self.runs.archived, self.question.pending, self.train.base, self.train.picker},
+            answered,
             **QUIET,
-        )  # fmt: skip
+        )
         self._wire_presets(options, message)
 
         self.resume.wire(resume_item)
@@ -158,6 +172,9 @@ class Page:
         """A page was opened or reloaded: the form as it was left, the latest run, fresh lists."""
         draft = drafts.read(self.places.draft_file) or drafts.afresh()
         updates = self.refresh({**data, self.seen: {}})
+        run = runs.chosen(self.places, data[self.bar.picker])
+        if run is not None:
+            updates[self.bar.picker] = gr.update(choices=runs.choices(self.places), value=str(run.path))
         begun_with = draft.name if draft.name in presets.listing(self.places) else train_tab.first_preset(self.places)
         names = gr.update(choices=train_tab.preset_choices(self.places), value=begun_with)
         can_undo = self.places.put_aside_file.exists()
@@ -167,7 +184,8 @@ class Page:
             | {self.train.picker: names, self.train.about: train_tab.about(self.places, begun_with)}
             | {self.train.name: presets.own_name(draft.name)}
             | {self.train.opened_with: stamp_of_list(train_tab.preset_choices(self.places))}
-            | {self.bar.opened_with: stamp_of_list(run_bar.choices(self.places))}
+            | {self.bar.opened_with: stamp_of_list(runs.choices(self.places))}
+            | {self.tabs: gr.update(selected=data[self.tab]) if data[self.tab] in TABS else gr.skip()}
         )
 
     def choose_run(self, data: Mapping[Any, Any]) -> Updates:
@@ -178,51 +196,34 @@ class Page:
         view, updates = self._watched(data)
         return updates | self.show(view, data)
 
-    def look_for_news(self, data: Mapping[Any, Any]) -> Updates:
-        """A new number when `refresh` would change anything on this page."""
-        view, updates = self._watched(data)
-        changes, stale, _ = self._changes(view, data)
-        return {self.news: time.time() if updates or changes or stale else gr.skip()}
-
     def _watched(self, data: Mapping[Any, Any]) -> tuple[View | None, Updates]:
         """The run that the picker names, as it is now; where it names none, the latest and its choice."""
         value = data[self.bar.picker]
         updates: Updates = {}
-        run = run_bar.chosen(self.places, value)
+        run = runs.chosen(self.places, value)
         if run is None:
             picker = run_bar.picker_update(self.places, None)
-            run = run_bar.chosen(self.places, picker["value"])
+            run = runs.chosen(self.places, picker["value"])
             if run is not None or value:
                 updates[self.bar.picker] = picker
-        return self.watch.look(run) if run is not None else None, updates
+        view = self.watch.look(run) if run is not None else None
+        return view, updates | self.bar.forget(view, data)
 
     def show(self, view: View | None, data: Mapping[Any, Any]) -> Updates:
-        """The parts of the page that tell of the run, as far as they are not what the page was shown last."""
-        updates, stale, seen = self._changes(view, data)
-        drawn = self.monitor.show(view, stale, checked_smoothing(data[self.monitor.smoothing]))
-        return updates | drawn | {self.seen: seen}
-
-    def _changes(self, view: View | None, data: Mapping[Any, Any]) -> tuple[Updates, set[str], dict[str, Any]]:
-        """What is new outside the Monitor tab; that tab's parts that are not as shown; what is shown after both."""
+        """The widgets that tell of the run, as far as they do not show what the page was shown last."""
         seen = dict(data[self.seen] or {})
         updates: Updates = {}
-        for widget, update in self.bar.show(view).items():
+        for widget, update in self.bar.show(view, live.news(self.places, view)).items():
             key = f"bar {widget.elem_id}"
             if seen.get(key, "") != update:
                 seen[key] = update
                 updates[widget] = update
-        stamps = self.monitor.stamps(view, checked_smoothing(data[self.monitor.smoothing]))
-        stale = {
-            part: stamp
-            for part, stamp in stamps.items()
-            if all(now != then for now, then in zip(stamp, seen.get(part, ("", "")), strict=True))
-        }
-        seconds = TICK_SECONDS if view is not None and view.active else IDLE_SECONDS
-        if seen.get("seconds") != seconds:
-            seen["seconds"] = seconds
-            updates[self.timer] = gr.update(value=seconds)
+        condition = (view.name, view.condition) if view is not None else None
+        if seen.setdefault("condition", condition) != condition:  # the picker tells it
+            seen["condition"] = condition
+            updates[self.bar.picker] = gr.update(choices=runs.choices(self.places))
         pictures, seen["samples"] = self.samples.show(view, seen.get("samples"), data)
-        return updates | pictures, set(stale), seen | stale
+        return updates | pictures | {self.seen: seen}
 
     def look_for_runs(self, data: Mapping[Any, Any]) -> Updates:
         """A new number when there are other runs to choose from, those in the form's output folder among them."""
@@ -231,7 +232,7 @@ class Page:
             path = self.places.home / folder.strip()
             if runner.has_runs(path):
                 self.places.remember_output_folder(path)
-        now = stamp_of_list(run_bar.choices(self.places))
+        now = stamp_of_list(runs.choices(self.places))
         shown = data[self.bar.listed] or data[self.bar.opened_with]
         return {self.bar.listed: gr.skip() if now == shown else now}
 
@@ -249,7 +250,7 @@ class Page:
         run, message = train_tab.start_training(self.places, values)
         if run is None:
             return {self.bar.message: message}
-        found = gr.update(choices=run_bar.choices(self.places), value=str(run.path))
+        found = gr.update(choices=runs.choices(self.places), value=str(run.path))
         updates = self.show(self.watch.look(run), data)
         return updates | {
             self.bar.message: message,
@@ -258,7 +259,7 @@ class Page:
         }
 
     def stop(self, data: Mapping[Any, Any]) -> Updates:
-        run = run_bar.chosen(self.places, data[self.bar.picker])
+        run = runs.chosen(self.places, data[self.bar.picker])
         if run is None:
             return {self.bar.message: look.note("There is no run to stop.")}
         loading = not self.watch.look(run).history.stepped
@@ -267,29 +268,29 @@ class Page:
         return self.show(self.watch.look(run), data) | {self.bar.message: message}
 
     def save_now(self, data: Mapping[Any, Any]) -> Updates:
-        run = run_bar.chosen(self.places, data[self.bar.picker])
+        run = runs.chosen(self.places, data[self.bar.picker])
         if run is None or not runner.ask(run, "save"):
             return {self.bar.message: look.note("No run is in progress that could be saved.")}
         now = time.strftime("%H:%M:%S")
-        return {
-            self.bar.message: look.note(f"A checkpoint was requested at {now}; it is written after the current step.")
-        }
+        told = f"A checkpoint was requested at {now}; it is written after the current step."
+        return self.bar.await_it(self.watch.look(run), "saves", look.note(told))
 
     def sample_now(self, data: Mapping[Any, Any]) -> Updates:
-        run = run_bar.chosen(self.places, data[self.bar.picker])
+        run = runs.chosen(self.places, data[self.bar.picker])
         if run is None or not runner.ask(run, "sample"):
             return {self.bar.message: look.note("No run is in progress that could make samples.")}
         if not run_bar.has_prompts(run):
             told = "The run has no sample_prompts, so there is nothing to sample."
             return {self.bar.message: look.note(told, kind="warn")}
         now = time.strftime("%H:%M:%S")
-        return {self.bar.message: look.note(f"Samples were requested at {now}; they are made after the current step.")}
+        told = f"Samples were requested at {now}; they are made after the current step."
+        return self.bar.await_it(self.watch.look(run), "samplings", look.note(told))
 
     def print_command(self, data: Mapping[Any, Any]) -> Updates:
         return {self.bar.message: train_tab.print_command(self.places, self.form.values(data))}
 
     def ask_kill(self, data: Mapping[Any, Any]) -> Updates:
-        run = run_bar.chosen(self.places, data[self.bar.picker])
+        run = runs.chosen(self.places, data[self.bar.picker])
         if run is None or not runner.is_active(run):
             return {self.bar.message: look.note("No run is in progress that could be killed.")}
         return {self.bar.message: ""} | self.question.ask(
@@ -301,11 +302,17 @@ class Page:
     def answer(self, data: Mapping[Any, Any]) -> Updates:
         """The question was answered with yes."""
         action, subject = data[self.question.pending]
-        actions = {"kill": self.kill, "delete": self.delete_preset, "replace": self.replace_preset}
+        actions = {
+            "kill": self.kill,
+            "delete": self.delete_preset,
+            "replace": self.replace_preset,
+            "delete-run": self.runs.delete,
+            "delete-result": self.runs.delete_result,
+        }
         return self.question.close() | (actions[action](data, subject) if action else {})
 
     def kill(self, data: Mapping[Any, Any], path: str) -> Updates:
-        run = run_bar.chosen(self.places, path)
+        run = runs.chosen(self.places, path)
         if run is None or not runner.kill(run):
             return {self.bar.message: look.note("It had already ended by itself.")}
         return self.show(self.watch.look(run), data) | {
@@ -454,9 +461,10 @@ def make_application(places: Places, *, root_path: str = "") -> security.App:
     os.environ["GRADIO_TEMP_DIR"] = str(places.uploads)
     server = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     page = Page(places)
+    routes.add(server, places, page.watch)
     page.blocks._queue.sleep_when_free = QUEUE_SECONDS
     sessions.bound(page.blocks, server)
-    return gr.mount_gradio_app(
+    mounted = gr.mount_gradio_app(
         server,
         page.blocks,
         path="/",
@@ -473,6 +481,16 @@ def make_application(places: Places, *, root_path: str = "") -> security.App:
         theme=look.theme(),
         css=look.CSS + dataset_view.CSS,
         head=look.script(forms.index()),
+    )
+    return EarlyScript(mounted)
+
+
+def _as_before(inputs: set[Any], picker: gr.Dropdown, tab: gr.Textbox) -> str:
+    """A script that gives these inputs of an event the run and the tab that this browser was left with."""
+    order = sorted(inputs, key=lambda widget: int(widget._id))  # as Gradio has the inputs that are a set
+    return (
+        f"(...data) => {{ const {{ run, tab }} = rekindleCharts.view; data[{order.index(picker)}] = run; "
+        f"data[{order.index(tab)}] = tab; return data; }}"
     )
 
 

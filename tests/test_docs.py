@@ -47,7 +47,7 @@ def commands() -> Iterator[str]:
         for line in block.splitlines()
         if line.startswith("python -m trainer ")
     ]
-    order = ("import", "train", "dataset", "cache", "list", "pin", "verify", "export", "drill")
+    order = ("import", "train", "dataset", "cache", "list", "pin", "verify", "export", "report", "drill")
     yield from sorted(dict.fromkeys(found), key=lambda line: order.index(line.split()[3]))
 
 

@@ -14,9 +14,9 @@ from gui.forms import form as forms
 from gui.forms.draft import Draft
 from gui.places import Places
 from gui.server import drills, runner
-from gui.tabs import run_bar, train_tab
+from gui.tabs import train_tab
 from gui.tabs.train_tab import TrainTab
-from gui.views import checkpoints, resume_check
+from gui.views import checkpoints, resume_check, runs
 from gui.views.checkpoints import AFRESH, Shelf, Verified
 from gui.views.resume_check import Environments, Outcome
 from gui.wiring import QUIET, TELL_CLICKS, Updates
@@ -324,7 +324,7 @@ class ResumeTab:
         return checkpoints.checkpoint_options(item.path) if item is not None else {}
 
     def adopt_run(self, data: Mapping[Any, Any], request: gr.Request) -> Iterator[Updates]:
-        run = run_bar.chosen(self._places, data[self._run_picker])
+        run = runs.chosen(self._places, data[self._run_picker])
         values, message = adopted(self._places, run)
         if run is None or values is None:
             yield {self._message: message}

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import signal
+from collections.abc import Mapping
 from html import escape
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
 from gui import look
 from gui.places import Places
-from gui.server import runner
 from gui.tabs.question import Question
-from gui.views import advice, monitor
-from gui.views.monitor import Condition, View
+from gui.views import advice, monitor, runs
+from gui.views.monitor import View
 from gui.wiring import fresh_list
 from trainer.options import checks, problems
-from trainer.runs import run_folder
 from trainer.runs.run_folder import RunFolder
 
 STOPPED = (4, -signal.SIGTERM)  # exit codes of a trainer that was asked to leave
-WORDS: dict[Condition, str] = {
-    "none": "no run",
-    "new": "not started",
-    "starting": "starting",
-    "refused": "did not start",
-    "running": "running",
-    "stopping": "stopping",
-    "interrupted": "interrupted",
-    "stopped": "stopped",
-    "finished": "finished",
-    "failed": "failed",
-}
 
 
 class RunBar:
@@ -56,21 +43,25 @@ class RunBar:
                 self.command = gr.Button("Print training command", elem_id="print-command", scale=1, min_width=215)
             self.listed = gr.Number(0, visible="hidden")  # stands for the runs that the picker lists now,
             self.opened_with = gr.State(0)  # and this for those that it lists until that one changes
-            self.status = gr.HTML(elem_id="run-status")
-            self.progress = gr.HTML(elem_id="run-progress")
+            gr.HTML(look.live(), elem_id="run-status")
+            gr.HTML(look.live(), elem_id="run-progress")
+            self.watched = gr.HTML(elem_id="run-watched", visible="hidden")  # from which the page's script has the run
+            gr.HTML('<div class="machine" aria-label="This machine" role="group"></div>', elem_id="run-machine")
             self.question = Question()
             self.message = gr.HTML(elem_id="form-message")
             self.notice = gr.HTML(elem_id="run-notice")
+            self.awaited = gr.State(None)  # what a message speaks of that is yet to happen
 
     def outputs(self) -> set[Any]:
-        return {self.status, self.progress, self.notice, self.stop, self.save, self.sample, self.kill}
+        return {self.watched, self.notice, self.stop, self.save, self.sample, self.kill}
 
-    def show(self, view: View | None) -> dict[Any, Any]:
+    def show(self, view: View | None, news: int) -> dict[Any, Any]:
+        """`news`: stands for what is shown now; see live.news."""
+        path = "" if view is None else str(view.run.path)
         can_ask = view is not None and view.condition == "running"
         can_stop = view is not None and view.condition in ("running", "starting")
         return {
-            self.status: status_line(view),
-            self.progress: progress_bar(view),
+            self.watched: f'<i data-run="{escape(path)}" data-news="{news}"></i>',
             self.notice: notice(view),
             self.stop: gr.update(interactive=can_stop),
             self.save: gr.update(interactive=can_ask),
@@ -78,32 +69,27 @@ class RunBar:
             self.kill: gr.update(interactive=view is not None and view.active),
         }
 
+    def await_it(self, view: View, what: Literal["saves", "samplings"], message: str) -> dict[Any, Any]:
+        """Show a message until what it announces has happened to the run, or the run is over."""
+        count = getattr(view.history, what)
+        return {
+            self.message: message,
+            self.awaited: {"run": str(view.run.path), "what": what, "count": count, "message": message},
+        }
+
+    def forget(self, view: View | None, data: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Take back a message whose time is over; another that has come meanwhile stays."""
+        awaited = data[self.awaited]
+        if not awaited:
+            return {}
+        own = view is not None and str(view.run.path) == awaited["run"]
+        if own and view is not None and view.active and getattr(view.history, awaited["what"]) == awaited["count"]:
+            return {}
+        shown = {self.message: ""} if data[self.message] == awaited["message"] else {}
+        return shown | {self.awaited: None}
+
 
 # --- which run -----------------------------------------------------------------------------------------------------
-
-
-def choices(places: Places) -> list[tuple[str, str]]:
-    """(label, path) of every run to watch, the one that was active last first."""
-    begun = sorted(runner.begun_runs(places.output_folders()), key=lambda entry: entry[0], reverse=True)
-    paths = [run.path for run in places.known_runs()]
-    for when, run in begun:
-        older = (place for place, path in enumerate(paths) if run_folder.last_active(RunFolder(path)) < when)
-        paths.insert(next(older, len(paths)), run.path)
-    names = [path.name for path in paths]
-    return [
-        (path.name if names.count(path.name) == 1 else f"{path.name}  ({path.parent})", str(path)) for path in paths
-    ]
-
-
-def chosen(places: Places, value: Any) -> RunFolder | None:
-    """The run that the picker's value names, when it is one of the known ones; nothing else can be opened so."""
-    if not isinstance(value, str) or not value:
-        return None
-    path = Path(value)
-    if path.parent not in places.output_folders():
-        return None
-    run = RunFolder(path)
-    return run if path.name not in ("", ".", "..") and runner.is_there(run) else None
 
 
 def has_prompts(run: RunFolder) -> bool:
@@ -116,11 +102,25 @@ def has_prompts(run: RunFolder) -> bool:
 
 def picker_update(places: Places, value: Any) -> Any:
     """The picker with its present choices: the run it shows, or where there is none the latest."""
-    found = choices(places)
+    found = runs.choices(places)
     return fresh_list(found, value, found[0][1] if found else None)
 
 
 # --- words ---------------------------------------------------------------------------------------------------------
+
+
+def in_short(view: View) -> dict[str, Any]:
+    """The run for the page's title and for a notification."""
+    history = view.history
+    share = history.step / history.total_steps if history.total_steps else None
+    return {
+        "run": str(view.run.path),
+        "name": view.name,
+        "condition": view.condition,
+        "words": runs.WORDS[view.condition],
+        "percent": "" if share is None else math.floor(100 * min(1.0, share)),
+        "line": " · ".join(_numbers(view)),
+    }
 
 
 def status_line(view: View | None) -> str:
@@ -130,7 +130,7 @@ def status_line(view: View | None) -> str:
             '<div class="run-line"><span class="badge">no run yet</span>'
             "<span>Choose a preset, look over the options and press Start training.</span></div>"
         )
-    parts = [f'<span class="badge {view.condition}">{WORDS[view.condition]}</span>']
+    parts: list[str] = [look.badge(runs.WORDS[view.condition], view.condition)]
     parts += [f"<span>{escape(text)}</span>" for text in _numbers(view)]
     return f'<div class="run-line">{"".join(parts)}</div>'
 
@@ -146,6 +146,9 @@ def _numbers(view: View) -> list[str]:
     texts = [f"step {history.step} of {history.total_steps}" if history.total_steps else f"step {history.step}"]
     if history.epoch is not None:
         texts.append(f"epoch {history.epoch + 1}")
+    doing = monitor.phase_line(view)
+    if doing:
+        texts.append(doing)
     if view.active:
         pace = history.seconds_per_step()
         if pace is not None:

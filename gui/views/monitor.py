@@ -213,5 +213,7 @@ def phase_line(view: View) -> str:
     phase = view.history.phase
     if phase is None or not view.active:
         return ""
+    if phase.name == "sampling":  # the one that is being made, not those that are
+        return f"Sampling {min(phase.done + 1, phase.total)} of {phase.total}"
     left = f", about {duration(phase.seconds_left)} left" if phase.seconds_left is not None else ""
     return f"{phase.name[:1].upper()}{phase.name[1:]}: {phase.done:,} of {phase.total:,}{left}"

@@ -14,19 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
+import numpy as np
 import plotly.graph_objects as go
 
 from gui import look
 from gui.forms import form as forms
 from gui.places import Places, placed
 from gui.server import detached, runner
-from gui.views import charts, monitor
+from gui.views import charts, comparison, monitor
 from trainer import files, quantities
 from trainer.checkpoints import choosing, preflight, resume
 from trainer.checkpoints.preflight import Preflight
 from trainer.checkpoints.resume import Difference, Verdict
 from trainer.options import checks, writing
 from trainer.options.config import OPTIONS, Config
+from trainer.options.problems import ConfigError
 from trainer.recipe.schedule import LrCurve
 from trainer.runs import branches, manifest
 from trainer.runs.run_folder import RunFolder
@@ -308,19 +310,11 @@ def _row(item: Difference) -> list[str]:
     return [
         OPTIONS[item.name].section,
         item.name,
-        _shown(item.checkpoint),
-        _shown(item.now),
+        comparison.shown(item.checkpoint),
+        comparison.shown(item.now),
         _meaning(item),
         look.Html(buttons),
     ]
-
-
-def _shown(value: Any) -> str:
-    if value is None or value in ("", ()):
-        return "not set"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _meaning(item: Difference) -> str:
@@ -332,6 +326,29 @@ def _meaning(item: Difference) -> str:
 
 
 def _figure(now: Config, verdict: Verdict) -> go.Figure | None:
-    peak = next(iter(now.peak_learning_rates.values()), 0.0)
-    then = LrCurve(**verdict.state["lr_curve"])
-    return charts.rate_figure(then, verdict.curve, peak, verdict.step, verdict.total_steps)
+    """The rates of the part that is trained first: the checkpoint's own as it was trained, and those from here on."""
+    curve = LrCurve(**verdict.state["lr_curve"])
+    total = verdict.total_steps
+    end = max(total, curve.end_step, verdict.step + 1)
+    then = charts.RateCurve("the checkpoint's curve", _rate_at(curve, _peak_then(now, verdict), 0, end))
+    after = charts.RateCurve(
+        "from here on", _rate_at(verdict.curve, _peak(now), verdict.step, max(total, verdict.step + 1))
+    )
+    return charts.rate_figure(then, after, verdict.step, total)
+
+
+def _peak(settings: Config) -> float:
+    return next(iter(settings.peak_learning_rates.values()), 0.0)
+
+
+def _peak_then(now: Config, verdict: Verdict) -> float:
+    """As the checkpoint was trained; where its options cannot be read, as now."""
+    try:
+        return _peak(checks.read_config(verdict.path / "config.toml"))
+    except ConfigError:
+        return _peak(now)
+
+
+def _rate_at(curve: LrCurve, peak: float, first: int, last: int) -> dict[int, float]:
+    """The rate at some of the steps between two, both included."""
+    return {int(step): peak * curve.factor(int(step)) for step in np.unique(np.linspace(first, last, 400).astype(int))}

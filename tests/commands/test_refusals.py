@@ -309,7 +309,7 @@ def test_fp16_without_a_gpu(refused: Callable[..., str]) -> None:
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    assert "fp16 needs a GPU" in refused("--mixed_precision", "fp16", *RESUME)
+    assert "fp16 needs an NVIDIA or AMD GPU" in refused("--mixed_precision", "fp16", *RESUME)
 
 
 def test_a_finished_run_resumed_says_so_and_succeeds(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

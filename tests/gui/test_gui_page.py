@@ -132,7 +132,7 @@ def test_edits_are_there_again_after_a_reload(page: Page, served: Served) -> Non
 
 
 def test_the_run_that_was_active_last_is_shown_with_status_log_and_chart(page: Page) -> None:
-    expect(page.locator("#run-picker input")).to_have_value("fox")
+    expect(page.locator("#run-picker input")).to_have_value(re.compile("^fox · running · "))
     expect(page.locator("#run-status")).to_contain_text("running")
     expect(page.locator("#run-status")).to_contain_text("of 200")
     expect(page.locator("#run-progress [role=progressbar]")).to_have_attribute("aria-valuenow", re.compile("7[5-9]|8"))

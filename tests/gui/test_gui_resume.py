@@ -162,6 +162,17 @@ def test_the_curve_has_the_checkpoints_the_new_one_and_the_point_of_the_resume(t
     assert traces["resume"].y[0] == pytest.approx(trained.learning_rate * 0.8535533905932737)
 
 
+def test_the_checkpoints_curve_is_drawn_at_the_rates_it_was_trained_at(trained: Config, places: Places) -> None:
+    outcome = examine(
+        trained, places, resume_from_checkpoint="2", learning_rate=trained.learning_rate / 4, max_train_steps=8,
+        resume_lr_policy="stretch", resume_allow=("all",),
+    )  # fmt: skip
+    assert outcome.figure is not None
+    traces = {trace.name: trace for trace in outcome.figure.data}
+    assert max(traces["the checkpoint's curve"].y) == pytest.approx(trained.learning_rate)
+    assert max(traces["from here on"].y) < trained.learning_rate / 4
+
+
 def test_the_environment_is_compared_once_it_is_known(trained: Config, places: Places, run: RunFolder) -> None:
     environment = manifest.read_json(run.checkpoints / "step-00000002", "environment.json")
     values = values_of(trained, places, resume_from_checkpoint="2")
@@ -422,7 +433,7 @@ def test_a_new_run_branches_off_an_older_step_and_knows_where_it_came_from(page:
     expect(page.locator("#resume-verdict")).to_contain_text("It begins a new run, vixen")
     page.locator("#start-training").click()
     run = RunFolder(served.home / "output" / "vixen")
-    expect(page.locator("#run-picker input")).to_have_value("vixen")
+    expect(page.locator("#run-picker input")).to_have_value(re.compile("^vixen · "))
     expect(page.locator("#run-status")).to_contain_text("finished", timeout=90_000)
     record = run_folder.read_run(run)
     assert record is not None

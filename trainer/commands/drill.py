@@ -23,7 +23,7 @@ from trainer.options.config import Config
 from trainer.options.problems import ConfigError
 from trainer.options.writing import to_toml
 from trainer.refusal import Refused
-from trainer.runs import manifest
+from trainer.runs import manifest, on_finish
 from trainer.runs.events import read_events
 from trainer.runs.run_folder import RunFolder
 
@@ -168,7 +168,10 @@ def command(config: Config, folder: Path) -> list[str]:
 
 
 def train(config: Config, folder: Path) -> None:
-    done = subprocess.run(command(config, folder), capture_output=True, encoding="utf-8", errors="replace", check=False)
+    quiet = on_finish.silenced()
+    done = subprocess.run(
+        command(config, folder), env=quiet, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if done.returncode == REFUSED:
         raise Refused(
             "\n".join(line.split("Refused: ", 1)[-1] for line in done.stderr.splitlines() if "Refused" in line)
@@ -179,7 +182,9 @@ def train(config: Config, folder: Path) -> None:
 
 def train_and_kill(config: Config, folder: Path, middle: int) -> int:
     """Start a training and SIGKILL it once its checkpoint is saved; returns the last step it recorded."""
-    process = subprocess.Popen(command(config, folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(config, folder), env=on_finish.silenced(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + KILL_WAIT
     try:
         while time.monotonic() < deadline and process.poll() is None:

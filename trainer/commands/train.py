@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from trainer.options.problems import ConfigError
 from trainer.options.writing import reference
 from trainer.refusal import Refused
+from trainer.runs import on_finish
 from trainer.runs.console import logging_to_console
 from trainer.runs.failures import TrainingFailed, advice_for
+from trainer.runs.run_folder import RunFolder
 from trainer.runs.signals import StopRequested, StopSignals
 
 FINISHED, FAILED, REFUSED, STOPPED = 0, 1, 3, 4
@@ -48,7 +50,7 @@ def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.Argumen
 
 
 def train(preset: str, rest: Sequence[str]) -> int:
-    """Train what a preset and the command line describe."""
+    """Train what a preset and the command line describe; then do what is wanted when a session ends."""
     with logging_to_console() as console, StopSignals() as signals:
         try:
             with signals.at_once(STOPPED, "Stopped before the first step; there was nothing to save."):
@@ -63,7 +65,10 @@ def train(preset: str, rest: Sequence[str]) -> int:
                 logger.info("Loading PyTorch and diffusers, which takes some seconds")
                 from trainer.training import loop
 
-            ending = loop.train(config, signals, console)
+            try:
+                ending = loop.train(config, signals, console)
+            finally:
+                on_finish.tell(RunFolder(config.run_dir))
         except Refused as refusal:
             for line in str(refusal).splitlines():
                 logger.error("Refused: %s", line)

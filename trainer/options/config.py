@@ -17,6 +17,7 @@ from trainer.options.declaration import Option
 from trainer.options.optimizer_table import Optimizer, optimizer_of
 from trainer.options.sections.dataset import Dataset
 from trainer.options.sections.folders import Folders
+from trainer.options.sections.logging import Logging
 from trainer.options.sections.loss import Loss
 from trainer.options.sections.model import Model
 from trainer.options.sections.network import Network
@@ -25,12 +26,13 @@ from trainer.options.sections.samples import Samples
 from trainer.options.sections.saving import Saving
 from trainer.options.sections.training import Training
 from trainer.options.sections.validation import Validation
+from trainer.options.sections.watching import Watching
 
-SECTIONS = (Model, Folders, Dataset, Validation, Network, Training, Loss, Saving, Resume, Samples)
+SECTIONS = (Model, Folders, Dataset, Validation, Network, Training, Loss, Saving, Resume, Samples, Watching, Logging)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Samples, Resume, Saving, Loss, Training, Network, Validation, Dataset, Folders, Model):
+class Config(Logging, Watching, Samples, Resume, Saving, Loss, Training, Network, Validation, Dataset, Folders, Model):
     """The complete, checked set of options. Build it with `resolve`, which checks; the constructor does not."""
 
     @property

@@ -14,8 +14,7 @@ WITHOUT_EFFECT = {
         ("persistent_data_loader_workers", "cache_info", "skip_cache_check"), "the loader and the caches always do so"
     ),
     **dict.fromkeys(
-        ("log_with", "logging_dir", "log_prefix", "log_tracker_name", "log_tracker_config", "log_config",
-         "wandb_run_name", "console_log_level", "console_log_file", "console_log_simple"),
+        ("log_tracker_config", "log_config", "console_log_level", "console_log_file", "console_log_simple"),
         "the run folder's events.jsonl and console.log record the run",
     ),
     **dict.fromkeys(

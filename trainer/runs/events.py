@@ -8,7 +8,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,16 @@ class EventWriter:
         self._lock = threading.Lock()
         self._pending: list[bytes] = []
         self._refused = False
+        self._listener: Callable[[Mapping[str, Any]], None] | None = None
+
+    def listen(self, listener: Callable[[Mapping[str, Any]], None] | None) -> None:
+        """Have each event passed on from now on, to what takes it at once and does not raise; None: to nothing."""
+        self._listener = listener
 
     def write(self, event: str, global_step: int, **fields: Any) -> None:
         record = {"event": event, "time": time.time(), "global_step": global_step, **fields}
+        if listener := self._listener:
+            listener(record)
         line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
         with self._lock:
             self._pending.append(line.encode(errors="backslashreplace"))  # a name that is not UTF-8, as JSON escapes it

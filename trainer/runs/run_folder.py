@@ -80,6 +80,11 @@ class RunFolder:
     def abandoned(self) -> Path:
         return self.path / "abandoned"
 
+    @property
+    def archived_file(self) -> Path:
+        """Its presence says that the run is left out of lists."""
+        return self.path / ".archived"
+
 
 # --- processes -----------------------------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ from trainer.runs import branches, manifest, run_folder
 from trainer.runs.console import ConsoleLog
 from trainer.runs.run_folder import RunFolder
 from trainer.runs.signals import StopRequested, StopSignals
-from trainer.training import environment, session
+from trainer.training import environment, session, tracking, watching
 from trainer.training.loader import Plan
 from trainer.training.session import Session, SilentSession
 
@@ -64,6 +64,10 @@ class Beginning:
     @property
     def device(self) -> torch.device:
         return self.accelerator.device
+
+    def stop_is_asked(self) -> bool:
+        """Whether a signal or a request waits for the training to stop."""
+        return self.signals.requested or (self.session.writes and (self.run.control / "stop").exists())
 
     def raise_if_stopped(self) -> None:
         """Raises StopRequested once a stop is asked for, by a signal or in the run folder; where nothing is to save."""
@@ -126,7 +130,7 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
             prompts=tuple(sample_prompts),
             checkpoint_bytes=size,
         )
-        with this_session.recorded(**description(begun)), processes.watched():
+        with this_session.recorded(**description(begun)), processes.watched(), followed(begun):
             if console and this_session.writes:
                 console.attach(run.console_file)
             if size is not None:
@@ -136,6 +140,17 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
             yield begun
 
 
+@contextlib.contextmanager
+def followed(begun: Beginning) -> Iterator[None]:
+    """Within, trackers are told of the events, and what is used of the machine is recorded."""
+    config, running = begun.config, begun.session
+    used = watching.recording(
+        config, running, begun.device, begun.accelerator.num_processes, lambda: begun.checkpoint_bytes
+    )
+    with tracking.following(config, running), used:
+        yield
+
+
 def make_accelerator(config: Config) -> Accelerator:
     """accelerate, with the switches set on which equal bits depend. Raises ConfigError."""
     environment.make_deterministic(config)
@@ -143,6 +158,7 @@ def make_accelerator(config: Config) -> Accelerator:
         raise ConfigError([Problem("mixed_precision", "fp16 needs an NVIDIA or AMD GPU; use bf16 or no")])
     schedule.check(config)
     optimizers.check(config)
+    tracking.require(config)
     return Accelerator(
         mixed_precision=config.mixed_precision,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],

@@ -171,6 +171,7 @@ def sample(training: Training, *, on_request: bool) -> None:
     if on_request and not training.begun.prompts:
         training.begun.session.warn("no_prompts", "Sample images were asked for, but sample_prompts is empty.")
     if on_request or training.sampler.is_due():
+        training.meter.flush()
         training.sampler.sample()
 
 

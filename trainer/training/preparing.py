@@ -25,6 +25,7 @@ from trainer.models.model import Model
 from trainer.options.config import Config
 from trainer.recipe import timesteps
 from trainer.runs.manifest import CheckpointDamaged
+from trainer.training import watching
 from trainer.training.beginning import Beginning, warn_of_writes
 from trainer.training.loader import Loader, Sources
 from trainer.training.progress import CachingMeter, Meter
@@ -78,6 +79,8 @@ def prepare(begun: Beginning) -> Training | None:
         warn_of_writes(begun, begun.checkpoint_bytes)
     if verdict:
         probe_loss = restore(state, verdict)
+        if verdict.grade == "changed":
+            state.alarms.forget()
         begun.session.resumed(probe_loss, epochs=begun.plan.place(state.global_step)[0])
     state.origin, state.planned_steps = begun.plan.origin, begun.planned_steps
     begun.signals.raise_if_requested()
@@ -87,7 +90,12 @@ def prepare(begun: Beginning) -> Training | None:
         state=state,
         loader=Loader(config, begun.plan, sources, accelerator.num_processes, accelerator.process_index),
         saver=Saver(config, begun.run, state, begun.plan, begun.curve, begun.inputs, begun.session, begun.environment),
-        meter=Meter(state, begun.session.events, begun.inputs.total_steps),
+        meter=Meter(
+            state,
+            begun.session.events,
+            begun.inputs.total_steps,
+            watching.cooling(config, begun.device, begun.stop_is_asked),
+        ),
         sampler=Sampler(state, begun, aside, sources.text),
         validator=make_validator(begun, sources, state),
     )

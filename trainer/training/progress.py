@@ -14,7 +14,9 @@ from torch import Tensor
 from trainer import devices
 from trainer.recipe.resume_watch import AfterResume
 from trainer.runs.events import EventWriter
+from trainer.runs.resources import Cooling
 from trainer.training.state import State
+from trainer.training.watching import Watch
 
 logger = logging.getLogger(__name__)
 FLUSH_SECONDS = 1.0
@@ -40,13 +42,16 @@ class _Pending:
 class Meter:
     """Keeps the numbers of recent steps on the device and writes their events about once a second, in one transfer."""
 
-    def __init__(self, state: State, events: EventWriter, total_steps: int) -> None:
+    def __init__(self, state: State, events: EventWriter, total_steps: int, cooling: Cooling | None = None) -> None:
+        """`cooling`: waits between two steps while the device is too hot."""
         self._state = state
+        self._cooling = cooling
         self._events = events
         self._total_steps = total_steps
         self._process = psutil.Process()
         self._pending: list[_Pending] = []
         self._after_resume = AfterResume(state.global_step, state.loss_average, state.loss_spread)
+        self._watch = Watch(state, events, total_steps)
         self._flushed = self._logged = time.monotonic()
         self._recent: list[float] = []  # seconds of recent steps
 
@@ -65,8 +70,11 @@ class Meter:
         numbers = torch.stack([loss.float(), grad_norm.float(), finite.float()])
         step = self._state.global_step
         self._pending.append(_Pending(step, epoch, rates, step_seconds, data_seconds, batch, numbers))
+        self._watch.weights(step)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
+        if self._cooling:
+            self._watch.paused(self._cooling.wait())
 
     def flush(self) -> None:
         """Write what is pending; the host waits for the device here, and only here."""
@@ -98,6 +106,8 @@ class Meter:
             if jump:
                 logger.warning("After the resume %s.", jump)
                 self._events.write("warning", pending.global_step, kind="loss_jump", message=jump)
+            self._watch.step(pending.global_step, loss, grad_norm, pending.lr)
+        self._watch.interval(len(self._pending), sum(pending.data_seconds for pending in self._pending))
         if time.monotonic() - self._logged > LOG_SECONDS or self._pending[-1].global_step == self._total_steps:
             self._log(self._pending[-1])
         self._pending.clear()

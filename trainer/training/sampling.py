@@ -37,7 +37,7 @@ class Sampler:
         return bool(by_step or by_epoch)
 
     def sample(self) -> None:
-        """Make the prompts' images with the weights as they would be exported, write them and say so.
+        """Make the prompts' images with the weights as they would be exported, write each and say so.
 
         A device that has no room for them or a disk that refuses them is an event and a warning; the training goes
         on. Its random state is addressed, and so is not touched.
@@ -49,18 +49,20 @@ class Sampler:
 
     def _make(self) -> None:
         begun, state = self._begun, self._state
+        events, step, total = begun.session.events, state.global_step, len(begun.prompts)
         try:
             with self._aside, state.exported_weights():
-                images = state.model.sample(begun.prompts, begun.config.sample_sampler, begun.device, self._text)
+                for index, prompt in enumerate(begun.prompts):
+                    events.write("sampling", step, done=index, total=total)
+                    (image,) = state.model.sample([prompt], begun.config.sample_sampler, begun.device, self._text)
+                    self._write(index, prompt, image)
         except RuntimeError as error:  # most often the device's memory, which is too small for larger pictures
             advice = " Give smaller ones with --w and --h." if devices.ran_out_of_memory(error) else ""
             message = f"the sample images cannot be made: {error}.{advice}"
-            logger.warning("Step %d: %s The training goes on without them.", state.global_step, message)
-            begun.session.events.write("warning", state.global_step, kind="sample_failed", message=message)
+            logger.warning("Step %d: %s The training goes on without them.", step, message)
+            events.write("warning", step, kind="sample_failed", message=message)
             devices.give_back_memory(begun.device)
-            return
-        for index, (prompt, image) in enumerate(zip(begun.prompts, images, strict=True)):
-            self._write(index, prompt, image)
+        events.write("sampling", step, done=total, total=total)
 
     def _write(self, index: int, prompt: Prompt, image: Image.Image) -> None:
         begun, step = self._begun, self._state.global_step

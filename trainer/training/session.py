@@ -105,6 +105,7 @@ class Session:
             "learning_rate": dataclasses.asdict(verdict.decision) if verdict and verdict.decision else None,
             "words": list(decisions.given(self._config)),
             "allowed": [dataclasses.asdict(item) for item in verdict.permitted] if verdict else [],
+            "total_steps": started.get("total_steps"),
             **run_folder.this_process(),
         }
         self.record |= {"status": "running", **run_folder.this_process()}

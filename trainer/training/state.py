@@ -16,14 +16,14 @@ from trainer.data.epochs import Origin
 from trainer.models import adapters
 from trainer.models.model import Model
 from trainer.options.config import Config
-from trainer.recipe import optimizers
+from trainer.recipe import loss_average, optimizers
+from trainer.recipe.alarms import StepAlarms
 from trainer.recipe.early_stopping import Record
 from trainer.recipe.moving_average import MovingAverage
 from trainer.recipe.plateau import Plateau
 from trainer.recipe.schedule import PLATEAU, LrCurve
 
 STATE_VERSION = 1
-LOSS_AVERAGE = 0.98  # share of the past in the moving average that the log shows
 
 
 class State:
@@ -57,6 +57,7 @@ class State:
         self.loss_spread: float | None = None  # how far losses usually are from it
         self.nonfinite_in_a_row = 0
         self.validation = Record()
+        self.alarms = StepAlarms(config)
         self.plateau = Plateau()
         self._averages = optimizers.averages(self.optimizer)
         self._skips_itself = optimizers.skips_nonfinite_itself(self.optimizer)
@@ -107,16 +108,13 @@ class State:
         self.global_step += 1
 
     def note_loss(self, step: int, loss: float, finite: bool) -> None:
-        """Bring the counters up to date with a step's outcome; in the order of the steps, but perhaps some steps late.
-
-        While the run is young the averages are those of all losses, so that the first one does not weigh too much.
-        """
+        """Bring the counters up to date with a step's outcome; in the order of the steps, perhaps some steps late."""
         self.nonfinite_in_a_row = 0 if finite else self.nonfinite_in_a_row + 1
         if finite:
             average = loss if self.loss_average is None else self.loss_average
-            spread, share = self.loss_spread or 0.0, max(1 - LOSS_AVERAGE, 1 / max(step, 1))
+            spread, share = self.loss_spread or 0.0, loss_average.share_of(step)
             self.loss_spread = (1 - share) * spread + share * abs(loss - average)
-            self.loss_average = (1 - share) * average + share * loss
+            self.loss_average = loss_average.averaged(average, loss, step)
 
     def note_validation(self, loss: float, curve: LrCurve) -> None:
         """Bring the learning rate's plateau up to date with a validation."""
@@ -157,6 +155,7 @@ class State:
                 "loss_spread": self.loss_spread,
                 "nonfinite_in_a_row": self.nonfinite_in_a_row,
                 "validation": dataclasses.asdict(self.validation),
+                "alarms": self.alarms.as_dict() if self.config.alarms else {},
                 **({"plateau": self.plateau.as_dict()} if self.plateau != Plateau() else {}),
                 **more,
             },
@@ -192,6 +191,7 @@ class State:
         self.loss_spread = values.get("loss_spread")  # version 1 began without it
         self.nonfinite_in_a_row = values["nonfinite_in_a_row"]
         self.validation = Record(**values.get("validation", {}))  # version 1 began without it
+        self.alarms.restore(values.get("alarms", {}))  # version 1 began without it
         self.plateau = Plateau(**values.get("plateau", {}))
 
     def checkpoint_bytes(self, images: int) -> int:
