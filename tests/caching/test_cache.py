@@ -275,6 +275,17 @@ def test_an_option_that_shapes_latents_makes_new_ones(config: Config, change: di
     assert computed(config) == 0  # the others are still there
 
 
+def test_a_cache_of_an_earlier_version_stays_in_use_under_its_old_name(config: Config) -> None:
+    earlier, later = Counted(), Counted()
+    source = filling.latent_source(config, entries_of(config), earlier.of_pictures(), Agreement(), Told())
+    encoder = dataclasses.replace(later.of_pictures(model="a digest of the VAE alone"), former=SETTINGS)
+    again = filling.latent_source(config, entries_of(config), encoder, Agreement(), Told())
+    assert earlier.batches and later.batches == []
+    for entry in entries_of(config):
+        assert np.array_equal(source(entry, False)["mean"], again(entry, False)["mean"])
+    assert len(stores.collections(config.cache_path)) == 1
+
+
 @pytest.mark.parametrize("name", ["model", "encoder", "family"])
 def test_another_encoder_makes_new_latents(config: Config, name: str) -> None:
     computed(config)

@@ -298,7 +298,7 @@ def test_a_shipped_preset_can_be_trained_as_it_is_and_says_when_to_use_it(places
         assert settings.cache_latents and settings.mixed_precision != "no"
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if name.endswith(("6gb", "8gb"))])
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name.endswith(("-6gb", "-8gb"))])
 def test_a_preset_for_a_small_card_trains_one_image_at_a_time_in_a_precision_that_old_cards_have(
     places: Places, name: str
 ) -> None:

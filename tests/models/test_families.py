@@ -252,3 +252,32 @@ def test_a_mask_weighs_the_loss_by_place(folder: Path) -> None:
     halves[1][..., 4:] = 1
     parts = [model.module()({**batch, "mask": mask}) for mask in halves]
     torch.testing.assert_close(parts[0] + parts[1], model.module()(batch))
+
+
+# --- components ----------------------------------------------------------------------------------------------------
+
+
+def test_another_text_encoder_leaves_the_latents_cache_in_use(folder: Path, tmp_path: Path) -> None:
+    config = base_model.settle(Config(cache_dir=str(tmp_path / "memory")), folder)
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    (other / "text_encoder" / "config.json").write_text("{}")
+    latents = [base_model.identity_of(config, path, ["vae"]) for path in (folder, other)]
+    texts = [base_model.identity_of(config, path, config.facts.text_components) for path in (folder, other)]
+    assert latents[0] == latents[1] and texts[0] != texts[1]
+    replaced = config.replace(vae=str(other / "vae"))
+    assert base_model.identity_of(replaced, folder, ["vae"]) == latents[0]
+
+
+def test_what_is_cached_leaves_memory_and_comes_back_when_it_is_needed(folder: Path) -> None:
+    model = load(folder, network_train_unet_only=True)
+    expected = states_of(model, ["a thing"])
+    model.prepare(CPU, latents_cached=True, text_cached=True)
+    assert "text_encoder" not in model.components.parts._loaded
+    assert torch.equal(states_of(model, ["a thing"]), expected)
+
+
+def test_a_vae_of_another_architecture_is_refused(folder: Path, tmp_path: Path) -> None:
+    tiny.make_vae(latent_channels=8).save_pretrained(tmp_path)
+    with pytest.raises(BaseModelMissing, match="its latents have 8 channels of 8 pixels a side"):
+        load(folder, vae=str(tmp_path)).encode_images(some_pixels())

@@ -40,11 +40,13 @@ def make_sdxl(folder: Path) -> Path:
         first = tiny.make_tokenizer(folder / "tokenizer-source")
         second = tiny.make_tokenizer(folder / "tokenizer-source")
         second.pad_token = "!"
-        config = tiny.text_config(first, projection_dim=32)
+        larger = tiny.text_config(
+            first, hidden_size=48, projection_dim=32
+        )  # a single file tells the two by their widths
         pipeline = StableDiffusionXLPipeline(
             vae=tiny.make_vae(),
-            text_encoder=CLIPTextModel(config),
-            text_encoder_2=CLIPTextModelWithProjection(config),
+            text_encoder=CLIPTextModel(tiny.text_config(first)),
+            text_encoder_2=CLIPTextModelWithProjection(larger),
             tokenizer=first,
             tokenizer_2=second,
             unet=UNet2DConditionModel(
@@ -55,7 +57,7 @@ def make_sdxl(folder: Path) -> Path:
                 up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
                 transformer_layers_per_block=(1, 1, 2),
                 attention_head_dim=(2, 2, 4),
-                cross_attention_dim=64,
+                cross_attention_dim=32 + 48,
                 use_linear_projection=True,
                 addition_embed_type="text_time",
                 addition_time_embed_dim=8,

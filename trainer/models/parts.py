@@ -158,7 +158,7 @@ class Parts:
             ) from error
         loaded = {name: getattr(pipeline, name) for name in facts.components}
         for name, module in loaded.items():
-            if isinstance(module, nn.Module):
+            if isinstance(module, nn.Module) and module.dtype != self.dtype_of(name):
                 module.to(self.dtype_of(name))
         return loaded
 
