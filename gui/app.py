@@ -41,12 +41,16 @@ from gui.tabs.train_tab import TrainTab
 from gui.views import dataset_view, thumbnails
 from gui.views.monitor import View, Watch
 from gui.wiring import QUIET, Updates, fresh_list, stamp_of_list
+from trainer.commands import queue_runner
+from trainer.runs import launch
+from trainer.runs.queue import QueueRefused
 
 logger = logging.getLogger(__name__)
 TICK_SECONDS = 1.0  # between two looks at a run that is active
 IDLE_SECONDS = 3.0  # and at one that is not
 QUEUE_SECONDS = 0.05  # how often Gradio's queue looks for events; by itself it does so every millisecond
 STOP_SECONDS = 60.0
+QUEUE_LOOK_SECONDS = 3.0
 STOP_RUNS = "REKINDLE_STOP_RUNS_ON_EXIT"
 
 # --- the page ------------------------------------------------------------------------------------------------------
@@ -261,7 +265,7 @@ class Page:
         if run is None:
             return {self.bar.message: look.note("There is no run to stop.")}
         loading = not self.watch.look(run).history.stepped
-        asked = runner.ask_stop(run, before_first_step=loading)
+        asked = launch.ask_stop(run, before_first_step=loading)
         message = "" if asked else look.note(f"{run.path.name} is not running.")
         return self.show(self.watch.look(run), data) | {self.bar.message: message}
 
@@ -543,10 +547,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if known.inbrowser and not known.headless:
         opened = f"{address}?token={token}" if token else address
         threading.Timer(1.0, webbrowser.open, [opened]).start()
+    threading.Thread(target=keep_queue_going, args=(places.queue,), daemon=True).start()
     server.run(sockets=[listener])
     if os.environ.get(STOP_RUNS) == "1":
         stop_runs(places)
     return 0
+
+
+def keep_queue_going(folder: Path) -> None:
+    """See that somebody works on the queue while there is something to do: after a restart, and where one was killed."""
+    told = ""
+    while True:
+        try:
+            if queue_runner.needs_runner(folder):
+                queue_runner.start_in_background(folder)
+        except (QueueRefused, OSError) as error:
+            if str(error) != told:
+                logger.warning("the queue: %s", error)
+            told = str(error)
+        time.sleep(QUEUE_LOOK_SECONDS)
 
 
 def keep_heap_small() -> None:
@@ -608,6 +627,7 @@ def make_server(application: security.App) -> uvicorn.Server:
 
 def stop_runs(places: Places) -> None:
     """Where the runs end with this process, as in a container: have them saved first."""
+    queue_runner.ask_to_leave(places.queue)  # it would start the next, and take these for stopped by a person
     logger.warning("Asking the runs to save and stop; waiting up to %d seconds", STOP_SECONDS)
     for run in runner.stop_all(places, STOP_SECONDS):
         logger.warning("%s is still running", run.path)

@@ -1,4 +1,4 @@
-"""The command line: python -m trainer train | dataset | cache | verify | list | pin | export | drill | environment."""
+"""The command line: python -m trainer train | queue | dataset | cache | verify | list | pin | export | drill | ..."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from trainer.checkpoints import preflight
-from trainer.commands import cache, checkpoint, drill
+from trainer.commands import cache, checkpoint, drill, queue
 from trainer.data import dataset_report
 from trainer.data.pictures import PictureError
 from trainer.options.problems import ConfigError
@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     telling.add_argument("--config", required=True, help="a preset")
     checkpoint.add_to(commands)
     cache.add_to(commands)
+    queue.add_to(commands)
     known, rest = parser.parse_known_args(arguments)
     if known.command == "train":
         if known.json and not known.dry_run:
@@ -79,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return drill.run(known.config, rest, steps=known.steps, as_json=known.json)
     if known.command == "environment":
         return tell_environment(known.config, rest)
+    if known.command == "queue":
+        return queue.run(known, rest)
     if rest:
         parser.error(f"unknown: {' '.join(rest)}")
     if known.command == "cache":

@@ -24,7 +24,7 @@ from gui.server import console_log, runner
 from trainer import files
 from trainer.options import writing
 from trainer.options.config import Config
-from trainer.runs import run_folder
+from trainer.runs import launch, run_folder
 from trainer.runs.run_folder import RunFolder
 
 STEPS = 8
@@ -42,7 +42,7 @@ class Drill:
 
 
 def _file(run: RunFolder, suffix: str) -> Path:
-    return run.path.parent / runner.REQUESTS / "drills" / f"{run.path.name}{suffix}"
+    return run.path.parent / launch.REQUESTS / "drills" / f"{run.path.name}{suffix}"
 
 
 def start(settings: Config, places: Places) -> RunFolder:
@@ -58,7 +58,7 @@ def start(settings: Config, places: Places) -> RunFolder:
             process = subprocess.Popen(
                 arguments,
                 cwd=places.home,
-                env=runner.environment(),
+                env=launch.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

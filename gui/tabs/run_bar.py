@@ -11,13 +11,12 @@ import gradio as gr
 
 from gui import look
 from gui.places import Places
-from gui.server import runner
 from gui.tabs.question import Question
 from gui.views import advice, monitor
 from gui.views.monitor import Condition, View
 from gui.wiring import fresh_list
 from trainer.options import checks, problems
-from trainer.runs import run_folder
+from trainer.runs import launch, run_folder
 from trainer.runs.run_folder import RunFolder
 
 STOPPED = (4, -signal.SIGTERM)  # exit codes of a trainer that was asked to leave
@@ -84,7 +83,7 @@ class RunBar:
 
 def choices(places: Places) -> list[tuple[str, str]]:
     """(label, path) of every run to watch, the one that was active last first."""
-    begun = sorted(runner.begun_runs(places.output_folders()), key=lambda entry: entry[0], reverse=True)
+    begun = sorted(launch.begun_runs(places.output_folders()), key=lambda entry: entry[0], reverse=True)
     paths = [run.path for run in places.known_runs()]
     for when, run in begun:
         older = (place for place, path in enumerate(paths) if run_folder.last_active(RunFolder(path)) < when)
@@ -103,7 +102,7 @@ def chosen(places: Places, value: Any) -> RunFolder | None:
     if path.parent not in places.output_folders():
         return None
     run = RunFolder(path)
-    return run if path.name not in ("", ".", "..") and runner.is_there(run) else None
+    return run if path.name not in ("", ".", "..") and launch.is_there(run) else None
 
 
 def has_prompts(run: RunFolder) -> bool:

@@ -28,7 +28,7 @@ from trainer.checkpoints.resume import Difference, Verdict
 from trainer.options import checks, writing
 from trainer.options.config import OPTIONS, Config
 from trainer.recipe.schedule import LrCurve
-from trainer.runs import manifest
+from trainer.runs import launch, manifest
 
 # The page asks no other machine for anything: a base model that is not here yet is the trainer's to fetch.
 huggingface_hub.constants.HF_HUB_OFFLINE = True
@@ -102,7 +102,7 @@ def _ask_environment(settings: Config, places: Places) -> tuple[dict[str, Any] |
             done = subprocess.run(
                 [sys.executable, "-m", "trainer", "environment", "--config", file.name],
                 cwd=places.home,
-                env=runner.environment(),
+                env=launch.environment(),
                 capture_output=True,
                 text=True,
                 timeout=ENVIRONMENT_SECONDS,

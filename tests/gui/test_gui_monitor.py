@@ -15,14 +15,14 @@ import pytest
 from gui.app import Page
 from gui.places import Places
 from gui.server import console_log, runner
-from gui.server.runner import Started
 from gui.tabs import monitor_tab, run_bar
 from gui.views import advice, charts, curves, monitor
 from gui.views.history import SMOOTHING, History, Sample
 from gui.views.monitor import Watch
 from tests.gui.test_gui_fake_run import loss_at, make_run, settings, write_session
 from trainer import files
-from trainer.runs import events, run_folder
+from trainer.runs import events, launch, run_folder
+from trainer.runs.launch import Started
 from trainer.runs.run_folder import RunFolder
 
 
@@ -393,10 +393,10 @@ def started(run: RunFolder, *, alive: bool, exit_code: int | None = None, offset
         host=here["host"],
         time=time.time(),
         console_offset=offset,
-        before=runner._identity(run_folder.read_run(run)),
+        before=launch.identity(run_folder.read_run(run)),
         exit_code=exit_code,
     )
-    runner._write_started(run, begun)
+    launch.write_started(run, begun)
 
 
 def test_a_start_whose_process_lives_is_starting_until_the_run_says_more(tmp_path: Path) -> None:
@@ -425,8 +425,8 @@ def test_a_record_of_another_process_than_before_the_start_decides_whatever_the_
 ) -> None:
     run = make_run(tmp_path, status="finished")
     when = time.time() + 3600 * hours
-    begun = runner.Started(1, "gone", "", "", time=when, console_offset=0, before="of an earlier session", exit_code=3)
-    runner._write_started(run, begun)
+    begun = launch.Started(1, "gone", "", "", time=when, console_offset=0, before="of an earlier session", exit_code=3)
+    launch.write_started(run, begun)
     assert Watch().look(run).condition == "finished"
 
 
@@ -447,14 +447,14 @@ def test_a_run_whose_process_is_gone_is_interrupted_and_tells_the_way_on(tmp_pat
 def test_a_run_that_was_asked_to_stop_is_stopping(tmp_path: Path) -> None:
     run = make_run(tmp_path, status="running", alive=True)
     assert Watch().look(run).condition == "running"
-    assert runner.ask_stop(run)
+    assert launch.ask_stop(run)
     assert Watch().look(run).condition == "stopping"
     assert run_folder.take_requests(run) == {"stop"}
 
 
 def test_a_session_is_not_stopping_because_the_one_before_it_was_asked_to(tmp_path: Path) -> None:
     run = make_run(tmp_path, status="running", alive=True)
-    assert runner.ask_stop(run)
+    assert launch.ask_stop(run)
     record = run_folder.read_run(run)
     assert record is not None
     parent = {"pid": os.getppid(), "process_start": run_folder.process_start(os.getppid())}
