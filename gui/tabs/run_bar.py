@@ -11,6 +11,7 @@ import gradio as gr
 
 from gui import look
 from gui.places import Places
+from gui.tabs import launching
 from gui.tabs.question import Question
 from gui.views import advice, monitor
 from gui.views.monitor import Condition, View
@@ -43,6 +44,9 @@ class RunBar:
                 self.picker = gr.Dropdown(
                     choices=[], value=None, label="Run", elem_id="run-picker", scale=4, min_width=220, interactive=True
                 )
+                self.resume = gr.Button(
+                    "Resume", variant="primary", elem_id="resume-training", scale=1, min_width=150, visible=False
+                )
                 self.start = gr.Button(
                     "Start training", variant="primary", elem_id="start-training", scale=1, min_width=150
                 )
@@ -52,7 +56,9 @@ class RunBar:
                 self.save = gr.Button("Save now", elem_id="save-now", scale=1, min_width=110, interactive=False)
                 self.sample = gr.Button("Sample now", elem_id="sample-now", scale=1, min_width=125, interactive=False)
                 self.kill = gr.Button("Kill", elem_id="kill-training", scale=1, min_width=80, interactive=False)
+                self.enqueue = gr.Button("Add to queue", elem_id="add-to-queue", scale=1, min_width=125)
                 self.command = gr.Button("Print training command", elem_id="print-command", scale=1, min_width=215)
+            self.form_run = gr.HTML(elem_id="form-run")
             self.listed = gr.Number(0, visible="hidden")  # stands for the runs that the picker lists now,
             self.opened_with = gr.State(0)  # and this for those that it lists until that one changes
             self.status = gr.HTML(elem_id="run-status")
@@ -62,20 +68,31 @@ class RunBar:
             self.notice = gr.HTML(elem_id="run-notice")
 
     def outputs(self) -> set[Any]:
-        return {self.status, self.progress, self.notice, self.stop, self.save, self.sample, self.kill}
+        return {
+            self.status, self.progress, self.notice, self.start, self.resume, self.stop, self.save, self.sample,
+            self.kill,
+        }  # fmt: skip
 
     def show(self, view: View | None) -> dict[Any, Any]:
         can_ask = view is not None and view.condition == "running"
         can_stop = view is not None and view.condition in ("running", "starting")
+        resumable = launching.has_checkpoints(view.run) if view is not None and _ended_early(view) else None
+        to_resume = "" if resumable is None else f"Resume from step {resumable:,}"
         return {
             self.status: status_line(view),
             self.progress: progress_bar(view),
             self.notice: notice(view),
-            self.stop: gr.update(interactive=can_stop),
+            self.start: gr.update(variant="secondary" if to_resume or can_stop else "primary"),
+            self.resume: gr.update(visible=bool(to_resume), value=to_resume or "Resume"),
+            self.stop: gr.update(interactive=can_stop, visible=True if can_stop else "hidden"),
             self.save: gr.update(interactive=can_ask),
             self.sample: gr.update(interactive=can_ask),
             self.kill: gr.update(interactive=view is not None and view.active),
         }
+
+
+def _ended_early(view: View) -> bool:
+    return view.condition in ("stopped", "interrupted", "failed")
 
 
 # --- which run -----------------------------------------------------------------------------------------------------
@@ -191,20 +208,17 @@ def notice(view: View | None) -> str:
             kind="bad",
         )
     if view.condition == "interrupted":
-        last = f"; its last checkpoint is at step {history.checkpoints[-1]}" if history.checkpoints else ""
+        saved = launching.has_checkpoints(view.run)
+        where = "" if saved is None else f"; its last checkpoint is at step {saved}"
         return look.note(
-            f"The process ended without a message after step {history.step}{last}. "
-            "To go on: Resume tab, Continue this run, then Start training.",
+            f"The process ended without a message after step {history.step}{where}. " + way_on(saved),
             [advice.of_disappearance(view.started.exit_code if view.started else None)],
             kind="warn",
         )
     if view.condition == "stopped" and not history.stepped:
         return look.note("Stopped before the first step, so there was nothing to save.")
     if view.condition == "stopped":
-        return look.note(
-            f"Stopped after step {history.step} and saved. "
-            "To go on: Resume tab, Continue this run, then Start training."
-        )
+        return look.note(f"Stopped after step {history.step} and saved. " + way_on(launching.has_checkpoints(view.run)))
     if view.condition == "finished":
         return look.note(
             f"Finished: {history.step} steps. The result is {view.run.path}.safetensors. "
@@ -214,6 +228,15 @@ def notice(view: View | None) -> str:
     if view.active and history.warnings:
         return look.note("Warnings from the trainer:", list(history.warnings)[-3:], kind="warn")
     return ""
+
+
+def way_on(saved: int | None) -> str:
+    """What to press after an end before the time. `saved`: the step of the newest checkpoint."""
+    if saved is None:
+        return "It had saved nothing, so it can only begin again: load its options, then press Start training."
+    return (
+        f"Press Resume to go on from step {saved:,}, or Continue this run on the Resume tab to change something first."
+    )
 
 
 def _why_not_started(view: View) -> str:

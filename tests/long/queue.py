@@ -28,6 +28,7 @@ def main() -> None:
     images = tiny.make_images(here / "images", 7, 2, ((64, 64), (96, 48), (48, 96), (80, 64)))
     straight = train_straight(model, images, here / "straight", list(KINDS))
     draw, tally = random.Random(given.seed), Tally()
+    (here / "home").mkdir()
     with serving(here / "home") as served:
         while tally.count < given.count:
             output = here / f"killed{tally.queues}"

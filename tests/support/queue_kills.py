@@ -79,8 +79,8 @@ class Tally:
     def __str__(self) -> str:
         kills = ", ".join(f"{target} {count}" for target, count in self.kills.items())
         return (
-            f"{self.count} kills ({kills}) in {self.queues} queues; {self.starts} starts, {self.resumes} resumes from a "
-            "checkpoint"
+            f"{self.count} kills ({kills}) in {self.queues} queues; {self.starts} starts, "
+            f"{self.resumes} resumes from a checkpoint"
         )
 
 
@@ -123,7 +123,7 @@ def kill(target: str, served: Served, folder: Path) -> bool:
 def work_through_kills(
     served: Served, straight: list[Straight], output: Path, draw: random.Random, most: int, tally: Tally, pause: float
 ) -> None:
-    """A queue of these trainings during which up to `most` kills happen, `pause` seconds apart at most; then compared."""
+    """A queue of these trainings with up to `most` kills, `pause` seconds apart at most; then compared."""
     folder = served.places.queue
     configs = [one.config.replace(output_dir=str(output)) for one in straight]
     for config in configs:
