@@ -323,6 +323,8 @@ class Page:
         values, message = resume_tab.adopted(self.places, run_bar.chosen(self.places, path))
         if values is None:
             return {self.bar.message: message}
+        if launching.has_checkpoints(RunFolder(Path(path))) is None:
+            values["resume_from_checkpoint"] = ""
         checked = launching.check(self.places, values)
         if checked.settings is None:
             return {self.bar.message: launching.not_started(checked.problems)}

@@ -37,12 +37,12 @@ class DatasetTab:
                 "every caption.",
                 elem_id="dataset-about",
             )
-            self.refresh = gr.Button("Look again", elem_id="dataset-refresh", scale=0, min_width=130)
-            self.deeper = gr.Button("Look deeper", elem_id="dataset-deeper", scale=0, min_width=130)
+            self.refresh = gr.Button("Rescan", elem_id="dataset-refresh", scale=0, min_width=130)
+            self.deeper = gr.Button("Decode every file", elem_id="dataset-deeper", scale=0, min_width=130)
         self.summary = gr.HTML(elem_id="dataset-summary")
         with gr.Accordion("Problems", open=True):
             self.problems = gr.HTML(
-                look.note("Open this tab or press Look again. Look deeper decodes every picture: it finds hidden "
+                look.note("Open this tab or press Rescan. Decode every file opens every picture: it finds hidden "
                           "damage and near copies, and takes minutes for thousands of images."),
                 elem_id="dataset-problems",
             )  # fmt: skip

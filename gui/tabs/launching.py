@@ -16,7 +16,7 @@ from trainer.models import base_model
 from trainer.options import checks
 from trainer.options.config import OPTIONS, Config
 from trainer.options.problems import ConfigError, Problem
-from trainer.runs import launch, manifest, queue, run_folder
+from trainer.runs import launch, manifest, queue
 from trainer.runs.queue import QueueRefused
 from trainer.runs.run_folder import RunFolder
 
@@ -162,7 +162,3 @@ def has_checkpoints(run: RunFolder) -> int | None:
     """The step of the run's newest checkpoint; None where it has none."""
     have = manifest.listing(run.checkpoints)
     return have[0].step if have else None
-
-
-def can_be_resumed(run: RunFolder) -> bool:
-    return run_folder.status(run) in ("stopped", "interrupted", "failed") and has_checkpoints(run) is not None

@@ -119,7 +119,7 @@ class ResumeTab:
                     info="keep the checkpoint's curve, stretch it over the new length, or restart a new one here.",
                 ),
                 "resume_lr_scale": gr.Number(
-                    label="Times", elem_id="resume-scale", minimum=0, step=0.1,
+                    label="LR multiplier", elem_id="resume-scale", minimum=0, step=0.1,
                     info="A factor on the curve (resume_lr_scale).",
                 ),
                 "resume_warmup_steps": gr.Number(

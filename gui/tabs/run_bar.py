@@ -45,7 +45,7 @@ class RunBar:
                     choices=[], value=None, label="Run", elem_id="run-picker", scale=4, min_width=220, interactive=True
                 )
                 self.resume = gr.Button(
-                    "Resume", variant="primary", elem_id="resume-training", scale=1, min_width=150, visible=False
+                    "Resume", variant="primary", elem_id="resume-training", scale=1, min_width=210, visible=False
                 )
                 self.start = gr.Button(
                     "Start training", variant="primary", elem_id="start-training", scale=1, min_width=150
@@ -76,8 +76,7 @@ class RunBar:
     def show(self, view: View | None) -> dict[Any, Any]:
         can_ask = view is not None and view.condition == "running"
         can_stop = view is not None and view.condition in ("running", "starting")
-        resumable = launching.has_checkpoints(view.run) if view is not None and _ended_early(view) else None
-        to_resume = "" if resumable is None else f"Resume from step {resumable:,}"
+        to_resume = _way_on_in_short(view) if view is not None else ""
         return {
             self.status: status_line(view),
             self.progress: progress_bar(view),
@@ -91,8 +90,12 @@ class RunBar:
         }
 
 
-def _ended_early(view: View) -> bool:
-    return view.condition in ("stopped", "interrupted", "failed")
+def _way_on_in_short(view: View) -> str:
+    """What the button says that continues a run which ended before its time; empty for any other."""
+    if view.condition not in ("stopped", "interrupted", "failed") or not view.run.config_file.is_file():
+        return ""
+    saved = launching.has_checkpoints(view.run)
+    return "Begin again" if saved is None else f"Resume from step {saved:,}"
 
 
 # --- which run -----------------------------------------------------------------------------------------------------
@@ -233,10 +236,8 @@ def notice(view: View | None) -> str:
 def way_on(saved: int | None) -> str:
     """What to press after an end before the time. `saved`: the step of the newest checkpoint."""
     if saved is None:
-        return "It had saved nothing, so it can only begin again: load its options, then press Start training."
-    return (
-        f"Press Resume to go on from step {saved:,}, or Continue this run on the Resume tab to change something first."
-    )
+        return "It had saved nothing yet; press Begin again to start over with the same options."
+    return f"Press Resume to go on from step {saved:,}; to change something first, Resume tab, Continue this run."
 
 
 def _why_not_started(view: View) -> str:

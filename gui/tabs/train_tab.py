@@ -142,7 +142,7 @@ def changes_line(draft: Draft, changes: list[str]) -> str:
     """How many options are no longer as in the preset, and which, each leading to its field."""
     origin = draft.name or "the defaults"
     if not changes:
-        return look.line(f"As in {origin}.")
+        return look.line(f"Matches {origin}.")
     count = "1 unsaved change" if len(changes) == 1 else f"{len(changes)} unsaved changes"
     named = [
         look.to_option(name, f"{forms.label(OPTIONS[name])} {_short(draft.base[name])} → {_short(draft.values[name])}")
