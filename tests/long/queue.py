@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.support import tiny
 from tests.support.browser import serving
-from tests.support.queue_kills import KINDS, Tally, train_straight, work_through_kills
+from tests.support.queue_kills import KINDS, PageHost, Tally, train_straight, work_through_kills
 
 MOST_KILLS_OF_A_QUEUE = 25
 
@@ -30,10 +30,11 @@ def main() -> None:
     draw, tally = random.Random(given.seed), Tally()
     (here / "home").mkdir()
     with serving(here / "home") as served:
+        host = PageHost(served)
         while tally.count < given.count:
             output = here / f"killed{tally.queues}"
             wanted = min(MOST_KILLS_OF_A_QUEUE, given.count - tally.count)
-            work_through_kills(served, straight, output, draw, wanted, tally, given.pause)
+            work_through_kills(host, straight, output, draw, wanted, tally, given.pause)
             print(f"{tally}; every training finished once, bit-equal ({time.monotonic() - started:.0f} s)", flush=True)
     shutil.rmtree(here)  # kept where something failed
 

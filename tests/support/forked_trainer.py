@@ -17,14 +17,17 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 from tests.support.faults import Fault
 from trainer import files
 from trainer.options.config import Config
 from trainer.options.writing import to_toml
+from trainer.runs import launch
 from trainer.runs.run_folder import RunFolder
 
+FORK_TRAININGS = "REKINDLE_TEST_FORK_TRAININGS"
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -85,6 +88,13 @@ class Server:
         )
         return Trainer(self, pid, printed)
 
+    def start_queue(self, arguments: Sequence[str], printed: Path) -> int:
+        """Start to work on a queue, whose trainings are forks in their turn; returns the process's number."""
+        pid: int = self.ask(
+            arguments=list(arguments), printed=str(printed), run="", fault=None, environment={FORK_TRAININGS: "1"}
+        )
+        return pid
+
     def start_several(self, config: Config, count: int, faults: Mapping[int, Fault] | None = None) -> list[Trainer]:
         """Start `count` processes that train together, as torch's launchers would; `faults` by process."""
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}
@@ -123,13 +133,14 @@ class Trainer:
 
 
 def _train(
-    arguments: Sequence[str], printed: str, run: str, fault: dict[str, Any] | None, environment: dict[str, str]
-) -> None:
+    arguments: Sequence[str], printed: str, run: str, fault: dict[str, Any] | None, environment: dict[str, str],
+    output: int | None = None,
+) -> None:  # fmt: skip
     """What a child does. Does not return."""
     code = 1
     try:
         os.environ.update(environment)
-        to = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        to = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666) if output is None else output
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.dup2(to, 1)
@@ -137,6 +148,10 @@ def _train(
         from tests.support import faults
         from trainer.__main__ import main
 
+        if environment.get(FORK_TRAININGS):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            here = SimpleNamespace(Popen=ForkedTraining, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
+            setattr(launch, "subprocess", here)  # noqa: B010 - a type checker knows it as a module
         if fault:
             faults.bring_about(Fault(**{**fault, "do": tuple(fault["do"])}), RunFolder(Path(run)))
         code = main(arguments)
@@ -146,6 +161,29 @@ def _train(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+class ForkedTraining:
+    """What `launch.start` needs of a process: a fork that trains, in place of one that imports everything first."""
+
+    def __init__(
+        self, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdout: IO[bytes], **_: object
+    ) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
+            os.chdir(cwd)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            _train(list(arguments)[3:], "", "", None, {**env, FORK_TRAININGS: ""}, output=stdout.fileno())
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
 
 
 def serve() -> None:

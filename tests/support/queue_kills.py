@@ -1,7 +1,8 @@
 """Queues of short trainings whose processes are killed at random, compared with trainings that were left alone.
 
 What is killed: the page (`python app.py`), which starts the queue's runner anew whenever there is none; the runner;
-trainers; or all of them at once, as a power cut would.
+trainers; or all of them at once, as a power cut would. Where time is short there is no page, and runner and trainers
+are forks of a process that has imported everything.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from tests.support.browser import Served
+from tests.support.forked_trainer import Server
 from tests.support.runs_at_tiny_size import (
     assert_bit_equal,
     config_for,
@@ -27,8 +29,10 @@ from tests.support.runs_at_tiny_size import (
     steps_of,
     tensors_of,
 )
+from trainer.commands import queue_runner
 from trainer.options.config import Config
 from trainer.runs import manifest, queue, run_folder
+from trainer.runs.events import read_events
 from trainer.runs.run_folder import RunFolder
 
 STEPS = 16
@@ -84,6 +88,46 @@ class Tally:
         )
 
 
+class PageHost:
+    """A queue that a page looks after; the page has something that starts it again, as a service does."""
+
+    def __init__(self, served: Served) -> None:
+        self.served = served
+        self.folder, self.home = served.places.queue, served.home
+
+    def kill_page(self) -> bool:
+        self.served.kill()
+        self.served.start()
+        return True
+
+    def keep_going(self) -> None:
+        """The page does."""
+
+    def said(self) -> str:
+        return (self.folder / "runner.log").read_text()
+
+
+class ForkedHost:
+    """A queue without a page, whose runner and trainers are forks: they begin without the seconds of imports."""
+
+    def __init__(self, forks: Server, home: Path) -> None:
+        self._forks = forks
+        self.folder, self.home = home / "queue", home
+        self._printed = home / "runner.log"
+
+    def kill_page(self) -> bool:
+        return False
+
+    def keep_going(self) -> None:
+        if queue_runner.needs_runner(self.folder):
+            arguments = ["queue", "run", "--queue", str(self.folder), "--most_deaths", "1000"]
+            self._forks.start_queue(arguments, self._printed)
+            time.sleep(0.3)
+
+    def said(self) -> str:
+        return self._printed.read_text()
+
+
 def _kill(pid: int | None) -> bool:
     if pid is None:
         return False
@@ -103,43 +147,48 @@ def _trainers_of(folder: Path) -> list[int]:
     return [process["pid"] for process in processes if process and run_folder.is_alive(dict(process))]
 
 
-def kill(target: str, served: Served, folder: Path) -> bool:
-    """Whether there was something of this kind to kill. The page is started again at once: it has a service manager."""
+def kill(target: str, host: PageHost | ForkedHost) -> bool:
+    """Whether there was something of this kind to kill."""
+    folder = host.folder
     alive = _trainers_of(folder)
     done = False
-    if target in ("page", "all"):
-        served.kill()
-        done = True
     if target in ("runner", "all"):
         done = _kill(_runner_of(folder)) or done
     if target in ("trainer", "all"):
         for pid in alive:
             done = _kill(pid) or done
-    if served.process is None:
-        served.start()
+    if target in ("page", "all"):
+        done = host.kill_page() or done
     return done
 
 
 def work_through_kills(
-    served: Served, straight: list[Straight], output: Path, draw: random.Random, most: int, tally: Tally, pause: float
+    host: PageHost | ForkedHost,
+    straight: list[Straight],
+    output: Path,
+    draw: random.Random,
+    most: int,
+    tally: Tally,
+    pause: float,
 ) -> None:
     """A queue of these trainings with up to `most` kills, `pause` seconds apart at most; then compared."""
-    folder = served.places.queue
+    folder = host.folder
     configs = [one.config.replace(output_dir=str(output)) for one in straight]
     for config in configs:
         if config.overwrite_run:
             _leave_an_old_run(config)
-        queue.add(folder, config, served.home)
+        queue.add(folder, config, host.home)
     wanted = tally.count + most
     deadline = time.monotonic() + LONGEST
     while queue.read(folder).is_at_work:
-        assert time.monotonic() < deadline, f"{queue.read(folder)}\n{(folder / 'runner.log').read_text()[-3000:]}"
+        assert time.monotonic() < deadline, f"{queue.read(folder)}\n{host.said()[-3000:]}"
+        host.keep_going()
         time.sleep(draw.uniform(0, pause))
         if tally.count < wanted:
             target = draw.choice(TARGETS)
             if target == "trainer" and any(entry.deaths > 1 for entry in queue.read(folder).among("running")):
                 continue  # the third death in a row without progress would rightly end the training
-            tally.kills[target] += kill(target, served, folder)
+            tally.kills[target] += kill(target, host)
     check(folder, straight, configs, tally)
     tally.queues += 1
     queue.remove_ended(folder)
@@ -177,6 +226,4 @@ def check(folder: Path, straight: list[Straight], configs: list[Config], tally: 
 
 
 def _events(config: Config) -> list[dict[str, Any]]:
-    from trainer.runs.events import read_events
-
     return read_events(RunFolder(config.run_dir).events_file)[0]
