@@ -1,4 +1,4 @@
-"""A queue whose runner and trainings are killed at random finishes every training once, bit-equal (more: tests.long)."""
+"""A queue whose runner and trainings are killed at random finishes each of them once, bit-equal (more: tests/long)."""
 
 from __future__ import annotations
 
