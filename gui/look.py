@@ -54,6 +54,16 @@ a[data-option] { text-decoration: underline; color: inherit; padding: 0 !importa
 #run-bar .form, #run-bar .block { border-width: 0 !important; box-shadow: none; padding: 0; background: none; }
 #run-bar .run-buttons, .beside { align-items: end; }
 #run-bar button, #presets button { white-space: nowrap; font-size: .95rem; padding-left: .7rem; padding-right: .7rem; }
+@media (max-width: 640px) {
+  #run-bar { padding: 6px 8px; gap: 4px; } #run-bar .run-buttons { gap: 6px; flex-wrap: wrap; }
+  #run-bar .run-buttons > * { min-width: 0 !important; flex: 1 1 auto; }
+  #run-bar .run-buttons > .block { flex-basis: 100%; } #run-bar .run-buttons .block label > span { display: none; }
+  #run-bar button { min-height: 0; padding: .3rem .5rem; font-size: .85rem; }
+  #run-bar:not(.all) :is(#save-now, #sample-now, #kill-training, #print-command, #add-to-queue) { display: none; }
+  #run-more { display: inline-block !important; }
+  #run-notice { max-height: 5.2rem; overflow: auto; }
+}
+#run-more { display: none; }
 #form-message:not(:has(.note)), #run-notice:not(:has(.note)), #resume-where:not(:has(.note)),
 #run-hint:not(:has(.note)) { display: none; }
 .run-line { display: flex; flex-wrap: wrap; gap: .35rem 1rem; align-items: center; line-height: 1.5; }

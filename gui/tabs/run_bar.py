@@ -20,6 +20,9 @@ from trainer.options import checks, problems
 from trainer.runs import launch, run_folder
 from trainer.runs.run_folder import RunFolder
 
+MORE = (  # on a narrow screen, where there is no room for all buttons; page.js does it
+    '<button type="button" class="small" id="run-more" aria-expanded="false" aria-controls="run-bar">More</button>'
+)
 STOPPED = (4, -signal.SIGTERM)  # exit codes of a trainer that was asked to leave
 WORDS: dict[Condition, str] = {
     "none": "no run",
@@ -59,6 +62,7 @@ class RunBar:
                 self.enqueue = gr.Button("Add to queue", elem_id="add-to-queue", scale=1, min_width=125)
                 self.command = gr.Button("Print training command", elem_id="print-command", scale=1, min_width=215)
             self.form_run = gr.HTML(elem_id="form-run")
+            gr.HTML(MORE)
             self.listed = gr.Number(0, visible="hidden")  # stands for the runs that the picker lists now,
             self.opened_with = gr.State(0)  # and this for those that it lists until that one changes
             self.status = gr.HTML(elem_id="run-status")

@@ -38,6 +38,7 @@ class ExportRefused(Refused):
 
 def model_file(checkpoint: Path, target: Path | None = None) -> Path:
     """Write the checkpoint's weights (their moving average, where it has one) as the trainer would have; returns where.
+    A file that holds them already is left as it is.
 
     `target`: None for kohya's name of that step beside the run. Raises ExportRefused, CheckpointDamaged or OSError.
     """
@@ -53,8 +54,6 @@ def model_file(checkpoint: Path, target: Path | None = None) -> Path:
             "the trainer writes the model file"
         )
     target = target or _usual_place(checkpoint, config, verified.step)
-    if target.exists():
-        raise ExportRefused(f"{target} is there already; move it away first")
     averaged = checkpoint / "ema.safetensors"
     weights = safetensors.numpy.load_file(averaged if averaged.exists() else checkpoint / "weights.safetensors")
     tensors = to_kohya(weights, state["export"]["targets"], config)
@@ -64,8 +63,28 @@ def model_file(checkpoint: Path, target: Path | None = None) -> Path:
         "ss_epoch": str(verified.epoch),
     }
     described |= _hashes(tensors, {name: value for name, value in described.items() if name.startswith("ss_")})
+    if target.exists():
+        if _holds(target, tensors):  # a scheduled save of that step has written it
+            return target
+        raise ExportRefused(f"{target} is there already and holds other weights; move it away first")
     files.write_bytes(target, _bytes(tensors, described))
     return target
+
+
+def _holds(path: Path, tensors: Mapping[str, Stored]) -> bool:
+    """Whether a file holds exactly these tensors, whatever is written about them. Raises OSError."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as there:
+            if set(there.keys()) != set(tensors):
+                return False
+    except safetensors.SafetensorError:
+        return False
+    return _tensor_bytes(path.read_bytes()) == _tensor_bytes(_bytes(tensors, {}))
+
+
+def _tensor_bytes(data: bytes) -> bytes:
+    """What follows the header of a safetensors file."""
+    return data[8 + int.from_bytes(data[:8], "little") :]
 
 
 def _usual_place(checkpoint: Path, config: Config, step: int) -> Path:
