@@ -104,7 +104,7 @@ class Work:
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
-    script = tmp_path / "trainer.py"
+    script = tmp_path / "small.py"
     script.write_text(TRAINER)
     monkeypatch.setattr(launch, "command", lambda file: [sys.executable, str(script), str(file), "train"])
     made = Work(tmp_path)
