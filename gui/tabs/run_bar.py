@@ -61,8 +61,8 @@ class RunBar:
                 self.kill = gr.Button("Kill", elem_id="kill-training", scale=1, min_width=80, interactive=False)
                 self.enqueue = gr.Button("Add to queue", elem_id="add-to-queue", scale=1, min_width=125)
                 self.command = gr.Button("Print training command", elem_id="print-command", scale=1, min_width=215)
+                gr.HTML(MORE, elem_id="run-more-place")
             self.form_run = gr.HTML(elem_id="form-run")
-            gr.HTML(MORE)
             self.listed = gr.Number(0, visible="hidden")  # stands for the runs that the picker lists now,
             self.opened_with = gr.State(0)  # and this for those that it lists until that one changes
             self.status = gr.HTML(elem_id="run-status")

@@ -76,18 +76,18 @@ def _buttons(entry: Entry, waiting: Sequence[int]) -> Html:
     if entry.state == "waiting":
         place = waiting.index(entry.number)
         if place:
-            found.append(look.button("Up", "up", number, title=f"Move {entry.name} up"))
+            found.append(look.button("Up", "up", number, of=entry.name))
         if place < len(waiting) - 1:
-            found.append(look.button("Down", "down", number, title=f"Move {entry.name} down"))
-        found.append(look.button("Run now", "now", number, title=f"Start {entry.name} next, even while paused"))
+            found.append(look.button("Down", "down", number, of=entry.name))
+        found.append(look.button("Run now", "now", number, of=entry.name))
     if entry.state in ("stopped", "failed", "refused"):
-        found.append(look.button("Try again", "again", number, title=f"Let {entry.name} wait again"))
+        found.append(look.button("Try again", "again", number, of=entry.name))
     if entry.state == "running":
-        found.append(look.button("Stop and save", "stop", number, title=f"Ask {entry.name} to save and stop"))
+        found.append(look.button("Stop and save", "stop", number, of=entry.name))
     if entry.state not in ("running", "finished"):
-        found.append(look.button("Edit", "edit", number, title=f"Put the options of {entry.name} into the form"))
+        found.append(look.button("Edit", "edit", number, of=entry.name))
     if entry.state != "running":
-        found.append(look.button("Remove", "remove", number, title=f"Take {entry.name} out of the queue"))
+        found.append(look.button("Remove", "remove", number, of=entry.name))
     return Html("".join(found))
 
 

@@ -296,7 +296,7 @@ def test_the_whole_way_from_a_preset_to_a_finished_run_with_the_servers_sudden_e
         open_tab(page, "Train")
         field(page, "resume_from_checkpoint").fill("")
         page.locator("#start-training").click()
-        expect(page.locator("#form-message")).to_contain_text("already holds checkpoints")
+        expect(page.locator("#question-text")).to_contain_text("already holds checkpoints")
     finally:
         page.close()
         server.stop()

@@ -291,7 +291,10 @@ def test_on_a_narrow_screen_everything_can_be_reached_without_scrolling_sideways
     open_page(page, served)
     for name in tabs(page):
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
-    for button in ("start-training", "stop-training", "save-now", "sample-now", "kill-training", "print-command"):
+    bar = page.locator("#run-bar").bounding_box()
+    assert bar and bar["height"] <= 200  # a quarter of the screen
+    page.locator("#run-more").click()
+    for button in ("start-training", "save-now", "sample-now", "kill-training", "print-command", "add-to-queue"):
         box = page.locator(f"#{button}").bounding_box()
         assert box and box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] >= 30, button
     open_tab(page, "Train")

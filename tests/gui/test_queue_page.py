@@ -80,7 +80,7 @@ def test_an_edit_that_arrives_after_the_form_was_filled_anew_comes_to_nothing(
         if late:
             break
     assert late
-    page.unroute_all(behavior="wait")
+    page.unroute_all()
     page.locator(f"#{button}").click()
     expect(page.locator("#form-changes")).to_contain_text("Matches demo.")
     late[0].continue_()
@@ -177,13 +177,13 @@ def test_trainings_are_queued_ordered_edited_and_removed(page: Page, served: Ser
     open_tab(page, "Queue")
     expect(page.locator("#queue-table")).to_contain_text("Paused: 2 trainings waiting")
     assert rows(page) == ["one", "two"]
-    page.get_by_role("button", name="Move two up").click()
+    page.get_by_role("button", name="Up: two").click()
     expect(page.locator("#queue-table tbody tr").first).to_contain_text("two")
     assert [entry.name for entry in queue.read(served.places.queue).entries] == ["two", "one"]
     findings = Axe().run(page, options=WCAG_AA)
     assert findings.violations_count == 0, findings.generate_report()
 
-    page.get_by_role("button", name="Put the options of one into the form").click()
+    page.get_by_role("button", name="Edit: one").click()
     expect(page.locator("#queue-editing-text")).to_contain_text("entry 1 of the queue, one")
     expect(page.locator("#preset-picker input")).to_have_value("queue 1: one (not a preset)")
     field(page, "max_train_steps").fill("77")
@@ -195,8 +195,8 @@ def test_trainings_are_queued_ordered_edited_and_removed(page: Page, served: Ser
 
     expect(page.locator("#queue-editing-text")).to_be_hidden()
     for name in ("one", "two"):
-        page.get_by_role("button", name=f"Take {name} out of the queue").click()
-        expect(page.get_by_role("button", name=f"Take {name} out of the queue")).to_have_count(0)
+        page.get_by_role("button", name=f"Remove: {name}").click()
+        expect(page.get_by_role("button", name=f"Remove: {name}")).to_have_count(0)
     expect(page.locator("#queue-table")).to_contain_text("The queue is empty")
 
 
