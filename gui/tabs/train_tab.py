@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -174,7 +175,7 @@ def preset_choices(places: Places, present: Any = "") -> list[tuple[str, str]]:
 
 def suggested_name(name: str) -> str:
     """The name to save under what began with a preset, a run, a file or an entry of the queue."""
-    return presets.own_name(name.removeprefix("run ").removeprefix("file ").removesuffix(".toml"))
+    return presets.own_name(re.sub(r"^(run |file |queue \d+: )", "", name).removesuffix(".toml"))
 
 
 def first_preset(places: Places) -> str:
