@@ -23,39 +23,44 @@ import fastapi
 import gradio as gr
 import uvicorn
 
-from gui import look
+from gui import look, routes
 from gui.forms import draft as drafts
 from gui.forms import form as forms
 from gui.forms import presets
 from gui.forms.draft import Draft
 from gui.places import Places, usual_places
 from gui.server import runner, security, sessions
+from gui.server.early_script import EarlyScript
 from gui.server.security import Guard
-from gui.tabs import launching, queue_tab, resume_tab, run_bar, train_tab
+from gui.tabs import launching, live, queue_tab, resume_tab, run_bar, train_tab
 from gui.tabs.dataset_tab import DatasetTab
-from gui.tabs.monitor_tab import TO_THE_END_OF_THE_LOG, MonitorTab, add_output_folder, checked_smoothing
+from gui.tabs.monitor_tab import MonitorTab, add_output_folder
 from gui.tabs.queue_tab import QueueTab
 from gui.tabs.resume_tab import ResumeTab
 from gui.tabs.run_bar import RunBar
+from gui.tabs.runs_tab import RunsTab
 from gui.tabs.samples_tab import SamplesTab
 from gui.tabs.train_tab import TrainTab
-from gui.views import dataset_view, thumbnails
+from gui.views import dataset_view, runs, thumbnails
 from gui.views.monitor import View, Watch
 from gui.wiring import QUIET, Updates, fresh_list, stamp_of_list
 from trainer.commands import queue_runner
 from trainer.options import checks
 from trainer.options.config import Config
 from trainer.runs import launch, queue
+from trainer.runs.console import write_utf8
 from trainer.runs.queue import Entry, QueueRefused
 from trainer.runs.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
-TICK_SECONDS = 1.0  # between two looks at a run that is active
-IDLE_SECONDS = 3.0  # and at one that is not
 QUEUE_SECONDS = 0.05  # how often Gradio's queue looks for events; by itself it does so every millisecond
 STOP_SECONDS = 60.0
 QUEUE_LOOK_SECONDS = 3.0
+TABS = ("tab-train", "tab-queue", "tab-dataset", "tab-resume", "tab-monitor", "tab-samples", "tab-runs")
 STOP_RUNS = "REKINDLE_STOP_RUNS_ON_EXIT"
+
+# For the js_on_load of a widget that nobody sees: charts.js calls for its event when there is something to show.
+CALLED_BY_THE_SCRIPT = "window.rekindleNews = () => trigger('click', {});"
 
 # --- the page ------------------------------------------------------------------------------------------------------
 
@@ -84,29 +89,33 @@ class Page:
                     self.monitor = MonitorTab()
                 with gr.Tab("Samples", id="tab-samples", elem_id="tab-samples"):
                     self.samples = SamplesTab(places)
-            self.timer = gr.Timer(TICK_SECONDS)
+                with gr.Tab("Runs", id="tab-runs", elem_id="tab-runs") as runs_item:
+                    self.runs = RunsTab(places, self.watch, self.bar.picker, self.bar.message, self.question)
+            self.tab = gr.Textbox("", visible="hidden")  # the one that this browser had open last
             self.seen = gr.State({})  # what this page was last shown, so that only what changed is sent
-            self.news = gr.Number(0, visible="hidden")  # changes when there is something to show
+            self.news = gr.HTML(visible="hidden", elem_id="run-news", js_on_load=CALLED_BY_THE_SCRIPT)
             self.form = self.train.form
-            self._wire(resume_item, monitor_item)
+            self._wire(resume_item)
             self._wire_queue(queue_item)
             self.dataset.wire(self.form, dataset_item, QUIET)
+            self.monitor.wire(places, self.bar.picker, monitor_item)
+            self.monitor.remember(self.blocks)
+            self.runs.wire(runs_item, self.monitor.compare, self.tabs)
 
-    def _wire(self, resume_item: gr.Tab, monitor_item: gr.Tab) -> None:
+    def _wire(self, resume_item: gr.Tab) -> None:
         options = self.form.inputs()
-        watched = {self.bar.picker, self.seen, self.monitor.smoothing} | self.samples.inputs()
-        run_parts = self.bar.outputs() | self.monitor.outputs() | self.samples.outputs()
-        run_parts |= {self.bar.picker, self.timer, self.seen}
+        watched = {self.bar.picker, self.seen, self.bar.awaited, self.bar.message} | self.samples.inputs()
+        run_parts = self.bar.outputs() | self.samples.outputs()
         message = self.bar.message
+        run_parts |= {self.bar.picker, self.seen, self.bar.awaited, message}
 
         draft = self.train.outputs()
         lists = {self.train.opened_with, self.bar.opened_with}
-        self.blocks.load(self.open, watched, run_parts | draft | lists, **QUIET).then(
-            None, js="rekindleOpened", api_visibility="private"
+        opening = (self.open, watched | {self.tab}, run_parts | draft | lists | {self.tabs})
+        self.blocks.load(*opening, js=_as_before(watched | {self.tab}, self.bar.picker, self.tab), **QUIET).then(
+            None, js="() => { rekindleOpened(); rekindleCharts.opened(); }", api_visibility="private"
         )
-        # Gradio makes every output of an event anew, changed or not; so a tick has one, and news are another event.
-        self.timer.tick(self.look_for_news, watched, {self.news}, queue=False, **QUIET)
-        self.news.change(self.refresh, watched, run_parts, queue=False, **QUIET)
+        self.news.click(self.refresh, watched, run_parts, queue=False, **QUIET)
         self.bar.picker.input(self.choose_run, watched, run_parts | {message}, **QUIET)
         # A list that is sent again would undo what was chosen in it meanwhile: it is sent only when it is another.
         output_dir = self.form.widgets["output_dir"]
@@ -114,10 +123,8 @@ class Page:
         self.bar.picker.focus(self.look_for_runs, known, {self.bar.listed}, queue=False, **QUIET)
         self.bar.listed.change(self.list_runs, {self.bar.picker}, {self.bar.picker}, queue=False, **QUIET)
 
-        self.monitor.smoothing.release(self.refresh, watched, run_parts, **QUIET)
         add = {self.monitor.folder, self.bar.picker}
         self.monitor.add_folder.click(self.add_output_folder, add, {message, self.bar.picker}, **QUIET)
-        monitor_item.select(None, js=TO_THE_END_OF_THE_LOG, api_visibility="private")
 
         asking = run_parts | {message, self.tabs} | self.question.outputs()
         one_by_one = QUIET | {"concurrency_limit": 1}
@@ -125,16 +132,19 @@ class Page:
         self.bar.resume.click(self.resume_run, options | watched, asking, **one_by_one)
         self.bar.enqueue.click(self.add_to_queue, options, {message}, **one_by_one)
         self.bar.stop.click(self.stop, watched, run_parts | {message}, **QUIET)
-        self.bar.save.click(self.save_now, watched, {message}, **QUIET)
-        self.bar.sample.click(self.sample_now, watched, {message}, **QUIET)
+        self.bar.save.click(self.save_now, watched, {message, self.bar.awaited}, **QUIET)
+        self.bar.sample.click(self.sample_now, watched, {message, self.bar.awaited}, **QUIET)
         self.bar.kill.click(self.ask_kill, watched, {message} | self.question.outputs(), **QUIET)
         self.bar.command.click(self.print_command, options, {message}, **QUIET)
         self.question.no.click(self.question.close, None, self.question.outputs(), **QUIET)
-        answered = asking | {self.train.picker, self.train.name, self.train.about} | self.train.about_outputs()
+        answered = asking | self.runs.outputs() | self.train.about_outputs()
+        answered |= {self.train.picker, self.train.name, self.train.about}
         self.question.yes.click(
-            self.answer, watched | options | {self.question.pending, self.train.base, self.train.picker}, answered,
+            self.answer,
+            watched | options | {self.runs.archived, self.question.pending, self.train.base, self.train.picker},
+            answered,
             **QUIET,
-        )  # fmt: skip
+        )
         self.question.other.click(self.answer_otherwise, options | watched | {self.question.pending}, asking, **QUIET)
         self._wire_presets(options, message)
 
@@ -180,13 +190,17 @@ class Page:
         """A page was opened or reloaded: the form as it was left, the latest run, fresh lists."""
         draft = drafts.read(self.places.draft_file) or train_tab.first_draft(self.places)
         updates = self.refresh({**data, self.seen: {}})
+        run = runs.chosen(self.places, data[self.bar.picker])
+        if run is not None:
+            updates[self.bar.picker] = gr.update(choices=runs.choices(self.places), value=str(run.path))
         can_undo = self.places.put_aside_file.exists()
         return (
             updates
             | self.train.show_draft(draft, undo=can_undo, present=self.form.as_built())
             | {self.train.stamp: self.train.fillings.opened()}
             | {self.train.opened_with: stamp_of_list(train_tab.preset_choices(self.places))}
-            | {self.bar.opened_with: stamp_of_list(run_bar.choices(self.places))}
+            | {self.bar.opened_with: stamp_of_list(runs.choices(self.places))}
+            | {self.tabs: gr.update(selected=data[self.tab]) if data[self.tab] in TABS else gr.skip()}
         )
 
     def choose_run(self, data: Mapping[Any, Any]) -> Updates:
@@ -197,51 +211,34 @@ class Page:
         view, updates = self._watched(data)
         return updates | self.show(view, data)
 
-    def look_for_news(self, data: Mapping[Any, Any]) -> Updates:
-        """A new number when `refresh` would change anything on this page."""
-        view, updates = self._watched(data)
-        changes, stale, _ = self._changes(view, data)
-        return {self.news: time.time() if updates or changes or stale else gr.skip()}
-
     def _watched(self, data: Mapping[Any, Any]) -> tuple[View | None, Updates]:
         """The run that the picker names, as it is now; where it names none, the latest and its choice."""
         value = data[self.bar.picker]
         updates: Updates = {}
-        run = run_bar.chosen(self.places, value)
+        run = runs.chosen(self.places, value)
         if run is None:
             picker = run_bar.picker_update(self.places, None)
-            run = run_bar.chosen(self.places, picker["value"])
+            run = runs.chosen(self.places, picker["value"])
             if run is not None or value:
                 updates[self.bar.picker] = picker
-        return self.watch.look(run) if run is not None else None, updates
+        view = self.watch.look(run) if run is not None else None
+        return view, updates | self.bar.forget(view, data)
 
     def show(self, view: View | None, data: Mapping[Any, Any]) -> Updates:
-        """The parts of the page that tell of the run, as far as they are not what the page was shown last."""
-        updates, stale, seen = self._changes(view, data)
-        drawn = self.monitor.show(view, stale, checked_smoothing(data[self.monitor.smoothing]))
-        return updates | drawn | {self.seen: seen}
-
-    def _changes(self, view: View | None, data: Mapping[Any, Any]) -> tuple[Updates, set[str], dict[str, Any]]:
-        """What is new outside the Monitor tab; that tab's parts that are not as shown; what is shown after both."""
+        """The widgets that tell of the run, as far as they do not show what the page was shown last."""
         seen = dict(data[self.seen] or {})
         updates: Updates = {}
-        for widget, update in self.bar.show(view).items():
+        for widget, update in self.bar.show(view, live.news(self.places, view)).items():
             key = f"bar {widget.elem_id}"
             if seen.get(key, "") != update:
                 seen[key] = update
                 updates[widget] = update
-        stamps = self.monitor.stamps(view, checked_smoothing(data[self.monitor.smoothing]))
-        stale = {
-            part: stamp
-            for part, stamp in stamps.items()
-            if all(now != then for now, then in zip(stamp, seen.get(part, ("", "")), strict=True))
-        }
-        seconds = TICK_SECONDS if view is not None and view.active else IDLE_SECONDS
-        if seen.get("seconds") != seconds:
-            seen["seconds"] = seconds
-            updates[self.timer] = gr.update(value=seconds)
+        condition = (view.name, view.condition) if view is not None else None
+        if seen.setdefault("condition", condition) != condition:  # the picker tells it
+            seen["condition"] = condition
+            updates[self.bar.picker] = gr.update(choices=runs.choices(self.places))
         pictures, seen["samples"] = self.samples.show(view, seen.get("samples"), data)
-        return updates | pictures, set(stale), seen | stale
+        return updates | pictures | {self.seen: seen}
 
     def look_for_runs(self, data: Mapping[Any, Any]) -> Updates:
         """A new number when there are other runs to choose from, those in the form's output folder among them."""
@@ -250,7 +247,7 @@ class Page:
             path = self.places.home / folder.strip()
             if runner.has_runs(path):
                 self.places.remember_output_folder(path)
-        now = stamp_of_list(run_bar.choices(self.places))
+        now = stamp_of_list(runs.choices(self.places))
         shown = data[self.bar.listed] or data[self.bar.opened_with]
         return {self.bar.listed: gr.skip() if now == shown else now}
 
@@ -281,7 +278,7 @@ class Page:
         run, message = launching.begin(self.places, settings, notices)
         if run is None:
             return {self.bar.message: message}
-        found = gr.update(choices=run_bar.choices(self.places), value=str(run.path))
+        found = gr.update(choices=runs.choices(self.places), value=str(run.path))
         updates = self.show(self.watch.look(run), data)
         return updates | {
             self.bar.message: message,
@@ -305,7 +302,7 @@ class Page:
 
     def resume_run(self, data: Mapping[Any, Any]) -> Updates:
         """Continue the watched run from its latest checkpoint with its own options; ask where the form differs."""
-        run = run_bar.chosen(self.places, data[self.bar.picker])
+        run = runs.chosen(self.places, data[self.bar.picker])
         if run is None:
             return {self.bar.message: look.note("There is no run to resume.")}
         differing = launching.differences(self.places, run, self.form.values(data))
@@ -320,7 +317,7 @@ class Page:
         return self.question.close() | self.resume_own(data, str(run.path))
 
     def resume_own(self, data: Mapping[Any, Any], path: str) -> Updates:
-        values, message = resume_tab.adopted(self.places, run_bar.chosen(self.places, path))
+        values, message = resume_tab.adopted(self.places, runs.chosen(self.places, path))
         if values is None:
             return {self.bar.message: message}
         if launching.has_checkpoints(RunFolder(Path(path))) is None:
@@ -375,7 +372,7 @@ class Page:
         return {self.train.edit_row: gr.update(visible=False), self.train.editing: 0, self.bar.message: ""}
 
     def stop(self, data: Mapping[Any, Any]) -> Updates:
-        run = run_bar.chosen(self.places, data[self.bar.picker])
+        run = runs.chosen(self.places, data[self.bar.picker])
         if run is None:
             return {self.bar.message: look.note("There is no run to stop.")}
         self._note_stop(run)
@@ -385,29 +382,29 @@ class Page:
         return self.show(self.watch.look(run), data) | {self.bar.message: message}
 
     def save_now(self, data: Mapping[Any, Any]) -> Updates:
-        run = run_bar.chosen(self.places, data[self.bar.picker])
+        run = runs.chosen(self.places, data[self.bar.picker])
         if run is None or not runner.ask(run, "save"):
             return {self.bar.message: look.note("No run is in progress that could be saved.")}
         now = time.strftime("%H:%M:%S")
-        return {
-            self.bar.message: look.note(f"A checkpoint was requested at {now}; it is written after the current step.")
-        }
+        told = f"A checkpoint was requested at {now}; it is written after the current step."
+        return self.bar.await_it(self.watch.look(run), "saves", look.note(told))
 
     def sample_now(self, data: Mapping[Any, Any]) -> Updates:
-        run = run_bar.chosen(self.places, data[self.bar.picker])
+        run = runs.chosen(self.places, data[self.bar.picker])
         if run is None or not runner.ask(run, "sample"):
             return {self.bar.message: look.note("No run is in progress that could make samples.")}
         if not run_bar.has_prompts(run):
             told = "The run has no sample_prompts, so there is nothing to sample."
             return {self.bar.message: look.note(told, kind="warn")}
         now = time.strftime("%H:%M:%S")
-        return {self.bar.message: look.note(f"Samples were requested at {now}; they are made after the current step.")}
+        told = f"Samples were requested at {now}; they are made after the current step."
+        return self.bar.await_it(self.watch.look(run), "samplings", look.note(told))
 
     def print_command(self, data: Mapping[Any, Any]) -> Updates:
         return {self.bar.message: train_tab.print_command(self.places, self.form.values(data))}
 
     def ask_kill(self, data: Mapping[Any, Any]) -> Updates:
-        run = run_bar.chosen(self.places, data[self.bar.picker])
+        run = runs.chosen(self.places, data[self.bar.picker])
         if run is None or not runner.is_active(run):
             return {self.bar.message: look.note("No run is in progress that could be killed.")}
         return {self.bar.message: ""} | self.question.ask(
@@ -425,6 +422,8 @@ class Page:
             "replace": self.replace_preset,
             "start-resumed": self.start_resumed,
             "resume-own": self.resume_own,
+            "delete-run": self.runs.delete,
+            "delete-result": self.runs.delete_result,
         }
         return self.question.close() | (actions[action](data, subject) if action else {})
 
@@ -442,7 +441,7 @@ class Page:
             logger.warning("the queue: %s", error)
 
     def kill(self, data: Mapping[Any, Any], path: str) -> Updates:
-        run = run_bar.chosen(self.places, path)
+        run = runs.chosen(self.places, path)
         if run is not None:
             self._note_stop(run)
         if run is None or not runner.kill(run):
@@ -587,9 +586,10 @@ def make_application(places: Places, *, root_path: str = "") -> security.App:
     os.environ["GRADIO_TEMP_DIR"] = str(places.uploads)
     server = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     page = Page(places)
+    routes.add(server, places, page.watch)
     page.blocks._queue.sleep_when_free = QUEUE_SECONDS
     sessions.bound(page.blocks, server)
-    return gr.mount_gradio_app(
+    mounted = gr.mount_gradio_app(
         server,
         page.blocks,
         path="/",
@@ -606,6 +606,16 @@ def make_application(places: Places, *, root_path: str = "") -> security.App:
         theme=look.theme(),
         css=look.CSS + dataset_view.CSS,
         head=look.script(forms.index()),
+    )
+    return EarlyScript(mounted)
+
+
+def _as_before(inputs: set[Any], picker: gr.Dropdown, tab: gr.Textbox) -> str:
+    """A script that gives these inputs of an event the run and the tab that this browser was left with."""
+    order = sorted(inputs, key=lambda widget: int(widget._id))  # as Gradio has the inputs that are a set
+    return (
+        f"(...data) => {{ const {{ run, tab }} = rekindleCharts.view; data[{order.index(picker)}] = run; "
+        f"data[{order.index(tab)}] = tab; return data; }}"
     )
 
 
@@ -640,6 +650,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve the page until SIGTERM or Ctrl+C. Returns the exit code; 2 when it cannot be served."""
+    write_utf8()
     known = parse(arguments)
     keep_heap_small()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -701,6 +712,8 @@ def keep_queue_going(folder: Path) -> None:
 def keep_heap_small() -> None:
     """Give memory back as soon as it is free, where the C library is glibc: a server of many threads keeps up to a heap
     for each, and after looking at ten thousand pictures as much again as it needs (mallopt(3))."""
+    if sys.platform != "linux":
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(-1, 1 << 16)  # M_TRIM_THRESHOLD, bytes
@@ -712,7 +725,10 @@ def bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "win32":  # there SO_REUSEADDR lets two programs have one port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host.strip("[]"), port))
         listener.listen(128)
     except OSError:

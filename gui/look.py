@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
-SCRIPT = Path(__file__).with_name("page.js")
+SCRIPTS = tuple(Path(__file__).with_name(name) for name in ("page.js", "charts.js", "lists.js", "gallery.js"))
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 
 CSS = """
@@ -113,13 +113,37 @@ table.samples tr.resumed td { border-top: 2px dashed #d97706 !important; font-si
 button.picture { padding: 0; border: 2px solid transparent; border-radius: 6px; cursor: zoom-in; background: none; }
 button.picture:hover, button.picture:focus-visible { border-color: #1d4ed8; }
 button.picture img { display: block; max-width: 220px; width: 100%; min-width: 96px; border-radius: 4px; }
-figure.whole { margin: 0; } figure.whole img { max-width: 100%; border-radius: 6px; min-width: min(256px, 100%); }
-#sample-picture:not(:has(figure, .note)) { display: none; }
+.samples-scroll { max-height: 75vh; overflow: auto; }
+table.samples thead th { position: sticky; top: 0; z-index: 2; background: var(--body-background-fill); }
+table.samples tbody th { position: sticky; left: 0; z-index: 1; background: var(--body-background-fill); }
+table.samples thead th:first-child { left: 0; z-index: 3; }
+button.picture img.missing { min-height: 96px; font-size: .8rem; }
+.comparison { position: relative; --left: 50%; max-width: 640px; }
+.comparison img { display: block; width: 100%; border-radius: 6px; min-height: 64px; }
+.comparison img.over { position: absolute; inset: 0 0 auto 0; clip-path: inset(0 0 0 var(--left)); }
+.comparison::after { content: ""; position: absolute; top: 0; bottom: 2.4rem; left: var(--left); width: 2px;
+  background: #fff; box-shadow: 0 0 3px #000; }
+.comparison input { width: 100%; height: 2rem; margin: .2rem 0; accent-color: #1d4ed8; cursor: ew-resize; }
+dialog#lightbox { max-width: 96vw; max-height: 96vh; padding: 12px; border-radius: 10px; margin: auto;
+  background: var(--background-fill-primary); color: var(--body-text-color);
+  border: 1px solid var(--border-color-primary); }
+dialog#lightbox::backdrop { background: rgb(0 0 0 / 75%); }
+dialog#lightbox img { display: block; max-width: 92vw; max-height: 78vh; min-width: min(320px, 80vw);
+  object-fit: contain; margin: 0 auto; image-rendering: auto; }
+dialog#lightbox p { margin: .5rem 0; max-width: 92vw; overflow-wrap: anywhere; }
+.live:empty { display: none; }
+.chart { min-height: 300px; width: 100%; }
+.chart-controls { align-items: end; } .chart-controls .block { padding-top: 4px; padding-bottom: 4px; }
+#run-differences:not(:has(.note, table)) { display: none; }
+#run-machine { min-height: 1.3rem; } #run-machine .machine { display: flex; flex-wrap: wrap; gap: .1rem 1.2rem;
+  font-size: .85rem; color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
+#run-machine b { font-weight: 600; }
 @media (max-width: 640px) { .beside { flex-wrap: wrap !important; } .beside > * { min-width: 100% !important; } }
-button.small { border: 1px solid var(--border-color-primary); border-radius: 6px; padding: .1rem .6rem;
+a.small { text-decoration: none; display: inline-block; }
+button.small, a.small { border: 1px solid var(--border-color-primary); border-radius: 6px; padding: .1rem .6rem;
   font-size: .85rem; background: var(--button-secondary-background-fill); color: var(--body-text-color);
   cursor: pointer; margin: .1rem .3rem .1rem 0; white-space: nowrap; }
-button.small:hover { border-color: #1d4ed8; }
+button.small:hover, a.small:hover { border-color: #1d4ed8; }
 button.small[aria-pressed="true"] { background: #1d4ed8; border-color: #1d4ed8; color: #fff; }
 .mark { font-weight: 600; } .mark.good { color: #166534; } .mark.bad { color: #b91c1c; } .mark.warn { color: #92400e; }
 .dark .mark.good { color: #86efac; } .dark .mark.bad { color: #fca5a5; } .dark .mark.warn { color: #fcd34d; }
@@ -179,9 +203,10 @@ def to_option(name: str, text: str) -> Html:
 
 
 def script(options: list[dict[str, Any]]) -> str:
-    """The page's own script, with the options that it searches."""
+    """The page's own scripts, with the options that they search."""
     data = json.dumps(options).replace("</", "<\\/")
-    return f"<script>const rekindleOptions = {data};\n{SCRIPT.read_text(encoding='utf-8')}</script>"
+    scripts = "\n".join(path.read_text(encoding="utf-8") for path in SCRIPTS)
+    return f"<script>const rekindleOptions = {data};\n{scripts}</script>"
 
 
 def note(text: str, items: Iterable[str] = (), *, kind: str = "", log: str = "") -> str:
@@ -238,9 +263,28 @@ def button(words: str, action: str, value: str, *, title: str = "", of: str = ""
     )
 
 
+def link(words: str, address: str, *, download: str = "", title: str = "") -> Html:
+    """A link that looks like a small button. `download`: the name that the browser keeps what is there under."""
+    kept = f' download="{escape(download)}"' if download else ""
+    told = escape(title or words)
+    return Html(
+        f'<a class="small" href="{escape(address)}"{kept} title="{told}" aria-label="{told}">{escape(words)}</a>'
+    )
+
+
+def badge(words: str, kind: str) -> Html:
+    """How a run stands, as a coloured lozenge."""
+    return Html(f'<span class="badge {escape(kind)}">{escape(words)}</span>')
+
+
 def mark(words: str, kind: str = "") -> Html:
     """A word or two that stand out. `kind`: good, bad, warn, or nothing."""
     return Html(f'<span class="mark {kind}">{escape(words)}</span>')
+
+
+def live(words: str = "") -> str:
+    """A place that charts.js fills and keeps up to date, and which Gradio leaves alone."""
+    return f'<div class="live">{words}</div>'
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:

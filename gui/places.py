@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer import files
+from trainer.checkpoints import choosing
 from trainer.options.config import OPTIONS, Config
 from trainer.runs import run_folder
 from trainer.runs.run_folder import RunFolder
@@ -109,6 +110,6 @@ def placed(places: Places, settings: Config) -> Config:
         value = getattr(settings, name)
         if known.path and isinstance(value, str) and value and files.exists(places.home / value):
             changes.setdefault(name, str(places.home / value))
-    if settings.resume_from_checkpoint.strip() == "latest" or settings.resume_from_checkpoint.strip().isdecimal():
+    if choosing.wanted(settings.resume_from_checkpoint) != "path":
         changes.pop("resume_from_checkpoint", None)
     return settings.replace(**changes)

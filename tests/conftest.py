@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,8 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before torch is impor
     os.environ[variable] = "1"
 
 # Under nohup SIGHUP is ignored, which processes inherit and the trainer respects; the tests send it.
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if sys.platform != "win32":
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 settings.register_profile("untimed", deadline=None, database=None, print_blob=True)
 settings.load_profile("untimed")

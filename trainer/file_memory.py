@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +84,26 @@ class FileMemory:
                 connection.executemany("insert or replace into memory values (?, ?, ?)", rows)
 
 
-def sha256_of(paths: Iterable[Path], folder: Path) -> dict[Path, str]:
-    """SHA-256 of each file, reading only those that changed since `folder` last remembered them."""
+def sha256_of(
+    paths: Iterable[Path], folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[Path, str]:
+    """SHA-256 of each file, reading only those that changed since `folder` last remembered them.
+
+    `progress`: told now and then how many bytes of how many are read; may raise, and then nothing is remembered.
+    """
     memory = FileMemory(folder, "digests")
     stamps = {path: stamp_of(path) for path in paths}
     known = memory.recall({str(path): stamp for path, stamp in stamps.items() if stamp})
-    result = {path: known.get(str(path)) or files.sha256_file(path) for path in stamps}
+    sizes = {path: path.stat().st_size for path in stamps if str(path) not in known}
+    result = {path: known[str(path)] for path in stamps if str(path) in known}
+    before, total = 0, sum(sizes.values())
+    for path, size in sizes.items():
+
+        def read(count: int, before: int = before) -> None:
+            progress(before + count, total)
+
+        result[path] = files.sha256_file(path, read)
+        before += size
     new = [(str(path), stamp, result[path]) for path, stamp in stamps.items() if stamp and str(path) not in known]
     memory.remember(new)
     return result

@@ -10,13 +10,20 @@ import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from trainer.quantities import size
 
 MOST_TEXT = 10_000_000  # bytes of a preset, a dataset file or a list of prompts
+READ_AT_ONCE = 4 << 20  # bytes
+PATIENCE = 10.0 if os.name == "nt" else 0.0  # seconds that `patiently` goes on trying
+DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[\d¹²³]|lpt[\d¹²³]) *(\..*)?", re.IGNORECASE)
+MOST_NAME = 200  # bytes; file systems take 255, and temporary names, steps and extensions are added
 SPARE_BYTES = 64 << 20  # left free on the disk beside what a save needs
 
 
@@ -29,6 +36,39 @@ def usual_mode() -> int:
 
 _MODE = usual_mode()  # once, at import: os.umask changes the whole process for an instant
 _TEMPORARY = re.compile(r"\.tmp-(.+)-[a-z0-9_]{8}", re.DOTALL)  # every temporary name is of this form
+
+
+def unusable_name(name: str, *, windows: bool = os.name == "nt") -> str:
+    """Why no file or folder can have such a name here, or be told from another by it; empty when it can.
+
+    Windows keeps characters and the names of devices for itself, and drops dots and spaces at the end.
+    """
+    if not name or name in (".", "..") or re.search(r"[/\0]", name):
+        return "is not a name of a file"
+    if len(name.encode(errors="surrogatepass")) > MOST_NAME:
+        return f"is longer than {MOST_NAME} bytes"
+    if windows and re.search(r'[\x00-\x1f<>:"\\|?*]', name):
+        return 'has a character that Windows does not allow in names; leave out \\ : * ? " < > |'
+    if windows and name[-1] in ". ":
+        return "ends with a dot or a space, which Windows drops"
+    if windows and DEVICES.fullmatch(name):
+        return "is the name of a device on Windows"
+    return ""
+
+
+def most_path() -> int | None:
+    """The characters that a path may have; None where there is no bound that anybody meets."""
+    if sys.platform != "win32":
+        return None
+    import winreg
+
+    with (
+        contextlib.suppress(OSError),
+        winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"SYSTEM\CurrentControlSet\Control\FileSystem") as key,
+    ):
+        if winreg.QueryValueEx(key, "LongPathsEnabled")[0]:
+            return None
+    return 259
 
 
 def exists(path: Path) -> bool:
@@ -53,13 +93,45 @@ def read_text(path: Path) -> str:
     return text.decode("utf-8-sig")
 
 
+def patiently(change: Callable[[], Any]) -> None:
+    """Rename, replace or delete, again and again for a while where Windows refuses it, which it does as long as anybody
+    has the file open, or one in the folder: the page and virus scanners have, for a moment. Raises OSError."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            change()
+            return
+        except PermissionError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.02)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Give a file the name of another, which it replaces, or a new one. Raises OSError."""
+    patiently(lambda: source.replace(target))
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a file or folder. Raises OSError."""
+    patiently(lambda: source.rename(target))
+
+
+def unlink(path: Path) -> None:
+    """Delete a file if it is there. Raises OSError."""
+    patiently(lambda: path.unlink(missing_ok=True))
+
+
 def fsync_file(path: Path) -> None:
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # Windows flushes only what may be written
         os.fsync(file.fileno())
 
 
 def fsync_folder(path: Path) -> None:
-    """Make the folder's own entries durable (a rename is only so after this). Not every file system can."""
+    """Make the folder's own entries durable (a rename is only so after this). Not every file system can, and Windows,
+    which has no such call, writes them by itself."""
+    if os.name == "nt":
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with contextlib.suppress(PermissionError):
@@ -88,11 +160,11 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
             if durable:
                 os.fsync(file.fileno())
         restore_mode(temporary)
-        temporary.replace(path)
+        replace(temporary, path)
         if durable:
             fsync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        unlink(temporary)
 
 
 def remove_temporary(folder: Path, name: str = ".*") -> None:
@@ -148,7 +220,13 @@ def digest(value: Any) -> str:
     return hashlib.sha256(compact_json_bytes(value)).hexdigest()
 
 
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
+def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits. `progress`: told now and then how many bytes are read."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if progress is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while part := file.read(READ_AT_ONCE):
+            digest.update(part)
+            progress(file.tell())
+        return digest.hexdigest()

@@ -14,12 +14,17 @@ def size(count: float) -> str:
     return f"{count:,.3g} TB" if count < 999.5 else f"{count:,.0f} TB"
 
 
+def duration(seconds: float) -> str:
+    """45 minutes, 3.5 hours."""
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.3g} hours"
+
+
 def counted(number: int, noun: str) -> str:
     """1 image, 1,234 images."""
     return f"1 {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def duration(seconds: float) -> str:
+def brief_duration(seconds: float) -> str:
     """A length of time in two units at most: 45 s, 3 min, 2 h 5 min, 3 d 4 h; a dash when a clock was badly wrong."""
     if seconds > LONGEST:
         return "–"

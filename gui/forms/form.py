@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import gradio as gr
 
 from gui import look
+from trainer.models import families
 from trainer.options import checks, sources
 from trainer.options.config import OPTIONS
 from trainer.options.declaration import Option
 from trainer.options.problems import Checked, Given, Problem
+from trainer.options.values import list_items
 
 LARGEST_EXACT = 2**53  # a browser's numbers are doubles: above this, whole numbers are typed as text
 LINES = {"sample_prompts": 4, "training_comment": 2, "metadata_description": 2}
@@ -65,7 +66,7 @@ def to_browser(known: Option, value: Any) -> Any:
 def from_browser(known: Option, raw: Any) -> Any:
     """The value that a widget's raw content means; content that means none comes back as it is, for `check`."""
     if known.kind == "list":
-        return _items(raw) if isinstance(raw, str) else raw
+        return list_items(raw) if isinstance(raw, str) else raw
     if known.kind in ("int", "float"):
         text = raw.strip() if isinstance(raw, str) else raw
         if text in ("", None):
@@ -74,15 +75,6 @@ def from_browser(known: Option, raw: Any) -> Any:
     if known.kind == "choice":
         return raw
     return "" if known.kind == "str" and raw is None else raw
-
-
-def _items(text: str) -> list[str]:
-    """One item a line; on one line they may follow each other as sd-scripts writes them: a=1 b=2, or name, name."""
-    found: list[str] = []
-    for line in text.splitlines():
-        between = r"[\s,]+(?=\w+=)" if "=" in line else r"[\s,]+"
-        found += [item.strip(" ,\t") for item in re.split(between, line)]
-    return [item for item in found if item]
 
 
 def check_values(values: Mapping[str, Any]) -> Checked:
@@ -123,6 +115,15 @@ def linked(problems: Iterable[Problem]) -> list[str]:
         look.to_option(problem.key, describe(problem)) if problem.key in OPTIONS else describe(problem)
         for problem in problems
     ]
+
+
+def hiding(family: str | None) -> str:
+    """A style that hides the options which a family does not have; none where the family is not known."""
+    if family is None:
+        return ""
+    traits = families.TABLE[family].traits
+    hidden = [f"#opt-{known.name}" for known in OPTIONS.values() if not known.applies_to(traits)]
+    return f"<style>{', '.join(hidden)} {{ display: none }}</style>" if hidden else ""
 
 
 def section_id(section: str, *, advanced: bool = False) -> str:
@@ -179,7 +180,7 @@ def widget(known: Option) -> gr.components.Component:
     if known.kind == "bool":
         return gr.Checkbox(**common)
     if known.kind == "choice":
-        return gr.Dropdown(choices=list(known.choices), **common)
+        return gr.Dropdown(choices=list(known.choices), allow_custom_value=bool(known.pattern), **common)
     if known.kind == "list":
         return gr.Textbox(lines=2, max_lines=8, placeholder="one a line", **common)
     if _is_typed(known):

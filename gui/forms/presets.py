@@ -11,11 +11,11 @@ from typing import Any
 from gui.places import Places
 from trainer import files
 from trainer.options import checks, problems, sources, writing
+from trainer.options.kohya import reading, translation
 
 USER = "user/"
 PLAIN_NAME = re.compile(r"\w[\w .+-]{0,79}")
 LARGEST = 256 << 10  # bytes; a preset with every option has about 5,000
-DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 class NameRefused(Exception):
@@ -39,14 +39,25 @@ def read(places: Places, name: str) -> problems.Checked:
 
 
 def parse(content: bytes, name: str) -> problems.Checked:
-    """The options of an uploaded preset, checked. Raises ConfigError."""
+    """The options of an uploaded preset, ours or one of kohya_ss or sd-scripts, checked. Raises ConfigError."""
     if len(content) > LARGEST:
         raise problems.ConfigError([problems.Problem("", f"{name} is no preset: it has more than {LARGEST:,} bytes")])
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise problems.ConfigError([problems.Problem("", f"{name} is not text in UTF-8: {error}")]) from error
-    return checks.check(sources.read_toml_text(text, name))
+    if not reading.is_theirs(text):
+        return checks.check(sources.read_toml_text(text, name))
+    imported = translation.read(text, name)
+    if imported.refused:
+        raise problems.ConfigError([problems.Problem("", reason) for reason in imported.refused])
+    notices = [str(fate) for fate in imported.fates if fate.outcome in ("changed", "default")]
+    without = [fate.key for fate in imported.fates if fate.outcome == "no effect" and fate.matters]
+    if without:
+        notices.append(f"Without effect here: {', '.join(without)}")
+    return problems.Checked(
+        imported.checked.values, imported.checked.problems, [f"{imported.title}.", *notices, *imported.remarks]
+    )
 
 
 def about(places: Places, name: str) -> str:
@@ -96,7 +107,7 @@ def plain(name: str) -> str:
     name = name.strip().removeprefix(USER).removesuffix(".toml").strip()
     if not name:
         raise NameRefused("Write a name for the preset first.")
-    if not PLAIN_NAME.fullmatch(name) or name.endswith(".") or DEVICES.fullmatch(name):
+    if not PLAIN_NAME.fullmatch(name) or files.unusable_name(name, windows=True):
         raise NameRefused(
             f"{name[:80]!r} cannot be a preset's name: use letters, digits, spaces and . _ - + only, "
             "beginning with a letter or digit, 80 characters at most."

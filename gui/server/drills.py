@@ -8,15 +8,18 @@ Beside the run folders, in <output_dir>/.rekindle/drills/, each run's last drill
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
-import os
+import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from gui import look
 from gui.places import Places
@@ -24,7 +27,7 @@ from gui.server import console_log, runner
 from trainer import files
 from trainer.options import writing
 from trainer.options.config import Config
-from trainer.runs import launch, run_folder
+from trainer.runs import detached, run_folder
 from trainer.runs.run_folder import RunFolder
 
 STEPS = 8
@@ -42,7 +45,7 @@ class Drill:
 
 
 def _file(run: RunFolder, suffix: str) -> Path:
-    return run.path.parent / launch.REQUESTS / "drills" / f"{run.path.name}{suffix}"
+    return run.path.parent / runner.REQUESTS / "drills" / f"{run.path.name}{suffix}"
 
 
 def start(settings: Config, places: Places) -> RunFolder:
@@ -55,15 +58,7 @@ def start(settings: Config, places: Places) -> RunFolder:
     try:
         files.write_text(_file(run, ".toml"), writing.to_toml(settings))
         with _file(run, ".log").open("wb") as log:
-            process = subprocess.Popen(
-                arguments,
-                cwd=places.home,
-                env=launch.environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            process = detached.start(arguments, places.home, log)
         here = {
             "pid": process.pid,
             "process_start": run_folder.process_start(process.pid),
@@ -91,11 +86,17 @@ def stop(run: RunFolder) -> bool:
     if drill is None or not drill.alive:
         return False
     pid = json.loads(_file(run, ".json").read_text(encoding="utf-8"))["pid"]
-    try:
-        os.killpg(pid, signal.SIGINT)  # it leads a session of its own, and cleans up
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
+    family = detached.family_of(pid)
+    if sys.platform != "win32":
+        for process in family:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(signal.SIGINT)  # so that it cleans up
+    else:
+        detached.kill(family)
+        psutil.wait_procs(family, timeout=10)
+        for folder in run.path.parent.glob(f".drill-{glob.escape(run.path.name)}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+    return bool(family)
 
 
 def show(drill: Drill | None, now: float) -> str:

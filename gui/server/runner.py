@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import os
 import shlex
-import signal
 import subprocess
 import threading
 import time
@@ -13,13 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from gui.forms import form as forms
 from gui.places import CODE, Places
 from trainer.options import checks
 from trainer.options.config import Config
-from trainer.runs import launch, run_folder
+from trainer.runs import detached, launch, run_folder
 from trainer.runs.launch import REQUESTS, Started, command
 from trainer.runs.run_folder import Request, RunFolder
 
@@ -33,6 +30,9 @@ class StartRefused(Exception):
 def shell_line(settings: Config, places: Places) -> str:
     """The line for a shell that starts the same process as `start` does. Writes the config file. Raises OSError."""
     run = RunFolder(places.home / settings.run_dir)
+    if os.name == "nt":  # for cmd
+        code = f' && set "PYTHONPATH={CODE}"' if places.home != CODE else ""
+        return f'cd /d "{places.home}"{code} && {subprocess.list2cmdline(command(launch.write_config(run, settings)))}'
     words = ["cd", shlex.quote(str(places.home)), "&&"]
     if places.home != CODE:
         words.append(f"PYTHONPATH={shlex.quote(str(CODE))}")
@@ -68,13 +68,9 @@ def kill(run: RunFolder) -> bool:
     process = launch.worker(run)
     if process is None:
         return False
-    below: list[psutil.Process] = []
-    with contextlib.suppress(psutil.Error):
-        below = psutil.Process(process["pid"]).children(recursive=True)
-    launch.send(process, signal.SIGKILL)
-    for child in below:
-        with contextlib.suppress(psutil.Error):
-            child.kill()
+    family = detached.family_of(process["pid"])
+    if run_folder.is_alive(process):  # certainly the one meant
+        detached.kill(family)
     return True
 
 

@@ -86,8 +86,9 @@ def kept_token(path: Path) -> str:
     """The token in a file that only its owner can read, made when there is none. Raises OSError."""
     with contextlib.suppress(FileNotFoundError):
         stat = path.lstat()
+        own = os.name == "nt" or stat.st_mode & 0o077 == 0  # on Windows the profile's folder is the user's alone
         text = path.read_text(encoding="ascii", errors="replace").strip()
-        if path.is_file() and not path.is_symlink() and stat.st_mode & 0o077 == 0 and len(text) >= 32:
+        if path.is_file() and not path.is_symlink() and own and len(text) >= 32:
             return text
         path.unlink()  # others could read it, or it is no token
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

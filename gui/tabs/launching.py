@@ -11,7 +11,7 @@ from gui.forms import form as forms
 from gui.places import Places, placed
 from gui.server import runner
 from gui.tabs import queue_tab
-from trainer.checkpoints import preflight
+from trainer.checkpoints import choosing, preflight
 from trainer.models import base_model
 from trainer.options import checks
 from trainer.options.config import OPTIONS, Config
@@ -45,6 +45,9 @@ def check(places: Places, values: Mapping[str, Any]) -> Checked:
     if model not in {problem.key for problem in problems}:
         wrong = base_model.unusable(places.home / settings.pretrained_model_name_or_path)
         problems += [Problem(model, wrong)] if wrong else []
+        said = {(problem.key, problem.message) for problem in problems}
+        unfit = preflight.with_settled_family(settings, places.home)[1]
+        problems += [problem for problem in unfit if (problem.key, problem.message) not in said]
     exists = None
     if not {"output_dir", "output_name"} & {problem.key for problem in checked.problems}:
         in_the_way, exists = _in_the_way(RunFolder(places.home / settings.run_dir), settings)
@@ -58,14 +61,15 @@ def check(places: Places, values: Mapping[str, Any]) -> Checked:
 def _in_the_way(run: RunFolder, settings: Config) -> tuple[list[Problem], int | None]:
     """Checkpoints where there should be none, and the newest one's step; or none where there should be."""
     have = manifest.listing(run.checkpoints)
-    if have and not settings.resume_from_checkpoint and not settings.overwrite_run:
+    named = choosing.wanted(settings.resume_from_checkpoint)
+    if have and named == "nothing" and not settings.overwrite_run:
         text = (
             f"the run {run.path.name} already holds checkpoints, the newest of step {have[0].step:,}. Continue it "
             "(write latest here), choose another output_name, or turn on overwrite_run, which moves the old run "
             "aside and deletes nothing"
         )
         return [Problem("resume_from_checkpoint", text)], have[0].step
-    if settings.resume_from_checkpoint == "latest" and not have:
+    if named == "latest" and not have:
         text = (
             f"the run {run.path.name} has no checkpoints yet, so there is nothing to continue. Leave this empty to "
             "start afresh, or give output_dir and output_name of the run you mean"
@@ -76,7 +80,7 @@ def _in_the_way(run: RunFolder, settings: Config) -> tuple[list[Problem], int | 
 
 def why_not_resumed(places: Places, settings: Config) -> list[str]:
     """Why the trainer would refuse a resume, or find nothing to do; what only it can know is left out."""
-    if not settings.resume_from_checkpoint:
+    if choosing.starts_from_scratch(settings, places.home):
         return []
     try:
         looked = preflight.look(placed(places, settings))

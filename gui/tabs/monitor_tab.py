@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import gradio as gr
 
 from gui import look
 from gui.places import Places
-from gui.server import console_log, runner
+from gui.server import runner
 from gui.tabs import run_bar
-from gui.views import charts, monitor
+from gui.views import comparison, monitor, runs
+from gui.views.charts import MOST_SMOOTHING, PLOTLY_ADDRESS
 from gui.views.history import SMOOTHING
 from gui.views.monitor import View
+from gui.wiring import QUIET, Updates
 from trainer import quantities
+from trainer.runs import on_finish
 
 # The log stays at its end while it is there; whoever scrolls up stays where they are.
 FOLLOW_THE_LOG = """
@@ -32,23 +36,48 @@ TO_THE_END_OF_THE_LOG = """() => setTimeout(() => {
   const log = document.getElementById("run-log");
   if (log) log.scrollTop = log.scrollHeight;
 }, 400)"""
-CHART_SECONDS = 2  # between two drawings of the chart
-MOST_SMOOTHING = 0.999
+AXES = [("Steps", "steps"), ("Epochs", "epochs"), ("Time", "time")]
+TELL = "Tell me when the run ends"
+FOR_THE_PAGE = {"api_visibility": "private", "queue": False}  # what page and charts have to do with one another
+
+
+def chart(name: str, elem_id: str) -> gr.HTML:
+    """A place that charts.js draws in, and which the server never changes."""
+    return gr.HTML(
+        f'<div class="chart" role="group" aria-label="{escape(name)}" data-plotly="{PLOTLY_ADDRESS}"></div>',
+        elem_id=elem_id,
+    )
 
 
 class MonitorTab:
     def __init__(self) -> None:
-        self.facts = gr.HTML(elem_id="run-facts")
-        self.hint = gr.HTML(elem_id="run-hint")
-        self.chart = gr.Plot(label="Loss", elem_id="loss-chart", show_label=False)
-        self.smoothing = gr.Slider(
-            0, MOST_SMOOTHING, value=SMOOTHING, step=0.001, label="Smoothing of the loss", elem_id="loss-smoothing",
-            info="0 draws the losses as they are; near 1 shows the trend alone.",
-        )  # fmt: skip
-        with gr.Accordion("Learning rate, gradient norm, memory", open=True):
-            self.details = gr.Plot(label="Learning rate", elem_id="detail-chart", show_label=False)
+        gr.HTML(look.live(), elem_id="run-facts")
+        gr.HTML(look.live(), elem_id="run-hint")
+        with gr.Row(equal_height=False, elem_classes="chart-controls"):
+            self.compare = gr.Dropdown(
+                choices=[], value=[], multiselect=True, label="Compare with", elem_id="compare-runs", scale=3,
+                min_width=220, max_choices=runs.MOST_COMPARED, interactive=True,
+            )  # fmt: skip
+            self.axis = gr.Radio(AXES, value="steps", label="Drawn by", elem_id="chart-axis", min_width=350)
+            self.smoothing = gr.Slider(
+                0, MOST_SMOOTHING, value=SMOOTHING, step=0.001, label="Smoothing", min_width=230,
+                elem_id="loss-smoothing",
+            )  # fmt: skip
+            with gr.Column(min_width=150, scale=0):
+                self.log_scale = gr.Checkbox(label="Log scale", elem_id="chart-log", min_width=130)
+                self.clip = gr.Checkbox(label="Clip outliers", elem_id="chart-clip", min_width=130)
+            self.whole = gr.Button("Whole run", elem_id="chart-whole", scale=0, min_width=150)
+        self.chart = chart("Loss of the run", "loss-chart")
+        self.differences = gr.HTML(elem_id="run-differences")
+        with gr.Accordion("Learning rate, gradient norm, memory, machine", open=True):
+            self.details = chart("Learning rate, gradient norm, memory and machine", "detail-chart")
+        with gr.Row(equal_height=False, elem_classes="beside"):
+            self.tell = gr.Checkbox(
+                label=TELL, elem_id="tell-end", info="A notification of this browser, while the page is open.",
+            )  # fmt: skip
+            gr.HTML(hook_line(), elem_id="on-finish")
         gr.HTML("<h3>Log</h3>")
-        self.log = gr.HTML(elem_id="run-log", container=True, min_height=120, js_on_load=FOLLOW_THE_LOG)
+        gr.HTML(look.live(look.log("")), elem_id="run-log", container=True, min_height=120, js_on_load=FOLLOW_THE_LOG)
         with gr.Accordion("Runs in another folder", open=False), gr.Row(equal_height=False, elem_classes="beside"):
             self.folder = gr.Textbox(
                 label="Output folder", elem_id="other-output-dir", max_lines=1, scale=4,
@@ -56,47 +85,54 @@ class MonitorTab:
             )  # fmt: skip
             self.add_folder = gr.Button("Show its runs", elem_id="other-output-add", scale=0, min_width=160)
 
-    def outputs(self) -> set[Any]:
-        return {self.facts, self.hint, self.chart, self.details, self.log}
+    def wire(self, places: Places, picker: gr.Dropdown, item: gr.Tab) -> None:
+        """Everything about the charts that is not drawn by itself."""
 
-    def stamps(self, view: View | None, smoothing: float) -> dict[str, tuple[Any, Any]]:
-        """What each shown part depends on, and its turn: a part is drawn anew once neither is as when it was drawn.
+        def list_runs(data: Mapping[Any, Any]) -> Updates:
+            listed = [entry for entry in runs.choices(places) if entry[1] != data[picker]]
+            return {self.compare: gr.update(choices=listed)}
 
-        The charts of a run that goes on have a turn every CHART_SECONDS; everything else has its turn when it changes.
-        """
-        if view is None:
-            return dict.fromkeys(("facts", "chart", "details", "log"), (None, None))
-        path, pulse = str(view.run.path), int(time.time() / CHART_SECONDS)
-        facts = (view.stamp, view.condition, pulse if view.active else 0)
-        log = (path, *console_log.stamp(view.run.console_file))
-        chart = (path, view.stamp, view.active, smoothing)
-        return {
-            "facts": (facts, facts),
-            "chart": (chart, (path, pulse, smoothing) if view.active else chart),
-            "details": (chart[:3], (path, pulse) if view.active else chart[:3]),
-            "log": (log, log),
-        }
+        def compare(data: Mapping[Any, Any]) -> Updates:
+            run, wanted = runs.chosen(places, data[picker]), data[self.compare] or []
+            others = [other for other in (runs.chosen(places, path) for path in wanted) if other is not None]
+            return {self.differences: comparison.table([run, *others]) if run is not None and others else ""}
 
-    def show(self, view: View | None, parts: set[str], smoothing: float) -> dict[Any, Any]:
-        updates: dict[Any, Any] = {}
-        if "facts" in parts:
-            updates[self.facts] = facts(view)
-            updates[self.hint] = hint(view)
-        if "chart" in parts:
-            key = str(view.run.path) if view else ""
-            updates[self.chart] = None if view is None else charts.loss_figure(view.history, key, smoothing)
-        if "details" in parts:
-            key = str(view.run.path) if view else ""
-            updates[self.details] = None if view is None else charts.detail_figure(view.history, key)
-        if "log" in parts:
-            updates[self.log] = look.log("" if view is None else console_log.tail(view.run.console_file))
-        return updates
+        both = {picker, self.compare}
+        item.select(list_runs, {picker}, {self.compare}, **QUIET)
+        item.select(None, js=TO_THE_END_OF_THE_LOG, api_visibility="private")
+        self.compare.focus(list_runs, {picker}, {self.compare}, queue=False, **QUIET)
+        self.compare.change(compare, both, {self.differences}, queue=False, **QUIET)
+        picker.input(compare, both, {self.differences}, queue=False, **QUIET)
+        self.compare.change(None, self.compare, None, js="runs => rekindleCharts.compare(runs || [])", **FOR_THE_PAGE)
+        set_axis, set_smoothing = (
+            f"value => rekindleCharts.set({{ {name}: value }})" for name in ("axis", "smoothing")
+        )
+        self.axis.input(None, self.axis, None, js=set_axis, **FOR_THE_PAGE)
+        for event in (self.smoothing.input, self.smoothing.release):  # a number that is written is told by the latter
+            event(None, self.smoothing, None, js=set_smoothing, **FOR_THE_PAGE)
+        for widget, name in ((self.log_scale, "log"), (self.clip, "clip")):
+            widget.input(None, widget, None, js=f"value => rekindleCharts.redraw({{ {name}: value }})", **FOR_THE_PAGE)
+        self.whole.click(None, None, None, js="() => rekindleCharts.whole()", **FOR_THE_PAGE)
+        self.tell.input(
+            None, self.tell, self.tell, js="async wanted => await rekindleCharts.permission(wanted)", **FOR_THE_PAGE
+        )
+
+    def remember(self, blocks: gr.Blocks) -> None:
+        """What this browser had chosen when the page was open before."""
+        kept = [self.axis, self.smoothing, self.log_scale, self.clip, self.tell]
+        told = "() => { const { axis, smoothing, log, clip, tell } = rekindleCharts.view; "
+        blocks.load(None, None, kept, js=told + "return [axis, smoothing, log, clip, tell]; }", **FOR_THE_PAGE)
 
 
-def checked_smoothing(value: Any) -> float:
-    """The slider's value, if it is one."""
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST_SMOOTHING
-    return float(value) if usable else SMOOTHING
+def hook_line() -> str:
+    """What is told besides, by the trainer itself, in HTML."""
+    told = on_finish.described()
+    if told:
+        return look.paragraph(f"When a session ends, the trainer also {told}.")
+    return look.paragraph(
+        "The trainer can also run a command or call a web address when a session ends: set "
+        f"{on_finish.COMMAND} or {on_finish.WEBHOOK} in the environment of this program."
+    )
 
 
 def facts(view: View | None) -> str:
@@ -114,7 +150,7 @@ def facts(view: View | None) -> str:
         ("Elapsed", _elapsed(here, whole)),
         ("Time left", run_bar.time_left(view) or "–"),
         ("Learning rate", monitor.rates(history.learning_rate)),
-        ("Loss (smoothed)", f"{history.loss:.4f}" if history.loss is not None else "–"),
+        ("Loss (average)", f"{history.loss:.4f}" if history.loss is not None else "–"),
         ("Gradient norm", f"{history.grad_norm:.3g}" if history.grad_norm is not None else "–"),
         ("Memory", _memory(view)),
         ("Last checkpoint", f"step {history.checkpoints[-1]:,}" if history.checkpoints else "none yet"),
@@ -148,8 +184,8 @@ def _best_checkpoint(view: View) -> list[str]:
 
 def _elapsed(here: float, whole: float) -> str:
     if whole - here < 1:
-        return monitor.duration(here)
-    return f"{monitor.duration(here)}; {monitor.duration(whole)} in all sessions"
+        return quantities.brief_duration(here)
+    return f"{quantities.brief_duration(here)}; {quantities.brief_duration(whole)} in all sessions"
 
 
 def _epoch(view: View) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -13,13 +13,13 @@ from gui.forms import form as forms
 from gui.forms.draft import Draft
 from gui.places import Places
 from gui.server import drills, runner
-from gui.tabs import run_bar, train_tab
+from gui.tabs import train_tab
 from gui.tabs.train_tab import TrainTab
-from gui.views import checkpoints, resume_check
+from gui.views import checkpoints, resume_check, runs
 from gui.views.checkpoints import AFRESH, Shelf, Verified
 from gui.views.resume_check import Environments, Outcome
 from gui.wiring import QUIET, TELL_CLICKS, Updates
-from trainer.checkpoints import export
+from trainer.checkpoints import decisions, export
 from trainer.options.checks import read_config
 from trainer.options.config import OPTIONS
 from trainer.options.problems import ConfigError
@@ -208,7 +208,7 @@ class ResumeTab:
         listed = self._list(values, typed)
         settings, _ = resume_check.settings_of(values)
         environment, remark = None, ""
-        if settings is not None and str(values["resume_from_checkpoint"]).strip():
+        if settings is not None and resume_check.resumes(self._places, settings):
             yield listed | {self.verdict: look.note("Checking the images, the base model and every byte ...")}
             listed = {}
             if not self._environments.knows(settings):
@@ -293,7 +293,7 @@ class ResumeTab:
             yield from self._change(data, request, changes)
 
     def settle_one(self, data: Mapping[Any, Any], event: gr.EventData, request: gr.Request) -> Iterator[Updates]:
-        """Put one option back, or allow it to differ."""
+        """Put one option back, or allow it to differ as it does now."""
         name = _told(event)
         values = self._form.values(data)
         if getattr(event, "action", "") == "allow":
@@ -322,7 +322,7 @@ class ResumeTab:
         return checkpoints.checkpoint_options(item.path) if item is not None else {}
 
     def adopt_run(self, data: Mapping[Any, Any], request: gr.Request) -> Iterator[Updates]:
-        run = run_bar.chosen(self._places, data[self._run_picker])
+        run = runs.chosen(self._places, data[self._run_picker])
         values, message = adopted(self._places, run)
         if run is None or values is None:
             yield {self._message: message}
@@ -483,9 +483,11 @@ def _told(event: gr.EventData) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _with_allowed(values: Mapping[str, Any], names: Any) -> dict[str, Any]:
-    """resume_allow with these names added to it."""
-    return {"resume_allow": tuple(dict.fromkeys([*(values["resume_allow"] or ()), *names]))}
+def _with_allowed(values: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """resume_allow with these words, in the place of earlier ones for the same options."""
+    names = {word.partition(":")[0] for word in words}
+    kept = [word for word in values["resume_allow"] or () if word.partition(":")[0] not in names]
+    return {"resume_allow": (*kept, *words)}
 
 
 def adopted(places: Places, run: RunFolder | None) -> tuple[dict[str, Any] | None, str]:
@@ -497,11 +499,10 @@ def adopted(places: Places, run: RunFolder | None) -> tuple[dict[str, Any] | Non
     except ConfigError as error:
         problems = [forms.describe(problem) for problem in error.problems]
         return None, look.note(f"The options of {run.path.name} cannot be read:", problems, kind="bad")
-    values = {name: getattr(then, name) for name in OPTIONS}
-    # The folder's own name: it may have been renamed or copied since.
-    values |= {"resume_from_checkpoint": "latest", "overwrite_run": False, "output_name": run.path.name}
-    if (places.home / then.output_dir).resolve() != run.path.parent:  # trained from another folder
-        values["output_dir"] = str(run.path.parent)
+    now = decisions.to_continue(run, then)  # has the folder's own name: it may have been renamed or copied since
+    values = {name: getattr(now, name) for name in OPTIONS} | {"overwrite_run": False}
+    if (places.home / then.output_dir).resolve() == run.path.parent:  # trained from here
+        values["output_dir"] = then.output_dir
     adopted = f"The form has the options of {run.path.name}, to continue from its latest checkpoint."
     if run_folder.status(run) == "finished":
         return values, look.note(f"{adopted} It is finished: raise Train until step below, then press Start training.")

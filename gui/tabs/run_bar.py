@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import signal
+from collections.abc import Mapping
 from html import escape
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
@@ -13,29 +14,17 @@ from gui import look
 from gui.places import Places
 from gui.tabs import launching
 from gui.tabs.question import Question
-from gui.views import advice, monitor
-from gui.views.monitor import Condition, View
+from gui.views import advice, monitor, runs
+from gui.views.monitor import View
 from gui.wiring import fresh_list
+from trainer import quantities
 from trainer.options import checks, problems
-from trainer.runs import launch, run_folder
 from trainer.runs.run_folder import RunFolder
 
 MORE = (  # on a narrow screen, where there is no room for all buttons; page.js does it
     '<button type="button" class="small" id="run-more" aria-expanded="false" aria-controls="run-bar">More</button>'
 )
 STOPPED = (4, -signal.SIGTERM)  # exit codes of a trainer that was asked to leave
-WORDS: dict[Condition, str] = {
-    "none": "no run",
-    "new": "not started",
-    "starting": "starting",
-    "refused": "did not start",
-    "running": "running",
-    "stopping": "stopping",
-    "interrupted": "interrupted",
-    "stopped": "stopped",
-    "finished": "finished",
-    "failed": "failed",
-}
 
 
 class RunBar:
@@ -65,25 +54,28 @@ class RunBar:
             self.form_run = gr.HTML(elem_id="form-run")
             self.listed = gr.Number(0, visible="hidden")  # stands for the runs that the picker lists now,
             self.opened_with = gr.State(0)  # and this for those that it lists until that one changes
-            self.status = gr.HTML(elem_id="run-status")
-            self.progress = gr.HTML(elem_id="run-progress")
+            gr.HTML(look.live(), elem_id="run-status")
+            gr.HTML(look.live(), elem_id="run-progress")
+            self.watched = gr.HTML(elem_id="run-watched", visible="hidden")  # from which the page's script has the run
+            gr.HTML('<div class="machine" aria-label="This machine" role="group"></div>', elem_id="run-machine")
             self.question = Question()
             self.message = gr.HTML(elem_id="form-message")
             self.notice = gr.HTML(elem_id="run-notice")
+            self.awaited = gr.State(None)  # what a message speaks of that is yet to happen
 
     def outputs(self) -> set[Any]:
         return {
-            self.status, self.progress, self.notice, self.start, self.resume, self.stop, self.save, self.sample,
-            self.kill,
+            self.watched, self.notice, self.start, self.resume, self.stop, self.save, self.sample, self.kill,
         }  # fmt: skip
 
-    def show(self, view: View | None) -> dict[Any, Any]:
+    def show(self, view: View | None, news: int) -> dict[Any, Any]:
+        """`news`: stands for what is shown now; see live.news."""
+        path = "" if view is None else str(view.run.path)
         can_ask = view is not None and view.condition == "running"
         can_stop = view is not None and view.condition in ("running", "starting")
         to_resume = _way_on_in_short(view) if view is not None else ""
         return {
-            self.status: status_line(view),
-            self.progress: progress_bar(view),
+            self.watched: f'<i data-run="{escape(path)}" data-news="{news}"></i>',
             self.notice: notice(view),
             self.start: gr.update(variant="secondary" if to_resume or can_stop else "primary"),
             self.resume: gr.update(visible=bool(to_resume), value=to_resume or "Resume"),
@@ -92,6 +84,25 @@ class RunBar:
             self.sample: gr.update(interactive=can_ask),
             self.kill: gr.update(interactive=view is not None and view.active),
         }
+
+    def await_it(self, view: View, what: Literal["saves", "samplings"], message: str) -> dict[Any, Any]:
+        """Show a message until what it announces has happened to the run, or the run is over."""
+        count = getattr(view.history, what)
+        return {
+            self.message: message,
+            self.awaited: {"run": str(view.run.path), "what": what, "count": count, "message": message},
+        }
+
+    def forget(self, view: View | None, data: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Take back a message whose time is over; another that has come meanwhile stays."""
+        awaited = data[self.awaited]
+        if not awaited:
+            return {}
+        own = view is not None and str(view.run.path) == awaited["run"]
+        if own and view is not None and view.active and getattr(view.history, awaited["what"]) == awaited["count"]:
+            return {}
+        shown = {self.message: ""} if data[self.message] == awaited["message"] else {}
+        return shown | {self.awaited: None}
 
 
 def _way_on_in_short(view: View) -> str:
@@ -105,30 +116,6 @@ def _way_on_in_short(view: View) -> str:
 # --- which run -----------------------------------------------------------------------------------------------------
 
 
-def choices(places: Places) -> list[tuple[str, str]]:
-    """(label, path) of every run to watch, the one that was active last first."""
-    begun = sorted(launch.begun_runs(places.output_folders()), key=lambda entry: entry[0], reverse=True)
-    paths = [run.path for run in places.known_runs()]
-    for when, run in begun:
-        older = (place for place, path in enumerate(paths) if run_folder.last_active(RunFolder(path)) < when)
-        paths.insert(next(older, len(paths)), run.path)
-    names = [path.name for path in paths]
-    return [
-        (path.name if names.count(path.name) == 1 else f"{path.name}  ({path.parent})", str(path)) for path in paths
-    ]
-
-
-def chosen(places: Places, value: Any) -> RunFolder | None:
-    """The run that the picker's value names, when it is one of the known ones; nothing else can be opened so."""
-    if not isinstance(value, str) or not value:
-        return None
-    path = Path(value)
-    if path.parent not in places.output_folders():
-        return None
-    run = RunFolder(path)
-    return run if path.name not in ("", ".", "..") and launch.is_there(run) else None
-
-
 def has_prompts(run: RunFolder) -> bool:
     """Whether the run was given prompts to sample."""
     try:
@@ -139,11 +126,25 @@ def has_prompts(run: RunFolder) -> bool:
 
 def picker_update(places: Places, value: Any) -> Any:
     """The picker with its present choices: the run it shows, or where there is none the latest."""
-    found = choices(places)
+    found = runs.choices(places)
     return fresh_list(found, value, found[0][1] if found else None)
 
 
 # --- words ---------------------------------------------------------------------------------------------------------
+
+
+def in_short(view: View) -> dict[str, Any]:
+    """The run for the page's title and for a notification."""
+    history = view.history
+    share = history.step / history.total_steps if history.total_steps else None
+    return {
+        "run": str(view.run.path),
+        "name": view.name,
+        "condition": view.condition,
+        "words": runs.WORDS[view.condition],
+        "percent": "" if share is None else math.floor(100 * min(1.0, share)),
+        "line": " · ".join(_numbers(view)),
+    }
 
 
 def status_line(view: View | None) -> str:
@@ -153,7 +154,7 @@ def status_line(view: View | None) -> str:
             '<div class="run-line"><span class="badge">no run yet</span>'
             "<span>Choose a preset, look over the options and press Start training.</span></div>"
         )
-    parts = [f'<span class="badge {view.condition}">{WORDS[view.condition]}</span>']
+    parts: list[str] = [look.badge(runs.WORDS[view.condition], view.condition)]
     parts += [f"<span>{escape(text)}</span>" for text in _numbers(view)]
     return f'<div class="run-line">{"".join(parts)}</div>'
 
@@ -169,6 +170,9 @@ def _numbers(view: View) -> list[str]:
     texts = [f"step {history.step} of {history.total_steps}" if history.total_steps else f"step {history.step}"]
     if history.epoch is not None:
         texts.append(f"epoch {history.epoch + 1}")
+    doing = monitor.phase_line(view)
+    if doing:
+        texts.append(doing)
     if view.active:
         pace = history.seconds_per_step()
         if pace is not None:
@@ -188,7 +192,7 @@ def time_left(view: View) -> str:
     pace = view.history.seconds_per_step()
     if pace is None or view.history.total_steps is None or not view.active:
         return ""
-    return "about " + monitor.duration(pace * max(0, view.history.total_steps - view.history.step))
+    return "about " + quantities.brief_duration(pace * max(0, view.history.total_steps - view.history.step))
 
 
 def progress_bar(view: View | None) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -19,6 +21,9 @@ from gui.places import Places
 from gui.server import runner
 from gui.tabs import launching
 from gui.views import plan
+from trainer import files
+from trainer.models import base_model, families
+from trainer.models.base_model import BaseModelMissing
 from trainer.options.config import OPTIONS
 from trainer.options.problems import Checked, ConfigError
 
@@ -44,9 +49,9 @@ class TrainTab:
                 )  # fmt: skip
                 self.load = gr.Button("Load", elem_id="preset-load", variant="primary", scale=1, min_width=90)
                 self.upload = gr.UploadButton(
-                    "Upload TOML",
+                    "Upload",
                     elem_id="preset-upload",
-                    file_types=[".toml"],
+                    file_types=[".toml", ".json"],
                     type="filepath",
                     scale=1,
                     min_width=130,
@@ -63,6 +68,7 @@ class TrainTab:
                 self.revert = gr.Button("Revert changes", elem_id="form-revert", visible=False, scale=0, min_width=190)
                 self.undo = gr.Button("Undo loading", elem_id="form-undo", visible=False, scale=0, min_width=140)
             self.plan = gr.HTML(elem_id="training-plan")
+            self.hiding = gr.HTML(elem_id="hidden-options")  # a style that hides what the model does not have
             with gr.Row(visible=False, equal_height=False, elem_id="queue-editing") as self.edit_row:
                 self.edit_text = gr.HTML(elem_id="queue-editing-text")
                 self.edit_save = gr.Button("Save to the queue", elem_id="queue-edit-save", scale=0, min_width=170)
@@ -91,7 +97,7 @@ class TrainTab:
 
     def about_outputs(self) -> set[Any]:
         """What `show_changes` changes."""
-        return {self.base, self.changes, self.revert, self.undo, self.plan, self.form_run}
+        return {self.base, self.changes, self.revert, self.undo, self.plan, self.form_run, self.hiding}
 
     def fill(self, draft: Draft, data: Mapping[Any, Any], *, undo: bool | None, present: bool = True) -> dict[Any, Any]:
         """Put a draft into the form and keep it; edits that were made before and arrive later are dropped.
@@ -135,6 +141,7 @@ class TrainTab:
             self.revert: gr.update(visible=bool(changes)),
             self.plan: look.line("", plan.told(self.places, draft.values)),
             self.form_run: launching.form_line(self.places, draft.values),
+            self.hiding: forms.hiding(family_of(self.places, draft.values)),
         }
         return shown if undo is None else shown | {self.undo: gr.update(visible=undo)}
 
@@ -175,7 +182,9 @@ def preset_choices(places: Places, present: Any = "") -> list[tuple[str, str]]:
 
 def suggested_name(name: str) -> str:
     """The name to save under what began with a preset, a run, a file or an entry of the queue."""
-    return presets.own_name(re.sub(r"^(run |file |queue \d+: )", "", name).removesuffix(".toml"))
+    if name.startswith("file "):
+        return Path(name.removeprefix("file ")).stem
+    return presets.own_name(re.sub(r"^(run |queue \d+: )", "", name))
 
 
 def first_preset(places: Places) -> str:
@@ -261,6 +270,18 @@ def would_replace(places: Places, name: Any, begun_with: str) -> str:
 
 
 # --- launch --------------------------------------------------------------------------------------------------------
+
+
+def family_of(places: Places, values: Mapping[str, Any]) -> str | None:
+    """The family that the form names or whose files it names; None where neither tells."""
+    family, model = values.get("family"), values.get("pretrained_model_name_or_path")
+    if family in families.TABLE:
+        return str(family)
+    if not isinstance(model, str) or not model or not files.exists(path := places.home / model):
+        return None
+    with contextlib.suppress(BaseModelMissing):
+        return None if base_model.unusable(path) else base_model.detect(path)
+    return None
 
 
 def print_command(places: Places, values: Mapping[str, Any]) -> str:

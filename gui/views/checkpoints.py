@@ -14,6 +14,7 @@ from gui import look
 from gui.places import Places
 from trainer import quantities
 from trainer.checkpoints import resume
+from trainer.checkpoints.choosing import AUTO, LATEST
 from trainer.file_memory import stamp_of
 from trainer.options.checks import read_config
 from trainer.options.config import OPTIONS, Config
@@ -23,7 +24,6 @@ from trainer.runs.manifest import CheckpointDamaged, Found
 from trainer.runs.run_folder import RunFolder
 
 AFRESH = ("Start afresh", "")
-LATEST = "latest"
 HEADINGS = ("", "Step", "Epochs done", "Loss", "Size", "Saved", "State", "With this form")
 
 
@@ -41,7 +41,7 @@ class Shelf:
 
     def chosen(self, wanted: str) -> Found | None:
         """The checkpoint that resume_from_checkpoint means, if it is one of these."""
-        if wanted == LATEST:
+        if wanted in (LATEST, AUTO):
             return next((item for item in self.found if item.manifest), None)
         return next((item for item in self.found if wanted in (self.value(item), str(item.path))), None)
 
@@ -73,6 +73,7 @@ def choices(found: Shelf | None, wanted: str) -> list[tuple[str, str]]:
     if found is not None and found.run is not None:
         sound = next((item for item in found.found if item.manifest), None)
         listed.append((f"Latest (step {sound.step:,})" if sound else "Latest (there is none yet)", LATEST))
+        listed.append(("Latest, or afresh if there is none (auto)", AUTO))
     if found is not None:
         listed += [(label(item), found.value(item)) for item in found.found]
     if wanted not in [value for _, value in listed]:
@@ -84,7 +85,7 @@ def label(item: Found) -> str:
     """Step, epoch, loss, size and date of a checkpoint, and whether it is complete."""
     if item.manifest is None:
         return f"Step {item.step:,} · damaged: {item.problem}"
-    parts = [f"Step {item.step:,}", f"epoch {item.manifest.epoch}"]
+    parts = [f"Step {item.step:,}", f"epoch {epoch_of(item)}"]
     if item.manifest.loss is not None:
         parts.append(f"loss {item.manifest.loss:.4f}")
     parts += [quantities.size(item.manifest.bytes), _date(item.manifest.created)]
@@ -157,6 +158,24 @@ def processes_of(folder: Path) -> int:
     return told if isinstance(told, int) and told > 0 else 1
 
 
+@functools.lru_cache(maxsize=1024)
+def _completed(folder: Path, stamp: str | None) -> tuple[int, int] | None:
+    """Epochs completed, and steps of the next one; None where they cannot be read."""
+    try:
+        state = manifest.read_json(folder, "state.json")
+        return manifest.of(int, state.get("epoch")), manifest.of(int, state.get("place"))
+    except (CheckpointDamaged, ValueError):
+        return None
+
+
+def epoch_of(item: Found) -> int:
+    """The epoch that a checkpoint's last step belongs to, counted from 1 as in the bar and in the log."""
+    done = _completed(item.path, stamp_of(item.path / "state.json"))
+    if done is None:
+        return item.manifest.epoch if item.manifest is not None else 0
+    return done[0] + (done[1] > 0)
+
+
 def fit(item: Found, now: Config | None) -> str:
     """Whether the form could continue a checkpoint, by the options alone."""
     then = config_of(item.path) if item.manifest else None
@@ -199,7 +218,7 @@ def _row(found: Shelf, item: Found, chosen: bool, now: Config | None, verified: 
     told = item.manifest
     loss = "–" if told.loss is None else f"{told.loss:.4f}"
     size, date = quantities.size(told.bytes), _date(told.created)
-    return [choose, f"{item.step:,}", str(told.epoch), loss, size, date, shown, fit(item, now)]
+    return [choose, f"{item.step:,}", str(epoch_of(item)), loss, size, date, shown, fit(item, now)]
 
 
 def abandoned(run: RunFolder | None) -> list[tuple[str, Path]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 MOST_POINTS = 2000
-ROW = np.dtype([("step", "i8"), ("loss", "f4"), ("lr", "f4"), ("grad_norm", "f4"), ("memory", "f4")])
+# `epochs` and `seconds`: of training since the run began, pauses between its sessions not counted.
+ROW = np.dtype([("step", "i8"), *((name, "f4") for name in ("epochs", "seconds", "loss", "lr", "grad_norm", "memory"))])
 _STRETCH = 128  # values smoothed at once: 0.01 ** 128 is still a number
 
 
@@ -19,24 +22,38 @@ class Curve:
     A row that is there never changes, so a frozen copy shares them and costs nothing, however long the run is.
     """
 
-    def __init__(self) -> None:
-        self._rows = np.empty(0, ROW)
+    def __init__(self, row: np.dtype[Any] = ROW) -> None:
+        self._rows = np.empty(0, row)
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
     @property
-    def rows(self) -> Array:  # (steps,) of ROW
+    def rows(self) -> Array:  # (steps,) of ROW, and what was told besides
         return self._rows[: self._count]
 
-    def append(self, row: tuple[float, ...]) -> None:
+    def append(self, numbers: Mapping[str, float | None]) -> None:
+        """A row: its step and whatever was told of it. A number that was never told before is a new column."""
+        for name in numbers.keys() - set(columns(self._rows)):
+            self._widen(name)
         if self._count == len(self._rows):
-            grown = np.empty(max(1024, self._count * 3 // 2), ROW)
+            grown = np.empty(max(1024, self._count * 3 // 2), self._rows.dtype)
             grown[: self._count] = self._rows
             self._rows = grown
-        self._rows[self._count] = row
+        row = []
+        for name in columns(self._rows):
+            number = numbers.get(name)
+            row.append(math.nan if number is None else number)
+        self._rows[self._count] = tuple(row)
         self._count += 1
+
+    def _widen(self, name: str) -> None:
+        wider = np.empty(len(self._rows), np.dtype([*self._rows.dtype.descr, (name, "f4")]))
+        for before in columns(self._rows):
+            wider[before] = self._rows[before]
+        wider[name] = np.nan
+        self._rows = wider
 
     def cut_after(self, step: int) -> Array:
         """Take out the rows of later steps, and return them."""
@@ -48,32 +65,41 @@ class Curve:
 
     def frozen(self) -> Curve:
         """What is there now; later appends and cuts leave it as it is."""
-        result = Curve()
+        result = Curve(self._rows.dtype)
         result._rows, result._count = self._rows, self._count
         return result
 
 
+def columns(rows: Array) -> tuple[str, ...]:
+    """The names of what rows tell."""
+    return rows.dtype.names or ()
+
+
 def thin(steps: Array, values: Array, most: int = MOST_POINTS) -> tuple[Array, Array]:
-    """At most `most` points of a curve that look the same: lowest and highest of each bucket, in their order.
+    """At most `most` points of a curve that look the same; see `kept`."""
+    places = kept(values, most)
+    return steps[places], values[places]
+
+
+def kept(values: Array, most: int = MOST_POINTS) -> Array:
+    """The places of at most `most` values that look the same: lowest and highest of each bucket, in their order.
 
     Values that are not finite are left out.
     """
-    finite = np.isfinite(values)
-    if not finite.all():
-        steps, values = steps[finite], values[finite]
-    count = len(steps)
+    finite = np.flatnonzero(np.isfinite(values))
+    count = len(finite)
     if count <= most:
-        return steps, values
+        return finite
+    values = values[finite]
     size = -(-count // (most // 2))
     whole = count - count % size
     buckets = values[:whole].reshape(-1, size)
     firsts = np.arange(0, whole, size)
-    kept = [firsts + buckets.argmin(axis=1), firsts + buckets.argmax(axis=1)]
+    extremes = [firsts + buckets.argmin(axis=1), firsts + buckets.argmax(axis=1)]
     if whole < count:
         rest = values[whole:]
-        kept.append(whole + np.array([rest.argmin(), rest.argmax()]))
-    places = np.unique(np.concatenate(kept))
-    return steps[places], values[places]
+        extremes.append(whole + np.array([rest.argmin(), rest.argmax()]))
+    return finite[np.unique(np.concatenate(extremes))]
 
 
 def smooth(values: Array, share: float) -> Array:

@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from gui import look
+from trainer import files
 from trainer.data import caption_edits, dataset_report, folder_scan, pictures
 from trainer.data.dataset import Entry
 from trainer.data.dataset_report import Report
@@ -254,7 +255,7 @@ def _written(picture: Image.Image, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.stem}-{threading.get_ident()}.tmp")
     picture.save(temporary, "WEBP", quality=80)
-    temporary.replace(target)
+    files.replace(temporary, target)
     return target
 
 

@@ -12,9 +12,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gui.views.curves import Array, Curve, smooth
+import numpy as np
 
-SMOOTHING = 0.95  # share of the moving average that a step leaves as it was
+from gui.views.curves import Array, Curve
+from trainer.recipe import loss_average
+
+SMOOTHING = 0.95  # share of the moving average that a step leaves as it was, in the chart
+RATE = "rate "  # begins the name of a column with the learning rate of one trained part
+MACHINE_ROW = np.dtype([("step", "i8"), ("epochs", "f4"), ("seconds", "f4")])
+OF_A_GPU = ("load", "memory", "temperature", "watts")  # columns "load 0", "load 1" ... of the machine's rows
+AVERAGED = 2000  # losses that the average is made of; those before weigh 0.98 ** 2000
 RATE_STEPS = 50  # time left is told from the median of this many spans of steps
 TOGETHER_SECONDS = 0.2  # events closer than this were written in one go
 NOT_TOLD = math.nan
@@ -59,9 +66,12 @@ class History:
     def __init__(self) -> None:
         self.current = Curve()
         self.abandoned: list[Array] = []  # rows of curves.ROW
+        self.machine = Curve(MACHINE_ROW)  # what the trainer's machine did meanwhile
         self.validation: list[tuple[int, float]] = []  # (step, loss)
         self.resumes: list[int] = []
         self.checkpoints: list[int] = []
+        self.saves = 0  # that were tried, whether they went well or not
+        self.samplings = 0  # likewise
         self.samples: dict[str, Sample] = {}
         self.warnings: collections.deque[str] = collections.deque(maxlen=20)
         self.overfitting = ""  # the trainer's warning, until validation finds a better step
@@ -84,8 +94,8 @@ class History:
         self.last_time = 0.0
         self.earlier_seconds = 0.0  # that earlier sessions took
         self.stepped = False  # whether this session has completed a step
-        self._average = 0.0  # the moving average of the losses, not yet unbiased
-        self._averaged = 0  # losses in it
+        self.loss: float | None = None  # the trainer's moving average, as its log and its checkpoints have it
+        self._epochs = 0.0  # done so far; fractions count
         self._last = -1  # the last step of the current branch
         self._ticks: collections.deque[tuple[int, float]] = collections.deque(maxlen=RATE_STEPS + 1)
         self._step_seconds: list[float] = []  # of this session's first steps, until there are enough ticks
@@ -104,13 +114,15 @@ class History:
         for name, value in vars(self).items():
             if isinstance(value, list | dict | collections.deque):
                 setattr(result, name, value.copy())
-        result.current = self.current.frozen()
+        result.current, result.machine = self.current.frozen(), self.machine.frozen()
         return result
 
-    @property
-    def loss(self) -> float | None:
-        """The smoothed loss; None before the first."""
-        return self._average / (1 - SMOOTHING**self._averaged) if self._averaged else None
+    def loss_at(self, step: int) -> float | None:
+        """The average loss as it was after a step; None where that is not on the present branch."""
+        rows = self.current.rows
+        end = int(np.searchsorted(rows["step"], step, side="right"))
+        is_there = end > 0 and rows["step"][end - 1] == step
+        return _average(rows[max(0, end - AVERAGED) : end]) if is_there else None
 
     def seconds_per_step(self) -> float | None:
         """The median over this session's last steps; None until there is one.
@@ -131,11 +143,10 @@ class History:
         later = self.current.cut_after(step)
         if len(later):
             self.abandoned.append(later)
-            losses = self.current.rows["loss"]
-            losses = losses[losses == losses]
-            self._averaged = len(losses)
-            average = smooth(losses, SMOOTHING)
-            self._average = float(average[-1]) * (1 - SMOOTHING ** len(losses)) if len(losses) else 0.0
+            self.loss = _average(self.current.rows[-AVERAGED:])
+        self.machine.cut_after(step)
+        rows = self.current.rows
+        self._epochs = float(rows["epochs"][-1]) if len(rows) else step / (self.steps_per_epoch or 1)
         self._last = step
         self.checkpoints = [mark for mark in self.checkpoints if mark <= step]
         self.resumes = [mark for mark in self.resumes if mark <= step]
@@ -173,13 +184,16 @@ class History:
         if step <= self._last:
             self._go_back(step - 1)
         loss, now = _number(event.get("loss")), _number(event.get("time"))
-        self.learning_rate = event.get("lr")
+        self.learning_rate = event.get("lrs") or event.get("lr")
         self.grad_norm, self.memory = _number(event.get("grad_norm")), _number(event.get("memory"))
         if loss is not None:
-            self._average = SMOOTHING * self._average + (1 - SMOOTHING) * loss
-            self._averaged += 1
-        told = (loss, first_rate(self.learning_rate), self.grad_norm, self.memory)
-        self.current.append((step, *(NOT_TOLD if number is None else number for number in told)))
+            self.loss = loss_average.averaged(self.loss, loss, step)
+        if self.steps_per_epoch:
+            self._epochs += (step - max(self._last, 0)) / self.steps_per_epoch
+        told = {"lr": first_rate(self.learning_rate), "grad_norm": self.grad_norm, "memory": self.memory}
+        if isinstance(self.learning_rate, Mapping):
+            told |= {f"{RATE}{part}": _number(rate) for part, rate in self.learning_rate.items()}
+        self.current.append({"step": step, "loss": loss, **self._when(now), **told})
         self._last = step
         if now is not None:
             if self._ticks and now - self._ticks[-1][1] < TOGETHER_SECONDS:
@@ -193,6 +207,21 @@ class History:
         self.step = step
         self.epoch = _whole(event.get("epoch"))
 
+    def _when(self, now: float | None) -> dict[str, float]:
+        """Where a row is in epochs and in seconds of training."""
+        here = now - self.session_time if now is not None and self.session_time else 0.0
+        return {"epochs": self._epochs, "seconds": self.earlier_seconds + max(0.0, here)}
+
+    def _resources(self, step: int, event: Mapping[str, Any]) -> None:
+        told: dict[str, float | None] = {name: _number(event.get(name)) for name in ("cpu", "memory", "disk_free")}
+        gpus = event.get("gpus")
+        samples = [gpu for gpu in gpus if isinstance(gpu, Mapping)] if isinstance(gpus, list) else []
+        for place, gpu in enumerate(samples):
+            for name in OF_A_GPU:
+                told[f"{name} {place}"] = _number(gpu.get(name))
+        known = {name: number for name, number in told.items() if number is not None}
+        self.machine.append({"step": step, **self._when(_number(event.get("time"))), **known})
+
     def _validation(self, step: int, event: Mapping[str, Any]) -> None:
         loss = _number(event.get("loss"))
         if loss is not None:
@@ -201,6 +230,7 @@ class History:
                 self.overfitting = ""
 
     def _checkpoint_saved(self, step: int, event: Mapping[str, Any]) -> None:
+        self.saves += 1
         if step not in self.checkpoints[-3:]:
             self.checkpoints.append(step)
 
@@ -228,8 +258,9 @@ class History:
         self.error, self.advice = str(event.get("error", "")), str(event.get("advice") or "")
         self.failure = str(event.get("kind", ""))
 
-    def _nothing(self, step: int, event: Mapping[str, Any]) -> None:
-        """A warning event follows and says the same."""
+    def _checkpoint_failed(self, step: int, event: Mapping[str, Any]) -> None:
+        """A warning event follows and says why."""
+        self.saves += 1
 
     def _phase(self, step: int, event: Mapping[str, Any]) -> None:
         """Any other event that says how much of how much is done."""
@@ -237,6 +268,7 @@ class History:
         if done is None or not total or now is None:
             return
         name = " ".join(str(word) for word in (event["event"], event.get("what")) if word).replace("_", " ")
+        self.samplings += event["event"] == "sampling" and done >= total
         before = self.phase
         if before is None or before.name != name or done < before.done:
             before = Phase(name, done, total, now, done, now)
@@ -250,13 +282,22 @@ _HANDLERS: dict[str, Callable[[History, int, Mapping[str, Any]], None]] = {
     "step": History._step,
     "validation": History._validation,
     "checkpoint_saved": History._checkpoint_saved,
-    "checkpoint_failed": History._nothing,
+    "checkpoint_failed": History._checkpoint_failed,
     "checkpoint_rejected": History._warning,
     "sample_saved": History._sample_saved,
     "warning": History._warning,
+    "resources": History._resources,
     "run_finished": History._run_finished,
     "run_failed": History._run_failed,
 }
+
+
+def _average(rows: Array) -> float | None:
+    average = None
+    for step, loss in zip(rows["step"].tolist(), rows["loss"].tolist(), strict=True):
+        if math.isfinite(loss):
+            average = loss_average.averaged(average, loss, step)
+    return average
 
 
 def first_rate(value: Any) -> float | None:

@@ -14,7 +14,7 @@ import psutil
 
 from gui.server import console_log
 from gui.views.history import History, first_rate
-from trainer.quantities import duration
+from trainer.quantities import brief_duration
 from trainer.runs import events, launch, run_folder
 from trainer.runs.launch import Started
 from trainer.runs.run_folder import RunFolder, RunUnreadable
@@ -197,5 +197,7 @@ def phase_line(view: View) -> str:
     phase = view.history.phase
     if phase is None or not view.active:
         return ""
-    left = f", about {duration(phase.seconds_left)} left" if phase.seconds_left is not None else ""
+    if phase.name == "sampling":  # the one that is being made, not those that are
+        return f"Sampling {min(phase.done + 1, phase.total)} of {phase.total}"
+    left = f", about {brief_duration(phase.seconds_left)} left" if phase.seconds_left is not None else ""
     return f"{phase.name[:1].upper()}{phase.name[1:]}: {phase.done:,} of {phase.total:,}{left}"

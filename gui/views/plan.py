@@ -27,7 +27,9 @@ def told(places: Places, values: Mapping[str, Any]) -> list[str]:
         amount = remaining.amount(settings, places.home)
     except (DatasetError, OSError) as error:
         return [str(error)]
-    return [_arithmetic(settings, amount), *_time(places, settings, amount), _disk(places, settings, amount)]
+    seconds, time_line = _time(places, settings, amount)
+    at_stake = budget.at_stake(settings, 0, amount.steps, amount.steps_per_epoch, seconds)
+    return [_arithmetic(settings, amount), *time_line, *filter(None, [at_stake]), _disk(places, settings, amount)]
 
 
 def _arithmetic(settings: Config, amount: Amount) -> str:
@@ -52,12 +54,13 @@ def _epochs(number: float) -> str:
     return "1 epoch" if number == 1 else f"{number:,.0f} epochs" if number >= 10 else f"{number:.3g} epochs"
 
 
-def _time(places: Places, settings: Config, amount: Amount) -> list[str]:
+def _time(places: Places, settings: Config, amount: Amount) -> tuple[float | None, list[str]]:
+    """Seconds of a step, and a sentence; None and none where no earlier run tells."""
     found = remaining.pace(settings, places.known_runs()[: remaining.MOST_RUNS])
     if found is None:
-        return []
+        return None, []
     run, seconds = found
-    return [f"about {quantities.duration(seconds * amount.steps)} at the speed of {run.path.name}"]
+    return seconds, [f"about {quantities.brief_duration(seconds * amount.steps)} at the speed of {run.path.name}"]
 
 
 def _disk(places: Places, settings: Config, amount: Amount) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from gui import look
 from gui.look import Html
 from trainer.checkpoints import remaining
-from trainer.quantities import counted, duration
+from trainer.quantities import brief_duration, counted
 from trainer.runs import queue
 from trainer.runs.queue import Entry, Queue
 
@@ -68,7 +68,7 @@ def _end(entry: Entry, expected: dict[int, float], now: float) -> str:
         return "not known yet"
     end = expected[entry.number]
     form = "%H:%M" if end - now < 86400 else "%d %b %H:%M"
-    return f"{time.strftime(form, time.localtime(end))}, in about {duration(max(0.0, end - now))}"
+    return f"{time.strftime(form, time.localtime(end))}, in about {brief_duration(max(0.0, end - now))}"
 
 
 def _buttons(entry: Entry, waiting: Sequence[int]) -> Html:
@@ -95,6 +95,6 @@ def place_in_line(known: Queue, entry: Entry, expected: dict[int, float], now: f
     """Where a new entry stands, in a sentence."""
     before = [other for other in known.among(*queue.OPEN) if other.number != entry.number]
     ends = [expected[other.number] for other in before if other.number in expected]
-    when = f", in about {duration(max(0.0, max(ends) - now))}" if before and len(ends) == len(before) else ""
+    when = f", in about {brief_duration(max(0.0, max(ends) - now))}" if before and len(ends) == len(before) else ""
     after = f" It begins after {before[-1].name}{when}." if before else " It begins as soon as the device is free."
     return f"{entry.name} was added to the queue.{after}"

@@ -14,27 +14,32 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
+import numpy as np
 import plotly.graph_objects as go
 
 from gui import look
 from gui.forms import form as forms
 from gui.places import Places, placed
 from gui.server import runner
-from gui.views import charts, monitor
-from trainer import quantities
-from trainer.checkpoints import preflight, resume
+from gui.views import charts, comparison, monitor
+from trainer import files, quantities
+from trainer.checkpoints import choosing, preflight, resume
 from trainer.checkpoints.preflight import Preflight
 from trainer.checkpoints.resume import Difference, Verdict
 from trainer.options import checks, writing
 from trainer.options.config import OPTIONS, Config
+from trainer.options.problems import ConfigError
 from trainer.recipe.schedule import LrCurve
-from trainer.runs import launch, manifest
+from trainer.runs import branches, detached, manifest
+from trainer.runs.run_folder import RunFolder
 
 # The page asks no other machine for anything: a base model that is not here yet is the trainer's to fetch.
 huggingface_hub.constants.HF_HUB_OFFLINE = True
 
-OF_THE_SESSION = ("resume_from_checkpoint", "resume_allow", "overwrite_run")  # differ at every resume
-DATASET = "dataset"  # what resume_allow calls a change of the images
+OF_THE_SESSION = (  # differ at every resume
+    "resume_from_checkpoint", "resume_allow", "resume_lr_policy", "resume_lr_scale", "resume_warmup_steps",
+    "resume_lr_decision", "overwrite_run",
+)  # fmt: skip
 ENVIRONMENT_SECONDS = 180.0
 GRADES = {
     "bit-exact": "It continues exactly: the same bits as if it had never stopped (bit-exact).",
@@ -50,8 +55,8 @@ ENVIRONMENT_UNKNOWN = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What continuing would mean. `in_the_way`: the options that keep it from starting; `allowable`: their names for
-    resume_allow, the images' among them."""
+    """What continuing would mean. `in_the_way`: the options that keep it from starting; `allowable`: what resume_allow
+    calls these differences and no others, the images' among them."""
 
     html: str
     table: str = ""
@@ -95,16 +100,17 @@ def _key(settings: Config) -> tuple[Any, ...]:
 
 
 def _ask_environment(settings: Config, places: Places) -> tuple[dict[str, Any] | None, str]:
-    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
-        file.write(writing.to_toml(settings))
-        file.flush()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "settings.toml"
+        files.write_text(file, writing.to_toml(settings))
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "trainer", "environment", "--config", file.name],
+                [sys.executable, "-m", "trainer", "environment", "--config", str(file)],
                 cwd=places.home,
-                env=launch.environment(),
+                env=detached.environment(),
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 timeout=ENVIRONMENT_SECONDS,
                 check=False,
             )
@@ -127,16 +133,23 @@ def settings_of(values: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     return checks.build(checked.values), []
 
 
+def resumes(places: Places, settings: Config) -> bool:
+    """Whether a training with these options would continue something."""
+    return not choosing.starts_from_scratch(settings, places.home)
+
+
 def examine(places: Places, values: Mapping[str, Any], environment: Mapping[str, Any] | None, remark: str) -> Outcome:
     """Look at the checkpoint that the form names and at everything it would meet. Every byte of it is read.
 
     `environment`: None where it is not known; `remark` then says why.
     """
-    if not str(values["resume_from_checkpoint"]).strip():
+    if choosing.wanted(str(values["resume_from_checkpoint"])) == "nothing":
         return Outcome(_afresh(places, values))
     now, problems = settings_of(values)
     if now is None:
         return Outcome(look.note("Change this first; then the form can be compared:", problems, kind="bad"))
+    if not resumes(places, now):
+        return Outcome(_afresh(places, values))
     try:
         looked = preflight.look(placed(places, now), environment=environment)
     except OSError as error:
@@ -145,17 +158,21 @@ def examine(places: Places, values: Mapping[str, Any], environment: Mapping[str,
         return Outcome(look.note("This cannot be continued.", _lines(looked.refusals), kind="bad"))
     verdict = replace(looked.verdict, differences=tuple(_as_written(looked.verdict.differences, now)))
     blocked = tuple(item for item in verdict.differences if _in_the_way(item))
-    allowable = [item.name for item in blocked if item.on_resume == "trajectory"]
-    images_in_the_way = bool(verdict.dataset) and not {"all", DATASET} & set(now.resume_allow)
-    allowable += [DATASET] * images_in_the_way
+    allowable = [_word(item) for item in blocked if item.on_resume == "trajectory"]
+    allowable += [verdict.dataset_word] if verdict.dataset_word else []
     return Outcome(
-        html=_sentence(now, looked, verdict, blocked, images_in_the_way, remark),
-        table=_table(verdict, images_in_the_way),
+        html=_sentence(now, looked, verdict, blocked, remark),
+        table=_table(verdict),
         figure=_figure(now, verdict),
         in_the_way=blocked,
         allowable=tuple(allowable),
         resumes=True,
     )
+
+
+def _word(item: Difference) -> str:
+    """What allows this difference, and no other of the same option."""
+    return f"{item.name}:{item.digest}"
 
 
 def _in_the_way(item: Difference) -> bool:
@@ -201,7 +218,6 @@ def _sentence(
     looked: Preflight,
     verdict: Verdict,
     blocked: tuple[Difference, ...],
-    images_in_the_way: bool,
     remark: str,
 ) -> str:
     aside = [f"set aside because of damage: {path.name}: {reason}" for path, reason in verdict.rejected]
@@ -219,14 +235,14 @@ def _sentence(
     )
     told = {item.name for item in blocked}
     others = [line for line in looked.refusals if line.partition(":")[0] not in told]
-    count = len(blocked) + images_in_the_way
     if blocked:
         words = "1 option differs" if len(blocked) == 1 else f"{len(blocked)} options differ"
         return look.note(f"{where} But {words}, and the trainer will refuse:", _lines(others) + aside, kind="bad")
     if looked.refusals:
-        words = "But the images are not the checkpoint's:" if count else "But the trainer will refuse:"
+        words = "But the images are not the checkpoint's:" if verdict.dataset_word else "But the trainer will refuse:"
         return look.note(f"{where} {words}", _lines(looked.refusals) + aside, kind="bad")
     facts = [
+        *verdict.rate_lines(),
         *(f"Environment: {line}" for line in verdict.environment),
         *_later(now, looked, verdict),
         _disk(looked, verdict),
@@ -255,14 +271,15 @@ def _place(now: Config, verdict: Verdict) -> str:
 
 def _later(now: Config, looked: Preflight, verdict: Verdict) -> list[str]:
     """What the run did beyond the step it goes back to."""
-    own = Path(now.run_dir).name == verdict.path.parent.parent.name and looked.config.run_dir in verdict.path.parents
-    if not own:
+    if not verdict.own:
         return [f"It begins a new run, {now.output_name}, whose record names the checkpoint it came from."]
-    later = [found.step for found in manifest.listing(verdict.path.parent) if found.step > verdict.step]
-    if not later:
+    others, fork = branches.not_leading_to(RunFolder(looked.config.run_dir), verdict.manifest, verdict.path)
+    if not others:
         return []
-    count = "1 later checkpoint" if len(later) == 1 else f"{len(later)} later checkpoints"
-    return [f"{count}, up to step {max(later):,}, will be moved to the run's folder abandoned with their model files."]
+    kind = "later" if fork == verdict.step else "other"
+    count = f"1 {kind} checkpoint" if len(others) == 1 else f"{len(others)} {kind} checkpoints"
+    newest = others[0].step
+    return [f"{count}, up to step {newest:,}, will be moved to the run's folder abandoned with their model files."]
 
 
 def _disk(looked: Preflight, verdict: Verdict) -> str:
@@ -270,13 +287,13 @@ def _disk(looked: Preflight, verdict: Verdict) -> str:
     return f"A checkpoint takes {quantities.size(needed)}; {quantities.size(free)} are free."
 
 
-def _table(verdict: Verdict, images_in_the_way: bool) -> str:
+def _table(verdict: Verdict) -> str:
     order = {"locked": 0, "trajectory": 1, "free": 2}
     rows = [_row(item) for item in sorted(verdict.differences, key=lambda item: order[item.on_resume])]
     for number, line in enumerate(verdict.dataset):
-        allow = look.button("Allow", "allow", DATASET, title="Allow the images to differ")
-        first = images_in_the_way and number == 0
-        meaning = "the run would differ: refused unless allowed" if images_in_the_way else "allowed"
+        allow = look.button("Allow", "allow", verdict.dataset_word, title="Allow the images to differ")
+        first = bool(verdict.dataset_word) and number == 0
+        meaning = "the run would differ: refused unless allowed" if verdict.dataset_word else "allowed"
         rows.append(["Images", line, "", "", meaning, allow if first else ""])
     if not rows:
         return look.note("Every option and every image is as it was in the checkpoint.")
@@ -289,23 +306,15 @@ def _row(item: Difference) -> list[str]:
     if not OPTIONS[item.name].by_content:
         buttons = look.button("Use the checkpoint's value", "use", item.name, title=f"Set {item.name} back")
     if item.on_resume == "trajectory" and not item.allowed:
-        buttons = look.Html(buttons + look.button("Allow", "allow", item.name, title=f"Allow {item.name} to differ"))
+        buttons = look.Html(buttons + look.button("Allow", "allow", _word(item), title=f"Allow {item.name} to differ"))
     return [
         OPTIONS[item.name].section,
         item.name,
-        _shown(item.checkpoint),
-        _shown(item.now),
+        comparison.shown(item.checkpoint),
+        comparison.shown(item.now),
         _meaning(item),
         look.Html(buttons),
     ]
-
-
-def _shown(value: Any) -> str:
-    if value is None or value in ("", ()):
-        return "not set"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _meaning(item: Difference) -> str:
@@ -317,6 +326,29 @@ def _meaning(item: Difference) -> str:
 
 
 def _figure(now: Config, verdict: Verdict) -> go.Figure | None:
-    peak = next(iter(now.peak_learning_rates.values()), 0.0)
-    then = LrCurve(**verdict.state["lr_curve"])
-    return charts.rate_figure(then, verdict.curve, peak, verdict.step, verdict.total_steps)
+    """The rates of the part that is trained first: the checkpoint's own as it was trained, and those from here on."""
+    curve = LrCurve(**verdict.state["lr_curve"])
+    total = verdict.total_steps
+    end = max(total, curve.end_step, verdict.step + 1)
+    then = charts.RateCurve("the checkpoint's curve", _rate_at(curve, _peak_then(now, verdict), 0, end))
+    after = charts.RateCurve(
+        "from here on", _rate_at(verdict.curve, _peak(now), verdict.step, max(total, verdict.step + 1))
+    )
+    return charts.rate_figure(then, after, verdict.step, total)
+
+
+def _peak(settings: Config) -> float:
+    return next(iter(settings.peak_learning_rates.values()), 0.0)
+
+
+def _peak_then(now: Config, verdict: Verdict) -> float:
+    """As the checkpoint was trained; where its options cannot be read, as now."""
+    try:
+        return _peak(checks.read_config(verdict.path / "config.toml"))
+    except ConfigError:
+        return _peak(now)
+
+
+def _rate_at(curve: LrCurve, peak: float, first: int, last: int) -> dict[int, float]:
+    """The rate at some of the steps between two, both included."""
+    return {int(step): peak * curve.factor(int(step)) for step in np.unique(np.linspace(first, last, 400).astype(int))}

@@ -1,15 +1,16 @@
-"""Copies of a run's pictures in a folder of our own, small or whole, which the page may be given. No widget here."""
+"""Small copies of a run's pictures, in a folder of our own. No widget here."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import logging
-import shutil
+import threading
 from pathlib import Path
 
 from PIL import Image
 
+from trainer import files
 from trainer.file_memory import stamp_of
 from trainer.runs.run_folder import RunFolder
 
@@ -20,52 +21,43 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 def confined(run: RunFolder, relative: str) -> Path | None:
-    """The sample's file, when it is one inside the run's samples folder."""
+    """The sample's file, when it is a picture inside the run's samples folder."""
     try:
         folder, path = run.samples.resolve(), (run.path / relative).resolve()
-        return path if path.is_relative_to(folder) and path.is_file() else None
+        is_picture = path.suffix.lower() in SUFFIXES and path.is_file()
+        return path if path.is_relative_to(folder) and is_picture else None
     except (OSError, ValueError):
         return None
 
 
-def path_of(picture: Path, folder: Path, suffix: str = ".webp") -> Path | None:
+def path_of(picture: Path, folder: Path) -> Path | None:
     """Where the picture's copy is or will be, by its content's stamp; None when the picture is gone."""
     stamp = stamp_of(picture)
     if stamp is None:
         return None
-    return folder / f"{hashlib.sha256(f'{picture} {stamp}'.encode()).hexdigest()[:40]}{suffix}"
+    return folder / f"{hashlib.sha256(f'{picture} {stamp}'.encode()).hexdigest()[:40]}.webp"
 
 
 def make(picture: Path, target: Path) -> bool:
     """Write a small copy; whether that went well (a picture may still be in the middle of being written)."""
-    temporary = target.with_suffix(".tmp")
+    temporary = target.with_suffix(f".{threading.get_ident()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with Image.open(picture) as opened:
             opened.draft("RGB", (LARGEST_SIDE, LARGEST_SIDE))
             opened.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
             opened.convert("RGB").save(temporary, "WEBP", quality=85)
-        temporary.replace(target)
+        files.replace(temporary, target)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         logger.debug("no thumbnail of %s: %s", picture, error)
         return False
     return True
 
 
-def whole(picture: Path, folder: Path) -> Path | None:
-    """A copy of the picture as it is; None when it cannot be had, or is no picture by its name."""
-    suffix = picture.suffix.lower()
-    target = path_of(picture, folder, suffix) if suffix in SUFFIXES else None
-    if target is None or target.is_file():
-        return target
-    temporary = target.with_suffix(".tmp")
-    try:
-        shutil.copyfile(picture, temporary)
-        temporary.replace(target)
-    except OSError as error:
-        logger.debug("no copy of %s: %s", picture, error)
-        return None
-    return target
+def small(picture: Path, folder: Path) -> Path | None:
+    """The picture's small copy, made where it is not there; None when it cannot be."""
+    target = path_of(picture, folder)
+    return target if target is not None and (target.is_file() or make(picture, target)) else None
 
 
 def prune(folder: Path, most: int = MOST_KEPT) -> None:

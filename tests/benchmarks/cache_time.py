@@ -30,7 +30,7 @@ from trainer.caching.filling import Encoder, PictureGroups
 from trainer.caching.packs import Packs
 from trainer.data import dataset
 from trainer.distributed.agreement import Agreement
-from trainer.models import families
+from trainer.models import model as models
 from trainer.options.config import Config
 
 
@@ -62,7 +62,7 @@ def encoding_ratios(folder: Path, count: int, size: int, rounds: int) -> NDArray
         network_train_unet_only=True,
     )
     device = torch.device("cpu")
-    model = families.get("sd").load(config, model_folder, torch.float32, device)
+    model = models.load(config, model_folder, torch.float32, device)
     entries = dataset.scan(config).entries
     groups = PictureGroups(entries, batch=config.vae_batch_size, encode=model.encode_images)
     ready: list[Tensor] = [groups.prepare(number) for number in range(len(groups))]

@@ -32,6 +32,7 @@ from trainer.data import dataset
 from trainer.data.dataset import Scan
 from trainer.distributed.agreement import Agreement
 from trainer.options.config import Config
+from trainer.recipe import timesteps
 from trainer.training.loader import Loader, Origin, Plan, Sources
 
 STEPS = (0, 1_000_000)
@@ -80,8 +81,8 @@ def fill(config: Config, found: Scan) -> None:
 def sources_of(config: Config, found: Scan) -> Sources:
     agreement = Agreement()
     latents = filling.latent_source(config, found.entries, PICTURES, agreement, Nobody())
-    text_states = filling.text_source(config, found.entries, CAPTIONS, agreement, Nobody())
-    return Sources(fail, latents, text_states, 4, 8, torch.device("cpu"))
+    text = filling.text_source(config, found.entries, CAPTIONS, agreement, Nobody())
+    return Sources(fail, latents, text, 4, 8, torch.device("cpu"), timesteps.of(config))
 
 
 def timed(parts: Parts, name: str, work: Callable[[], Result]) -> Result:

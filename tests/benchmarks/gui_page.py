@@ -90,7 +90,7 @@ def main() -> None:
             torch = "libtorch" in Path(f"/proc/{served.process.pid}/maps").read_text()
         finally:
             served.stop()
-    print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; medians of {rounds}")
+    print(f"load of the machine: {psutil.getloadavg()[0]:.1f} on {os.cpu_count()} cores; medians of {rounds}")
     for name, times, most in (
         ("first field visible, cold", cold, 1.5),
         ("all options saved", save, 0.4),

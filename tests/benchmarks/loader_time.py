@@ -33,6 +33,7 @@ from trainer.data import dataset
 from trainer.data.dataset import Entry
 from trainer.distributed.agreement import Agreement
 from trainer.options.config import Config
+from trainer.recipe import timesteps
 from trainer.training.loader import Loader, Origin, Plan, Sources, Step
 
 SETTINGS = {"model": "benchmark"}
@@ -78,7 +79,7 @@ def sources_of(config: Config, entries: tuple[Entry, ...], *, with_text: bool) -
     encoder: Encoder[Any] = Encoder(fail, SETTINGS, {}, nullcontext)
     latents = filling.latent_source(config, entries, encoder, Agreement(), Nobody())
     text = filling.text_source(config, entries, encoder, Agreement(), Nobody()) if with_text else None
-    return Sources(tokens, latents, text, 4, 8, torch.device("cpu"))
+    return Sources(tokens, latents, text, 4, 8, torch.device("cpu"), timesteps.of(config))
 
 
 def rate(steps: Iterator[Step], seconds: float) -> tuple[float, float]:

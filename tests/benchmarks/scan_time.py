@@ -9,15 +9,16 @@ warm, since they were just written; a disk that is slower than the digest of the
 from __future__ import annotations
 
 import argparse
-import resource
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from trainer.data import dataset
@@ -80,16 +81,25 @@ def main() -> None:
             shutil.rmtree(images, ignore_errors=True)
 
 
+def peak_memory() -> int:
+    """The most bytes of memory that this process ever had."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def measure(images: Path, output: Path) -> None:
     shutil.rmtree(output, ignore_errors=True)
     config = Config(train_data_dir=str(images), output_dir=str(output), resolution="512")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     found: list[dataset.Scan] = []
     first = timed(lambda: found.append(dataset.scan(config)))
     count = len(found[0].entries)
     tell(f"first scan of {count:,} images", [first])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"memory: {(peak - before) * 1024 / count:.0f} bytes an image at the peak")
+    peak = peak_memory()
+    print(f"memory: {(peak - before) / count:.0f} bytes an image at the peak")
     tell("scan again, nothing changed", [timed(lambda: dataset.scan(config)) for _ in range(5)])
     tell("fingerprint of what was found", [timed(lambda: dataset.record(found[0], config)) for _ in range(5)])
 

@@ -15,13 +15,15 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
 from torch import nn
 
 from tests.support import tiny
-from trainer.models import families, network
+from trainer.models import adapters
+from trainer.models import model as models
 from trainer.options.config import Config
 from trainer.runs.events import read_events
 from trainer.runs.run_folder import RunFolder
@@ -51,9 +53,11 @@ def make_model(folder: Path) -> Path:
 def bare(config: Config, model_folder: Path, steps: int) -> list[float]:
     """Seconds of each step of a loop that does nothing but train."""
     torch.use_deterministic_algorithms(True)
-    model = families.get("sd").load(config, model_folder, torch.float32, torch.device("cpu"))
+    model = models.load(config, model_folder, torch.float32, torch.device("cpu"))
     module = model.module().train()
-    parameters = [parameter for target in model.targets for parameter in network.parameters(target).values()]
+    parameters = [
+        parameter for target in model.targets for parameter in adapters.load(config).parameters(target).values()
+    ]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, fused=True)
     shape = (config.train_batch_size, 4, SIDE, SIDE)
     batch = {
@@ -62,7 +66,9 @@ def bare(config: Config, model_folder: Path, steps: int) -> list[float]:
         "latent_noise": torch.randn(shape),
         "noise": torch.randn(shape),
         "timesteps": torch.randint(0, 1000, (config.train_batch_size,)),
-        "text_states": model.encode_captions(["a thing"] * config.train_batch_size),
+        "text.states": torch.from_numpy(
+            np.stack([row["states"] for row in model.encode_captions(["a thing"] * config.train_batch_size)])
+        ),
     }
     seconds = []
     for _ in range(steps):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -22,8 +21,8 @@ COUNT = 5
 WRITER = """
 import sys, numpy as np
 from pathlib import Path
-from tests.test_packs import arrays_of, key_of
-from trainer.packs import Packs
+from tests.caching.test_packs import arrays_of, key_of
+from trainer.caching.packs import Packs
 folder, first, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 store = Packs(folder)
 print("ready", flush=True)
@@ -74,14 +73,13 @@ def refill(folder: Path) -> set[int]:
     return lost
 
 
-def test_what_was_put_comes_back_mapped_and_read_only(tmp_path: Path) -> None:
+def test_what_was_put_comes_back_read_only(tmp_path: Path) -> None:
     store = Packs(filled(tmp_path))
     assert store.missing([key_of(number) for number in range(COUNT + 2)]) == [COUNT, COUNT + 1]
     for number in range(COUNT):
         found = store.get(key_of(number))
         assert found is not None and equal(found, arrays_of(number))
-        assert not found["mean"].flags.writeable and not found["mean"].flags.owndata
-        assert found["mean"].__array_interface__["data"][0] % packs.ALIGNMENT == 0
+        assert not found["mean"].flags.writeable
     assert store.get(key_of(COUNT)) is None
 
 
@@ -134,7 +132,7 @@ def test_a_pack_cut_off_anywhere_loses_only_what_was_behind_the_cut(tmp_path: Pa
 
 def test_a_pack_cut_off_while_it_is_read_loses_only_what_was_behind_the_cut(tmp_path: Path) -> None:
     store = Packs(filled(tmp_path / "packs"))
-    assert all(equal(store.get(key_of(number)), arrays_of(number)) for number in range(COUNT))  # all of it is mapped
+    assert all(equal(store.get(key_of(number)), arrays_of(number)) for number in range(COUNT))
     path = packs.pack_file(store.folder, 0)
     os.truncate(path, path.stat().st_size - 1)
     assert store.get(key_of(COUNT - 1)) is None
@@ -214,7 +212,7 @@ def test_a_writer_killed_at_any_moment_loses_at_most_the_record_it_was_writing(t
         process = writer(tmp_path, written, 10**6)
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         time.sleep(draw.uniform(0.0, 0.1))
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         told = process.stdout.read().split("\n")[:-1]  # without a line that was cut off
         process.wait()
         written = int(told[-1]) + 1 if told else written

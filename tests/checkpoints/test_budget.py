@@ -44,8 +44,49 @@ def test_the_rate_follows_from_the_time_between_two_saves() -> None:
 
 
 def test_a_computed_size_is_told_as_such() -> None:
-    found = budget.of(Config(save_every_n_steps=50), 0, 100, 25, 12_345_678, None, about=True)
+    config = Config(save_every_n_steps=50, save_every_n_minutes=0.0)
+    found = budget.of(config, 0, 100, 25, 12_345_678, None, about=True)
     assert found.line() == "2 checkpoints of about 12.3 MB to be written: about 24.7 MB in all"
+
+
+def test_saves_by_the_clock_are_counted_where_the_time_is_known_and_told_where_it_is_not() -> None:
+    config = Config(save_every_n_steps=50, save_every_n_minutes=2.5)
+    assert budget.of(config, 0, 100, 25, 10**6, 60.0).line().startswith("41 checkpoints of 1 MB to be written: 41 MB")
+    assert budget.of(config, 0, 100, 25, 10**6, 0.1).saves == 2  # over before the clock calls for any
+    unknown = budget.of(config, 0, 100, 25, 10**6, None)
+    assert unknown.line() == (
+        "2 checkpoints of 1 MB to be written: 2 MB in all, and one whenever 2.5 minutes pass without"
+    )
+    assert budget.kept(config, unknown.saves, 100, 25) == 3
+
+
+NOTHING = "Nothing is saved before the end: a crash would cost the whole training"
+
+
+@pytest.mark.parametrize(
+    ("options", "step_seconds", "told"),
+    [
+        ({}, None, None),  # every ten minutes
+        ({}, 60.0, None),
+        ({"save_every_n_minutes": 0.0}, None, NOTHING),
+        ({"save_every_n_minutes": 0.0}, 17.0, None),  # 28 minutes in all
+        ({"save_every_n_minutes": 0.0}, 60.0, f"{NOTHING}, 100 minutes of it"),
+        ({"save_every_n_minutes": 0.0, "save_every_n_steps": 10}, None, None),
+        ({"save_every_n_minutes": 0.0, "save_every_n_steps": 10}, 60.0, None),
+        ({"save_every_n_minutes": 0.0, "save_every_n_steps": 40}, 60.0, "A crash could cost up to 40 minutes"),
+        ({"save_every_n_minutes": 0.0, "save_every_n_epochs": 2}, 200.0, "A crash could cost up to 2.78 hours"),
+        ({"save_every_n_minutes": 35.0, "save_every_n_steps": 40}, 60.0, "A crash could cost up to 35 minutes"),
+        ({"save_every_n_minutes": 45.0}, None, "A crash could cost up to 45 minutes"),
+        ({"save_every_n_minutes": 0.0, "save_every_n_steps": 10, "save_state": False}, None, NOTHING),
+        ({"save_every_n_minutes": 0.0, "cache_only": True}, None, None),
+    ],
+)
+def test_what_a_crash_could_cost_of_100_steps_in_epochs_of_25_is_told_from_half_an_hour_on(
+    options: dict[str, Any], step_seconds: float | None, told: str | None
+) -> None:
+    found = budget.at_stake(Config(**options), 0, 100, 25, step_seconds)
+    assert (found or "").startswith(told or "") and (found is None) == (told is None)
+    assert budget.at_stake(Config(**options), 100, 100, 25, step_seconds) is None
 
 
 @pytest.mark.parametrize(
@@ -75,7 +116,8 @@ def test_only_much_is_worth_a_word(found: Budget, warns: bool) -> None:
     ],
 )
 def test_the_checkpoints_left_of_100_steps_in_epochs_of_25_saved_every_10(options: dict[str, Any], kept: int) -> None:
-    assert budget.kept(Config(save_every_n_steps=10, **options), 10, 100, 25) == kept
+    config = Config(save_every_n_steps=10, save_every_n_minutes=0.0, **options)
+    assert budget.kept(config, 10, 100, 25) == kept
 
 
 def test_the_speed_is_that_of_the_last_session(tmp_path: Path) -> None:

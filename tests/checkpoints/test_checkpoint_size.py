@@ -19,7 +19,6 @@ from trainer.checkpoints.checkpoint_size import SizeUnknown
 from trainer.checkpoints.preflight import Preflight
 from trainer.models.base_model import BaseModelMissing
 from trainer.options.config import Config
-from trainer.recipe import optimizers
 from trainer.runs import manifest
 from trainer.runs.run_folder import RunFolder
 
@@ -29,7 +28,8 @@ LAYERS: tuple[dict[str, Any], ...] = (
     {"network_train_text_encoder_only": True},
     {"conv_dim": 4, "network_dim": 8, "use_ema": True},
 )
-INSTALLED = [name for name in optimizers.KINDS if name != "AdamW8bit"]
+# One of each way to keep a state; tests/recipe/test_optimizers.py compares all of them tensor by tensor.
+OPTIMIZERS = ("AdamW", "AdamW8bit", "Adafactor", "Lion", "Prodigy", "SGDNesterov", "DAdaptAdan", "AdamWScheduleFree")
 
 
 def saved(config: Config) -> int:
@@ -56,7 +56,7 @@ def test_the_layers_are_found_in_the_headers_and_the_size_is_right(
     assert names_and_shapes(config, tiny_model) == {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
 
-@pytest.mark.parametrize("optimizer", INSTALLED)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_what_an_optimizer_keeps_is_known(optimizer: str, tiny_model: Path, tiny_images: Path, tmp_path: Path) -> None:
     arguments = {"Adafactor": ("beta1=0.9",)}.get(optimizer, ())
     config = config_for(
@@ -137,3 +137,11 @@ def test_the_same_for_programs(looked: Preflight) -> None:
     assert told["disk_needed"] == 3 * told["checkpoint_bytes"]
     assert told["writes"]["saves"] == 4 and told["writes"]["about"]
     assert told["checkpoint_bytes_unknown"] is None
+    assert told["at_stake"] is None
+
+
+def test_a_start_that_could_lose_much_says_so(tiny_model: Path, tiny_images: Path, tmp_path: Path) -> None:
+    config = config_for(tiny_model, tiny_images, tmp_path, save_every_n_steps=0, save_every_n_minutes=0.0)
+    looked = preflight.look(config)
+    assert looked.refusals == () and looked.at_stake in looked.lines()
+    assert looked.as_json()["at_stake"].startswith("Nothing is saved before the end")

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.support import tiny
 from tests.support.runs_at_tiny_size import config_for, events_of, run
 from trainer.checkpoints.resume import ResumeRefused
-from trainer.models.families.sd import StableDiffusion
+from trainer.models.model import Model
 from trainer.options.config import Config
 from trainer.runs import run_folder
 from trainer.runs.run_folder import RunFolder
@@ -104,7 +104,9 @@ def test_the_change_is_refused_by_name_without_permission_and_recorded_with_it(c
     ):
         assert line in str(refusal.value) and line in event["dataset"]
     record = run_folder.read_run(RunFolder(config.run_dir))
-    assert record and record["sessions"][-1]["allowed"] == ["dataset"]
+    assert record
+    [allowed] = record["sessions"][-1]["allowed"]
+    assert allowed["name"] == "dataset" and allowed["change"] == event["dataset"]
     assert event["grade"] == "changed"
 
 
@@ -121,18 +123,18 @@ def test_caches_are_kept_and_only_what_changed_is_encoded_again(
     change(Path(config.train_data_dir))
     pictures = [0]
     captions: list[str] = []
-    encode_images, encode_captions = StableDiffusion.encode_images, StableDiffusion.encode_captions
+    encode_images, encode_captions = Model.encode_images, Model.encode_captions
 
-    def images(model: StableDiffusion, pixels: torch.Tensor) -> Any:
+    def images(model: Model, pixels: torch.Tensor) -> Any:
         pictures[0] += len(pixels)
         return encode_images(model, pixels)
 
-    def texts(model: StableDiffusion, chosen: Sequence[str]) -> Any:
+    def texts(model: Model, chosen: Sequence[str]) -> Any:
         captions.extend(chosen)
         return encode_captions(model, chosen)
 
-    monkeypatch.setattr(StableDiffusion, "encode_images", images)
-    monkeypatch.setattr(StableDiffusion, "encode_captions", texts)
+    monkeypatch.setattr(Model, "encode_images", images)
+    monkeypatch.setattr(Model, "encode_captions", texts)
     run(cached.replace(resume_from_checkpoint="4"))
     assert pictures[0] == 2  # the new one and the other one
     assert sorted(captions) == ["something else, entirely", "thing"]  # new.png has its folder's name

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.support import exactness, tiny
-from tests.support.exactness import check_every_resume, copy_at
+from tests.support.exactness import RATE_DECISIONS, check_every_resume, check_restarts, copy_at
 from tests.support.runs_at_tiny_size import STEPS, assert_bit_equal, config_for, run, steps_of, tensors_of
 from trainer.checkpoints.resume import ResumeRefused
 
@@ -50,6 +50,36 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     },
     "Prodigy": {"optimizer_type": "Prodigy", "learning_rate": 1.0, "optimizer_args": ("safeguard_warmup=True",)},
     "Adafactor, polynomial": {"optimizer_type": "Adafactor", "lr_scheduler": "polynomial", "lr_scheduler_power": 2.0},
+    "Adafactor that follows the step": {
+        "optimizer_type": "Adafactor",
+        "optimizer_args": ("relative_step=True", "scale_parameter=True", "warmup_init=True"),
+        "lr_scheduler": "adafactor",
+    },
+    "schedule-free, validation": {
+        "optimizer_type": "AdamWScheduleFree",
+        "optimizer_args": ("warmup_steps=3",),
+        "validation_split": 0.3,
+        "validate_every_n_steps": 2,
+    },
+    "8 bits": {"optimizer_type": "AdamW8bit", "optimizer_args": ("min_8bit_size=64",), "lr_scheduler": "inverse_sqrt"},
+    "D-adaptation, a rate that falls where validation does not": {
+        "optimizer_type": "DAdaptAdam",
+        "learning_rate": 1.0,
+        "lr_scheduler": "reduce_lr_on_plateau",
+        "lr_scheduler_args": ("patience=0", "threshold=0.5"),
+        "validation_split": 0.3,
+        "validate_every_n_steps": 1,
+    },
+    "LoRA+, every dropout, limited norms, both noises": {
+        "loraplus_lr_ratio": 4.0,
+        "network_dropout": 0.1,
+        "rank_dropout": 0.2,
+        "module_dropout": 0.2,
+        "scale_weight_norms": 0.001,
+        "noise_offset": 0.1,
+        "multires_noise_iterations": 3,
+        "gradient_checkpointing": True,
+    },
     "SGD, real clipping": {"optimizer_type": "SGDNesterov", "max_grad_norm": 0.001},
     "buckets, random crop": {
         "enable_bucket": True,
@@ -136,6 +166,14 @@ def test_two_resumes_in_a_row_end_bit_equal(tiny_model: Path, tiny_images: Path,
     run(twice)
     assert steps_of(twice) == steps_of(straight)
     assert_bit_equal(tensors_of(twice), tensors_of(straight))
+
+
+@pytest.mark.parametrize("at", [(3, 5), (2, 4, 6)], ids=["twice", "three times"])
+@pytest.mark.parametrize("name", RATE_DECISIONS)
+def test_a_run_restarted_again_and_again_by_one_command_ends_bit_equal_to_one_restarted_once(
+    name: str, at: tuple[int, ...], tiny_model: Path, tiny_images: Path, tmp_path: Path
+) -> None:
+    check_restarts(tiny_model, tiny_images, tmp_path, RATE_DECISIONS[name], at)
 
 
 def test_pictures_whose_names_are_not_utf8_are_trained_and_resumed(

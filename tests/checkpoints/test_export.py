@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from tests.support.runs_at_tiny_size import assert_bit_equal, config_for, run
 from trainer.checkpoints import export
 from trainer.checkpoints.export import ExportRefused
+from trainer.models import adapters
+from trainer.models.keys import Naming
 from trainer.options.config import Config
 from trainer.runs import branches
 from trainer.runs.manifest import CheckpointDamaged, folder_name
@@ -56,7 +58,9 @@ def test_the_exported_file_has_the_tensors_and_the_header_that_the_trainer_wrote
 def test_other_precisions_round_as_torch_does(trained: Config, precision: str, dtype: torch.dtype) -> None:
     weights = {"unet.a.lora_A.weight": torch.linspace(-1, 1, 6).reshape(2, 3), "unet.a.lora_B.weight": torch.ones(3, 2)}
     arrays = {name: tensor.numpy() for name, tensor in weights.items()}
-    stored = export.to_kohya(arrays, {"unet": ("lora_unet", "")}, trained.replace(save_precision=precision))
+    stored = adapters.tensors_of_file(
+        arrays, Naming("kohya", {"unet": ("lora_unet", "")}), trained.replace(save_precision=precision)
+    )
     assert set(stored) == {f"lora_unet_a.{name}" for name in ("lora_down.weight", "lora_up.weight", "alpha")}
     expected = weights["unet.a.lora_A.weight"].to(dtype)
     assert torch.equal(torch.from_numpy(stored["lora_unet_a.lora_down.weight"].array), expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import shutil
 import tempfile
@@ -25,11 +26,12 @@ from hypothesis.stateful import (
 )
 
 from tests.support import tiny
-from tests.support.faults import Call, FileCalls
+from tests.support.faults import Deadly, Death, FileCalls
 from tests.support.runs_at_tiny_size import config_for, temporary_in
 from trainer.checkpoints import preflight
 from trainer.checkpoints.preflight import Inputs
-from trainer.models import families
+from trainer.data.epochs import Origin
+from trainer.models import model as models
 from trainer.options.config import Config
 from trainer.recipe import schedule
 from trainer.recipe.early_stopping import Record
@@ -82,22 +84,6 @@ def test_pruning_twice_is_pruning_once(steps: set[int], keep_last: int) -> None:
 # --- the real thing ------------------------------------------------------------------------------------------------
 
 
-class Death(BaseException):
-    """The process would be dead."""
-
-
-class Deadly:
-    """Ends all effect on the disk from one call of a save on, as a SIGKILL there would."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def __call__(self, call: Call) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Death
-
-
 @dataclass(frozen=True)
 class Loaded:
     """What all examples share: the model, which no rule changes, and what was found for it."""
@@ -121,9 +107,7 @@ def loaded(folder: Path) -> Loaded:
     )
     accelerator = beginning.make_accelerator(config)
     inputs = preflight.look_at_inputs(config)
-    model = families.get(config.family).load(
-        config, inputs.model_path, preparing.DTYPES[config.mixed_precision], accelerator.device
-    )
+    model = models.load(inputs.config, inputs.model_path, preparing.DTYPES[config.mixed_precision], accelerator.device)
     here = environment.describe(config, accelerator.device, 1)
     return Loaded(config, inputs, State(config, model, accelerator.device), here)
 
@@ -173,10 +157,10 @@ class Checkpoints(RuleBasedStateMachine):
         """What the loop does at a session's start."""
         config, of = self.config.replace(resume_from_checkpoint=wanted), self.of
         self.session.enter_context(run_folder.locked(self.run))
-        verdict = preflight.look_at_checkpoint(config, of.inputs, of.here)
-        session = Session(config, self.run, verdict)
+        verdict = preflight.look_at_checkpoint(dataclasses.replace(of.inputs, config=config), of.here)
+        session = Session(config, self.run, verdict, of.inputs.total_steps)
         self.session.enter_context(session.recorded())
-        self.plan = plan = Plan(config, of.inputs.found.entries, 2, beginning.epoch_origin(verdict))
+        self.plan = plan = Plan(config, of.inputs.found.entries, 2, verdict.origin if verdict else Origin())
         self.resumed_from = verdict.step if verdict else None
         of.state.global_step = verdict.step if verdict else 0
         if verdict:

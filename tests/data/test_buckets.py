@@ -10,8 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 
-from trainer.data.buckets import Size, bucket_for, bucket_sizes, cover, epoch_order, micro_batches, steps_per_epoch
+from trainer.data.augmentation import cut_at, cut_by_rules, resampling_of
+from trainer.data.buckets import (
+    Size,
+    bucket_for,
+    bucket_of_unenlarged,
+    bucket_sizes,
+    cover,
+    epoch_order,
+    micro_batches,
+    steps_per_epoch,
+)
+from trainer.options.config import Config
 
 sides = st.integers(16, 4000)
 sizes = st.tuples(sides, sides)
@@ -164,3 +176,53 @@ def test_a_full_micro_batch_gives_each_process_its_part(processes: int, per_devi
     assert micro_batches(range(8), [0] * 8, per_device, processes) == [
         [list(range(start, start + 4))[process::processes] for process in range(processes)] for start in (0, 4)
     ]
+
+
+# --- as sd-scripts scales and cuts ---------------------------------------------------------------------------------
+
+SD_SCRIPTS = Config(bucket_rules="sd-scripts", resolution="512", enable_bucket=True, bucket_no_upscale=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "scaled", "bucket"),
+    [
+        ((2000, 1500), (512, 384), (512, 384)),  # worked out by hand from its rule: nothing is cropped
+        ((300, 500), (300, 500), (256, 448)),  # smaller than the area: cut unscaled
+        ((512, 512), (512, 512), (512, 512)),
+        ((1500, 2000), (384, 512), (384, 512)),
+        ((3000, 1000), (768, 256), (768, 256)),
+    ],
+)
+def test_without_enlargement_buckets_and_sizes_are_those_of_sd_scripts(size: Size, scaled: Size, bucket: Size) -> None:
+    assert bucket_of_unenlarged(size, (512, 512), 64) == bucket
+    cut = cut_by_rules(size, bucket, SD_SCRIPTS)
+    assert cut.scaled == scaled
+    assert (cut.left, cut.top) == ((scaled[0] - bucket[0]) // 2, (scaled[1] - bucket[1]) // 2)
+
+
+@given(size=st.tuples(st.integers(16, 3000), st.integers(16, 3000)))
+def test_a_picture_covers_its_bucket_by_their_rules_too(size: Size) -> None:
+    bucket = bucket_of_unenlarged(size, (512, 512), 64)
+    cut = cut_by_rules(size, bucket, SD_SCRIPTS)
+    assert bucket[0] % 64 == bucket[1] % 64 == 0
+    assert 0 <= cut.left <= cut.scaled[0] - bucket[0] and 0 <= cut.top <= cut.scaled[1] - bucket[1]
+
+
+def test_half_pixels_are_rounded_up_and_odd_slack_down() -> None:
+    options = Config(bucket_rules="sd-scripts", enable_bucket=True)
+    assert cut_by_rules((1365, 1024), (512, 512), options).scaled == (683, 512)  # 682.5
+    assert cut_by_rules((1365, 1024), (512, 512), options).left == 85  # half of 171
+    assert cut_at((1365, 1024), (512, 512)).scaled == (682, 512)
+
+
+def test_a_random_crop_without_buckets_is_of_the_unscaled_picture() -> None:
+    options = Config(bucket_rules="sd-scripts", random_crop=True)
+    assert cut_by_rules((900, 700), (512, 512), options, (0.0, 1.0)).scaled == (900, 700)
+    assert cut_by_rules((900, 700), (512, 512), options, (0.0, 1.0)).top == 188
+    assert cut_by_rules((300, 700), (512, 512), options).scaled == (512, 1195)  # too narrow: scaled to cover
+
+
+def test_automatic_interpolation_is_area_down_and_lanczos_up() -> None:
+    assert resampling_of((800, 800), (512, 512), "automatic") == Image.Resampling.BOX
+    assert resampling_of((400, 800), (512, 512), "automatic") == Image.Resampling.LANCZOS
+    assert resampling_of((800, 800), (512, 512), "lanczos") == Image.Resampling.LANCZOS

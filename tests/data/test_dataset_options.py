@@ -27,6 +27,7 @@ from trainer.data.subsets import Subset
 from trainer.options.checks import resolve
 from trainer.options.config import Config
 from trainer.options.problems import ConfigError, Given
+from trainer.recipe.timesteps import WholeTimesteps
 from trainer.training.loader import Loader, MicroBatch, Origin, Plan, Samples, Sources, Use
 
 SIDE = 16
@@ -59,7 +60,7 @@ def codes(texts: Any) -> dict[str, torch.Tensor]:
     return {"tokens": torch.tensor([[len(text)] for text in texts])}
 
 
-SOURCES = Sources(codes, None, None, 4, 8, torch.device("cpu"))
+SOURCES = Sources(codes, None, None, 4, 8, torch.device("cpu"), WholeTimesteps(0, 1000))
 
 
 def micro_batch(config: Config, found: Scan, epoch: int = 0) -> MicroBatch:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from tests.support import posix
 from trainer.data import dataset, preparation
 from trainer.data.preparation import Part, PreparationRefused
 from trainer.options.config import Config
@@ -22,7 +22,7 @@ def plain(tmp_path: Path) -> Path:
         Image.new("RGB", (64, 64), colour).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"caption {number}")
     (folder / "notes.md").write_text("not part of it")
-    os.mkfifo(folder / "pipe.png")
+    posix.make_pipe(folder / "pipe.png")
     return folder
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support import nasty
+from tests.support import nasty, posix
 from tests.support.nasty import Nasty
 from trainer import __main__ as command_line
 from trainer.data import dataset, dataset_report, findings, folder_scan, inspection, pictures
@@ -339,7 +339,8 @@ def test_every_kind_of_finding_says_what_to_do() -> None:
     assert head.startswith("Too many pixels (1, skipped). Scale the picture down")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+@posix.posix_only
+@pytest.mark.skipif(posix.IS_ROOT, reason="root may read every file")
 def test_a_file_that_may_not_be_read_says_so(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.png")
     path.chmod(0)

@@ -15,9 +15,9 @@ import psutil
 import pytest
 import torch
 
-from tests.support.faults import SAVING, Fault
+from tests.support.faults import SAVING, WAIT_SECONDS, Fault
 from tests.support.forked_trainer import REPOSITORY, Server, Trainer, free_port
-from tests.support.runs_at_tiny_size import config_for, events_of, run, steps_of, temporary_in
+from tests.support.runs_at_tiny_size import STEPS, config_for, events_of, run, steps_of, temporary_in
 from trainer.distributed.processes import lost_connection
 from trainer.options.config import Config
 from trainer.options.writing import to_toml
@@ -115,6 +115,19 @@ def test_a_save_that_fails_in_the_main_process_ends_none(alone: Config, trainers
     assert [event["global_step"] for event in events_of(config, "checkpoint_failed")] == [2]
     assert sound_steps(config) == [8, 6, 4]
     assert_same_training(config, alone)
+
+
+@pytest.mark.parametrize(("moment", "count"), [("sampling", 1), ("saving", 1), ("saving", 4)])
+def test_what_the_main_process_does_alone_may_take_longer_than_the_others_patience(
+    moment: str, count: int, alone: Config, trainers: Server, tmp_path: Path
+) -> None:
+    """Sample images, a save that the next one waits for, and the last save."""
+    config = on(alone, tmp_path, 2).replace(sample_prompts="a thing --s 1", sample_every_n_steps=5)
+    fault = Fault(moment, count, do=("wait",))
+    started = trainers.start_several(config, 2, {0: fault}, patience=int(WAIT_SECONDS * 0.6))
+    assert [trainer.wait() for trainer in started] == [FINISHED] * 2
+    assert_same_training(config, alone)
+    assert sound_steps(config)[0] == STEPS
 
 
 # --- one that is gone ----------------------------------------------------------------------------------------------

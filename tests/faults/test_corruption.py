@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,9 +24,9 @@ from tests.support.damages import (
 from tests.support.forked_trainer import Server
 from tests.support.runs_at_tiny_size import assert_bit_equal, config_for, events_of, run, tensors_of
 from trainer.__main__ import main
-from trainer.checkpoints import resume
+from trainer.checkpoints import choosing
 from trainer.checkpoints.resume import ResumeRefused
-from trainer.models.families import sd
+from trainer.models.parts import Parts
 from trainer.runs import manifest
 from trainer.runs.manifest import MANIFEST, CheckpointDamaged
 from trainer.runs.run_folder import RunFolder
@@ -70,7 +71,7 @@ def test_a_manifest_of_a_newer_version_is_refused_with_the_advice_to_update(soun
     with pytest.raises(CheckpointDamaged, match="version 2; this program reads up to 1: update it"):
         manifest.verify(checkpoint_of(config))
     with pytest.raises(ResumeRefused, match=f"or go on from an older one with resume_from_checkpoint = {STEPS - 1}"):
-        resume.choose(config)
+        choosing.choose(config)
 
 
 @pytest.mark.parametrize("digit", ["3", "5", "9"])  # 1 with one bit flipped
@@ -80,7 +81,7 @@ def test_a_flipped_bit_that_makes_a_version_newer_is_damage(digit: str, sound: S
     text = path.read_text()
     assert text.count('"version": 1') == 1
     path.write_text(text.replace('"version": 1', f'"version": {digit}'))
-    assert resume.choose(config).path == checkpoint_of(config, STEPS - 1)
+    assert choosing.choose(config).path == checkpoint_of(config, STEPS - 1)
 
 
 @pytest.mark.parametrize("step", range(1, STEPS))
@@ -107,7 +108,7 @@ def test_latest_passes_over_all_that_are_damaged_to_the_newest_sound_one(sound: 
     (checkpoint_of(config, 4) / MANIFEST).unlink()
     (checkpoint_of(config, 3) / "weights.safetensors").write_bytes(b"")
     (checkpoint_of(config, 1) / "state.json").unlink()
-    chosen = resume.choose(config)
+    chosen = choosing.choose(config)
     assert chosen.path == checkpoint_of(config, 2)
     assert [path for path, _ in chosen.rejected] == [checkpoint_of(config, 4), checkpoint_of(config, 3)]
 
@@ -118,7 +119,7 @@ def test_a_damaged_checkpoint_that_was_asked_for_by_its_step_is_refused_with_the
     config = sound.copy(tmp_path)
     (checkpoint_of(config, 2) / "optimizer.safetensors").write_bytes(b"")
     with pytest.raises(ResumeRefused) as refused:
-        resume.choose(config.replace(resume_from_checkpoint="2"))
+        choosing.choose(config.replace(resume_from_checkpoint="2"))
     assert "optimizer.safetensors has 0 bytes" in str(refused.value)
     assert f"the newest sound one is {checkpoint_of(config, 4)}" in str(refused.value)
 
@@ -133,7 +134,7 @@ def test_sound_checkpoints_that_were_copied_touched_and_locked_are_no_alarm(soun
         path.chmod(0o555)
     found = manifest.listing(RunFolder(config.run_dir).checkpoints, thorough=True)
     assert [(item.step, item.problem) for item in found] == [(4, ""), (3, ""), (2, ""), (1, "")]
-    assert resume.choose(config).rejected == ()
+    assert choosing.choose(config).rejected == ()
 
 
 def test_files_that_were_put_beside_those_of_a_checkpoint_are_no_alarm(sound: Sound, tmp_path: Path) -> None:
@@ -186,14 +187,14 @@ def test_damage_done_after_the_verdict_is_found_before_anything_is_loaded(
     sound: Sound, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = sound.copy(tmp_path).replace(resume_from_checkpoint="3")
-    load = sd._from_folder
+    load = Parts._load
 
-    def damage_and_load(*args: object) -> object:
+    def damage_and_load(parts: Parts, component: str) -> dict[str, Any]:
         path = checkpoint_of(config, 3) / "ema.safetensors"
         path.write_bytes(path.read_bytes()[:-1] + b"\x55")
-        return load(*args)  # type: ignore[arg-type]
+        return load(parts, component)
 
-    monkeypatch.setattr(sd, "_from_folder", damage_and_load)
+    monkeypatch.setattr(Parts, "_load", damage_and_load)
     with pytest.raises(ResumeRefused, match=r"ema\.safetensors was changed"):
         run(config)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.support.runs_at_tiny_size import STEPS, assert_bit_equal, config_for, events_of, run, steps_of, tensors_of
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.checkpoint import Save
-from trainer.models.families.sd import StableDiffusion
+from trainer.models.model import Model
 from trainer.options.config import Config
 from trainer.runs import manifest, run_folder
 from trainer.runs.failures import advice_for
@@ -45,31 +45,31 @@ def saved_steps(config: Config) -> list[int]:
 
 
 def in_forward(monkeypatch: pytest.MonkeyPatch, at: int, error: Exception) -> None:
-    forward, count = StableDiffusion.forward, [0]
+    forward, count = Model.forward, [0]
 
-    def failing(model: StableDiffusion, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def failing(model: Model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         count[0] += 1
         if count[0] == at:
             raise error
         return forward(model, batch)
 
-    monkeypatch.setattr(StableDiffusion, "forward", failing)
+    monkeypatch.setattr(Model, "forward", failing)
 
 
 def in_backward(monkeypatch: pytest.MonkeyPatch, at: int, error: Exception) -> None:
-    forward, count = StableDiffusion.forward, [0]
+    forward, count = Model.forward, [0]
 
     def fail(gradient: torch.Tensor) -> torch.Tensor:
         raise error
 
-    def failing(model: StableDiffusion, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def failing(model: Model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         count[0] += 1
         losses = forward(model, batch)
         if count[0] == at:
             losses.register_hook(fail)
         return losses
 
-    monkeypatch.setattr(StableDiffusion, "forward", failing)
+    monkeypatch.setattr(Model, "forward", failing)
 
 
 MEMORY = {
@@ -153,6 +153,13 @@ def test_saves_by_time_follow_a_clock_that_is_never_set(
     again = config.replace(resume_from_checkpoint="latest", max_train_steps=STEPS + 2)
     assert run(again) == "finished"
     assert [event["step"] for event in events_of(config, "resumed")] == [STEPS]
+
+
+def test_model_files_alone_do_not_put_the_clock_back(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    minutes = iter(range(10**6))
+    monkeypatch.setattr(saving.time, "monotonic", lambda: 60.0 * next(minutes))
+    assert run(config.replace(save_every_n_steps=1, save_state=False, save_every_n_minutes=15.0)) == "finished"
+    assert 1 < len(saved_steps(config)) < STEPS
 
 
 # --- a record that was tampered with -------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def test_the_form_has_every_option_once(form: Form) -> None:
         ("lr_scheduler", "cosin", "Training › LR scheduler: 'cosin' is not one of"),
         ("lr_scheduler", None, "Training › LR scheduler: is empty"),
         ("learning_rate", "nan", "Training › Learning rate: nan is not a finite number"),
-        ("resolution", "500", "Dataset › Resolution: '500': each side must be a multiple of 8 pixels"),
+        ("resolution", "7", "Dataset › Resolution: '7': each side must be between 8 and 8192 pixels"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_section_and_label(name: str, raw: Any, words: str) -> None:
@@ -439,6 +439,8 @@ def test_time_is_told_where_an_earlier_run_had_the_same_settings(places: Places)
     told = plan.told(places, like_it | {"max_train_steps": 9000, "save_every_n_steps": 50})
     assert "about 1 h at the speed of fox" in told
     assert len(plan.told(places, like_it | {"network_dim": 99})) == 2
+    rarely = plan.told(places, like_it | {"max_train_steps": 9000, "save_every_n_minutes": 0.0})
+    assert "Nothing is saved before the end: a crash would cost the whole training, 60 minutes of it" in rarely[2]
 
 
 def test_the_size_of_what_is_kept_is_told_from_the_base_models_headers(places: Places, tiny_model: Path) -> None:

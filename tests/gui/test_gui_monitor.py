@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -15,13 +16,15 @@ import pytest
 from gui.app import Page
 from gui.places import Places
 from gui.server import console_log, runner
-from gui.tabs import monitor_tab, run_bar
-from gui.views import advice, charts, curves, monitor
-from gui.views.history import SMOOTHING, History, Sample
+from gui.tabs import live, monitor_tab, run_bar
+from gui.views import advice, charts, comparison, curves, monitor, runs
+from gui.views.charts import Asked, Curves
+from gui.views.history import History, Sample
 from gui.views.monitor import Watch
 from tests.gui.test_gui_fake_run import loss_at, make_run, settings, write_session
-from trainer import files
-from trainer.runs import events, launch, run_folder
+from trainer import files, quantities
+from trainer.recipe import loss_average
+from trainer.runs import events, launch, run_folder, shelf
 from trainer.runs.launch import Started
 from trainer.runs.run_folder import RunFolder
 
@@ -123,9 +126,16 @@ def test_no_smoothing_leaves_the_curve_as_it_is() -> None:
     assert curves.smooth(np.array([3.0, 1.0]), 0.0).tolist() == [3.0, 1.0]
 
 
-def test_the_loss_that_is_told_is_the_end_of_the_smoothed_curve() -> None:
+def test_the_loss_that_is_told_is_the_average_of_the_trainers_log_and_checkpoints() -> None:
     history = told(*steps(1, 7), ("resumed", 4, {"step": 4}), *steps(5, 6))
-    assert history.loss == pytest.approx(curves.smooth(np.arange(1.0, 7.0), SMOOTHING)[-1])
+    assert history.loss == pytest.approx(sum(range(1, 7)) / 6)  # that of all while the run is young
+    long = told(*steps(1, 3000), ("resumed", 2900, {"step": 2900}), *steps(2901, 2950))
+    average = None
+    for step in range(1, 2951):
+        average = loss_average.averaged(average, float(step), step)
+    assert long.loss == average
+    assert long.loss_at(2950) == average
+    assert long.loss_at(2951) is None
 
 
 def test_steps_beyond_the_resumed_one_become_an_abandoned_branch() -> None:
@@ -167,8 +177,8 @@ def test_checkpoint_marks_of_an_abandoned_branch_are_gone() -> None:
 
 def test_a_loss_that_is_not_finite_is_not_drawn() -> None:
     history = told(("step", 1, {"loss": 0.5}), ("step", 2, {"loss": "nan"}))
-    traces = {trace.name: trace for trace in charts.loss_figure(history, "fox").data}
-    assert list(traces["loss"].x) == [1]
+    traces = traces_of(charts.loss_figure([drawn(history)], Asked()))
+    assert list(traces["loss"]["x"]) == [1]
     assert history.step == 2
 
 
@@ -189,27 +199,118 @@ def test_an_event_that_is_not_as_it_should_be_is_passed_over(event: dict[str, An
     assert step_list(history.current.rows[np.isfinite(history.current.rows["loss"])]) == [1, 2]
 
 
+def drawn(history: History, key: str = "fox", until: int | None = None) -> Curves:
+    return Curves(key, key, history, until=until)
+
+
+def traces_of(figure: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {trace["name"]: trace for trace in figure["data"]}
+
+
 def test_the_figure_has_the_branches_the_curves_and_the_marks(tmp_path: Path) -> None:
     view = Watch().look(make_run(tmp_path))
-    figure = charts.loss_figure(view.history, "fox")
-    traces = {trace.name: trace for trace in figure.data}
+    figure = charts.loss_figure([drawn(view.history)], Asked())
+    traces = traces_of(figure)
     assert set(traces) == {"abandoned branch", "loss", "smoothed", "checkpoint", "sample"}
-    assert list(traces["abandoned branch"].x) == list(range(101, 131))
-    assert list(traces["loss"].x) == list(range(1, 151))
-    assert list(traces["checkpoint"].x) == [50, 100, 150]
-    assert [shape.x0 for shape in figure.layout.shapes] == [100]
+    assert traces["abandoned branch"]["x"] == list(range(101, 131))
+    assert traces["loss"]["x"] == list(range(1, 151))
+    assert traces["checkpoint"]["x"] == [50, 100, 150]
+    assert [shape["x0"] for shape in figure["layout"]["shapes"]] == [100]
+    assert [note["xanchor"] for note in figure["layout"]["annotations"]] == ["auto"]  # not cut at the chart's edge
 
 
 def test_a_long_run_draws_at_most_two_thousand_points_a_curve() -> None:
-    history = told(*steps(1, 30_000))
-    figure = charts.loss_figure(history, "long")
-    assert all(len(trace.x) <= curves.MOST_POINTS for trace in figure.data)
+    figure = charts.loss_figure([drawn(told(*steps(1, 30_000)))], Asked())
+    assert all(len(trace["x"]) <= curves.MOST_POINTS for trace in figure["data"])
 
 
 def test_details_that_were_never_told_are_not_drawn() -> None:
-    history = told(("step", 1, {"loss": 0.5, "lr": 1e-4}), ("step", 2, {"loss": 0.5, "lr": {"unet": 2e-4, "te": 1.0}}))
-    figure = charts.detail_figure(history, "fox")
-    assert {trace.name: list(trace.y) for trace in figure.data} == {"learning rate": pytest.approx([1e-4, 2e-4])}
+    history = told(("step", 1, {"loss": 0.5, "lr": 1e-4}), ("step", 2, {"loss": 0.5, "lr": 2e-4}))
+    figure = charts.detail_figure(drawn(history), Asked())
+    assert {name: trace["y"] for name, trace in traces_of(figure).items()} == {"learning rate": [1e-4, 2e-4]}
+
+
+def test_every_trained_part_has_its_own_learning_rate() -> None:
+    rates = {"unet": 2e-4, "text_encoder": 5e-5}
+    history = told(*(("step", step, {"loss": 0.5, "lr": 2e-4, "lrs": rates}) for step in (1, 2)))
+    figure = charts.detail_figure(drawn(history), Asked())
+    shown = {name: trace["y"] for name, trace in traces_of(figure).items()}
+    assert shown == {"unet": [2e-4, 2e-4], "text encoder": [5e-5, 5e-5]}
+
+
+def test_what_the_machine_and_each_gpu_did_is_drawn_below() -> None:
+    gpus = [{"load": share, "memory": 8e9, "temperature": 70, "watts": None} for share in (0.5, 0.75)]
+    reading = {"cpu": 0.25, "memory": 4e9, "disk_free": 2e10, "gpus": gpus}
+    history = told(*steps(1, 3), ("resources", 3, reading), *steps(4, 4), ("resources", 4, reading))
+    figure = charts.detail_figure(drawn(history), Asked())
+    shown = [(trace["name"], trace["x"], trace["y"][-1]) for trace in figure["data"] if trace["x"] == [3, 4]]
+    assert shown == [
+        ("processor", [3, 4], 25.0), ("GPU 0", [3, 4], 50.0), ("GPU 1", [3, 4], 75.0),
+        ("this process", [3, 4], 4.0), ("GPU 0", [3, 4], 8.0), ("GPU 1", [3, 4], 8.0),
+        ("GPU 0", [3, 4], 70.0), ("GPU 1", [3, 4], 70.0), ("disk free", [3, 4], 20.0),
+    ]  # fmt: skip
+    titles = [axis["title"]["text"] for name, axis in figure["layout"].items() if name.startswith("yaxis")]
+    assert titles == ["load, %", "in use, GB", "GPU, °C", "disk free, GB"]
+    assert sum(trace["showlegend"] for trace in figure["data"]) == 4  # each name once
+
+
+def test_curves_are_drawn_by_steps_epochs_or_time() -> None:
+    history = told(("run_started", 0, {"steps_per_epoch": 2, "total_steps": 4}), *steps(1, 4))
+    by = {
+        axis: traces_of(charts.loss_figure([drawn(history)], charts.as_asked(axis, 0)))["loss"]["x"]
+        for axis in charts.AXES
+    }
+    assert by["steps"] == [1, 2, 3, 4]
+    assert by["epochs"] == [0.5, 1.0, 1.5, 2.0]
+    assert by["time"] == pytest.approx([step / 3600 for step in (1, 2, 3, 4)], rel=1e-4)
+
+
+def test_only_what_is_new_is_sent_until_something_else_changes() -> None:
+    history = told(*steps(1, 10))
+    first = charts.news([drawn(history)], Asked(), "")
+    assert first["whole"]
+    assert charts.news([drawn(history)], Asked(), first["have"]) == {"have": first["have"]}
+    for event, step, fields in steps(11, 12):
+        history.add({"event": event, "global_step": step, "time": 1000.0 + step, **fields})
+    more = charts.news([drawn(history)], Asked(), first["have"])
+    assert "whole" not in more
+    grown = {trace["uid"]: trace for trace in more["charts"]["loss-chart"]["data"]}
+    known = {trace["uid"]: trace["name"] for trace in first["charts"]["loss-chart"]["data"]}
+    assert {known[uid]: (trace["x"], trace["more"]) for uid, trace in grown.items()} == {
+        "loss": ([11, 12], True), "smoothed": ([11, 12], True)
+    }  # fmt: skip
+    history.add({"event": "resumed", "global_step": 8, "step": 8, "time": 2000.0})
+    assert charts.news([drawn(history)], Asked(), more["have"])["whole"]
+    assert charts.news([drawn(history)], Asked(axis="time"), more["have"])["whole"]
+    assert charts.news([drawn(history)], Asked(), "nonsense")["whole"]
+
+
+def test_what_was_sent_piece_by_piece_is_what_is_sent_at_once() -> None:
+    history = told(*steps(1, 10))
+    first = charts.news([drawn(history)], Asked(), "")
+    have, figure = first["have"], first["charts"]["loss-chart"]["data"]
+    for step in range(11, 15):
+        history.add({"event": "step", "global_step": step, "time": 1000.0 + step, "loss": float(step)})
+        more = charts.news([drawn(history)], Asked(), have)
+        have = more["have"]
+        for trace in more["charts"]["loss-chart"]["data"]:
+            old = next(one for one in figure if one["uid"] == trace["uid"])
+            old["x"], old["y"] = old["x"] + trace["x"], old["y"] + trace["y"]
+    at_once = charts.news([drawn(history)], Asked(), "")["charts"]["loss-chart"]["data"]
+    assert [(trace["x"], trace["y"]) for trace in figure] == [(trace["x"], trace["y"]) for trace in at_once]
+
+
+def test_several_runs_share_a_chart_and_a_parent_ends_where_the_branch_begins() -> None:
+    runs_drawn = [
+        drawn(told(*steps(5, 9))),
+        drawn(told(*steps(1, 9)), "parent", until=4),
+        drawn(told(*steps(1, 3)), "other"),
+    ]
+    traces = traces_of(charts.loss_figure(runs_drawn, Asked()))
+    assert {name: traces[name]["x"] for name in ("fox", "parent", "other")} == {
+        "fox": [5, 6, 7, 8, 9], "parent": [1, 2, 3, 4], "other": [1, 2, 3]
+    }  # fmt: skip
+    assert len({trace["uid"] for trace in traces.values()}) == len(traces)
 
 
 def test_samples_of_an_abandoned_branch_are_marked_until_they_are_made_again() -> None:
@@ -269,8 +370,8 @@ def test_overfitting_is_told_with_the_nearest_checkpoint_until_validation_gets_b
 
 def test_validation_losses_are_drawn_beside_the_training_loss() -> None:
     history = told(*steps(1, 3), ("validation", 2, {"loss": 0.5}), ("validation", 2, {"loss": 0.4}))
-    traces = {trace.name: trace for trace in charts.loss_figure(history, "fox").data}
-    assert (list(traces["validation"].x), list(traces["validation"].y)) == ([2], [0.4])
+    traces = traces_of(charts.loss_figure([drawn(history)], Asked()))
+    assert (traces["validation"]["x"], traces["validation"]["y"]) == ([2], [0.4])
 
 
 @pytest.mark.parametrize(
@@ -485,7 +586,7 @@ def test_steps_written_in_one_go_do_not_make_the_speed_infinite() -> None:
     [(4, "4 s"), (125, "2 min"), (3600, "1 h"), (7500, "2 h 5 min"), (273_600, "3 d 4 h"), (1e300, "–")],
 )
 def test_times_are_told_in_two_units_at_most(seconds: float, words: str) -> None:
-    assert monitor.duration(seconds) == words
+    assert quantities.brief_duration(seconds) == words
 
 
 # --- which run ---
@@ -497,67 +598,119 @@ def places(tmp_path: Path) -> Places:
     return Places(tmp_path / "home", tmp_path / "state")
 
 
+def paths(places: Places) -> list[str]:
+    return [path for _, path in runs.choices(places)]
+
+
+def test_the_picker_tells_status_progress_and_date_and_leaves_archived_runs_out(places: Places) -> None:
+    run = make_run(places.home / "output")
+    now = time.localtime(runs.summary(run).active)
+    assert [label for label, _ in runs.choices(places)] == [
+        f"fox · stopped at 150 of 200 · {now.tm_hour:02}:{now.tm_min:02}"
+    ]
+    shelf.archive(run)
+    assert runs.choices(places) == []
+    assert runs.choices(places, archived=True) != []
+
+
 def test_the_run_that_was_active_last_comes_first(places: Places) -> None:
     output = places.home / "output"
     first, second = make_run(output, "first"), make_run(output, "second")
     files.write_bytes(first.run_file, first.run_file.read_bytes())
-    assert run_bar.choices(places) == [("first", str(first.path)), ("second", str(second.path))]
+    assert paths(places) == [str(first.path), str(second.path)]
 
 
 def test_a_run_started_in_another_folder_is_found_again(places: Places, tmp_path: Path) -> None:
     run = make_run(tmp_path / "elsewhere", "far")
-    assert run_bar.choices(places) == []
+    assert runs.choices(places) == []
     places.remember_output_folder(run.path.parent)
-    assert run_bar.choices(places) == [("far", str(run.path))]
+    assert paths(places) == [str(run.path)]
 
 
 def test_a_start_without_a_run_yet_is_among_the_choices(places: Places) -> None:
     run = RunFolder(places.home / "output" / "new")
     started(run, alive=True)
-    assert run_bar.choices(places) == [("new", str(run.path))]
-    assert run_bar.chosen(places, str(run.path)) == run
+    assert paths(places) == [str(run.path)]
+    assert runs.chosen(places, str(run.path)) == run
 
 
 def test_a_run_whose_folder_was_deleted_is_no_choice_any_more(places: Places) -> None:
     run = make_run(places.home / "output")
     started(run, alive=False)
     shutil.rmtree(run.path)
-    assert run_bar.choices(places) == []
-    assert run_bar.chosen(places, str(run.path)) is None
+    assert runs.choices(places) == []
+    assert runs.chosen(places, str(run.path)) is None
 
 
 @pytest.mark.parametrize("value", ["/etc", "../secret", "", None, 7, "output/fox/../../secret", "\0"])
 def test_only_a_known_run_can_be_opened(places: Places, value: Any) -> None:
     make_run(places.home / "output")
     make_run(places.home, "secret")
-    assert run_bar.chosen(places, value) is None
-    assert run_bar.chosen(places, str(places.home / "secret")) is None
-    assert run_bar.chosen(places, str(places.home / "output" / "fox" / ".." / ".." / "secret")) is None
+    assert runs.chosen(places, value) is None
+    assert runs.chosen(places, str(places.home / "secret")) is None
+    assert runs.chosen(places, str(places.home / "output" / "fox" / ".." / ".." / "secret")) is None
 
 
-def test_the_charts_of_a_run_that_goes_on_are_drawn_only_when_there_is_something_new(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    places = Places(tmp_path, tmp_path / "state")
-    run = make_run(tmp_path / "output", status="running", alive=True)
+def test_a_branch_draws_its_parent_also_when_that_was_renamed(places: Places) -> None:
+    parent, branch = make_run(places.home / "output", "fox"), make_run(places.home / "output", "vixen")
+    told_parent, told_branch = run_folder.read_run(parent), run_folder.read_run(branch)
+    assert told_parent is not None and told_branch is not None
+    origin = {"run_id": told_parent["run_id"], "step": 100, "path": str(parent.checkpoints / "step-00000100")}
+    run_folder.write_run(branch, told_branch | {"parent": origin})
+    assert runs.parent_of(places, branch) == (parent, 100)
+    renamed = shelf.rename(parent, "old fox")
+    found = runs.curves(places, Watch(), branch, [])
+    assert [(item.name, item.until) for item in found] == [("vixen", None), ("old fox (parent, up to step 100)", 100)]
+    assert runs.parent_of(places, renamed) is None
+
+
+def test_a_message_about_a_save_goes_when_the_save_has_happened(places: Places) -> None:
+    run = make_run(places.home / "output", status="running", alive=True)
     page = Page(places)
-    data: dict[Any, Any] = {page.bar.picker: str(run.path), page.monitor.smoothing: 0.9, page.seen: {}}
-    data |= dict.fromkeys(page.samples.inputs())
+    data: dict[Any, Any] = {page.bar.picker: str(run.path), page.seen: {}, page.bar.awaited: None}
+    data |= dict.fromkeys(page.samples.inputs()) | {page.bar.message: ""}
+    asked = page.save_now(data)
+    data |= {page.bar.message: asked[page.bar.message], page.bar.awaited: asked[page.bar.awaited]}
+    before = live.news(places, page.watch.look(run))
+    assert page.bar.message not in page.refresh(data)
+    events.EventWriter(run.events_file).write("checkpoint_saved", 150, path="checkpoints/step-00000150", bytes=1)
+    assert live.news(places, page.watch.look(run)) != before
+    updates = page.refresh(data)
+    assert (updates[page.bar.message], updates[page.bar.awaited]) == ("", None)
+    other = page.refresh(data | {page.bar.message: "something else came meanwhile"})
+    assert page.bar.message not in other
 
-    def tick(seconds: float) -> set[str]:
-        """The charts that are drawn anew by a tick at that time."""
-        monkeypatch.setattr("gui.tabs.monitor_tab.time.time", lambda: 1000.0 + seconds)
-        updates = page.refresh(data)
-        data[page.seen] = updates[page.seen]
-        return {item.elem_id for item in updates if item in (page.monitor.chart, page.monitor.details)}
 
-    both = {"loss-chart", "detail-chart"}
-    assert tick(0) == both
-    assert tick(10) == set()
-    write_session(run, settings(tmp_path / "output"), 2, [151])
-    assert tick(10.5) == both
-    write_session(run, settings(tmp_path / "output"), 2, [152])
-    assert tick(11) == set()  # its turn was a moment ago
-    assert tick(12.5) == both
-    data[page.monitor.smoothing] = 0.5
-    assert tick(12.6) == {"loss-chart"}
+def test_sampling_is_told_as_what_it_is(tmp_path: Path) -> None:
+    run = make_run(tmp_path, status="running", alive=True)
+    writer = events.EventWriter(run.events_file)
+    writer.write("run_started", 0, total_steps=200, steps_per_epoch=20, session=3)
+    assert "Loading the model" in run_bar.status_line(Watch().look(run))
+    writer.write("sampling", 0, done=0, total=2)
+    assert "Sampling 1 of 2" in run_bar.status_line(Watch().look(run))
+    writer.write("sampling", 0, done=1, total=2)
+    assert "Sampling 2 of 2" in run_bar.status_line(Watch().look(run))
+    writer.write("sampling", 0, done=2, total=2)
+    assert "Sampling" not in run_bar.status_line(Watch().look(run))
+
+
+def test_lines_that_are_as_they_were_are_not_sent_again(places: Places) -> None:
+    run = make_run(places.home / "output", status="running", alive=True)
+    watch = Watch()
+    first = live.update(places, watch, str(run.path), {}, whole=True)
+    assert set(first["parts"]) == {"run-status", "run-progress", "run-facts", "run-hint", "run-log"}
+    assert first["short"]["percent"] == 75
+    with run.console_file.open("a") as console:
+        console.write("more\n")
+    second = live.update(places, watch, str(run.path), first["have"], whole=True)
+    assert "run-log" in second["parts"] and "run-progress" not in second["parts"]
+    assert "run-facts" not in live.update(places, watch, str(run.path), {}, whole=False)["parts"]
+    assert live.update(places, watch, "/etc", {}, whole=True)["short"] == {}
+
+
+def test_the_options_of_runs_are_compared_without_their_names(places: Places) -> None:
+    one = make_run(places.home / "output", "one", learning_rate=1e-3)
+    two = make_run(places.home / "output", "two", learning_rate=2e-3)
+    shown = comparison.table([one, two])
+    assert re.findall(r"<td>(.*?)</td>", shown) == ["Training", "learning_rate", "0.001", "0.002"]
+    assert "the same" in comparison.table([one, one])

@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from gui.forms import form as forms
-from gui.places import Places
+from gui.places import Places, placed
 from gui.server import drills
 from gui.tabs import resume_tab
 from gui.views import checkpoints, resume_check
@@ -114,8 +114,9 @@ def test_differences_are_named_by_class_with_what_can_be_done(trained: Config, p
     )
     assert "2 options differ, and the trainer will refuse" in outcome.html
     assert [item.name for item in outcome.in_the_way] == ["network_dim", "learning_rate"]
-    assert outcome.allowable == ("learning_rate",)
-    assert 'data-action="allow" data-value="learning_rate"' in outcome.table
+    [word] = outcome.allowable
+    assert word.startswith("learning_rate:")  # this difference, and no other that is made later
+    assert f'data-action="allow" data-value="{word}"' in outcome.table
     assert 'data-action="use" data-value="network_dim"' in outcome.table
     assert 'data-action="allow" data-value="network_dim"' not in outcome.table
 
@@ -133,13 +134,19 @@ def test_changed_images_are_named_and_can_be_allowed(trained: Config, places: Pl
     caption = next(changed.rglob("*.txt"))
     caption.write_text("another caption")
     outcome = examine(trained, places, resume_from_checkpoint="2", train_data_dir="changed")
-    assert outcome.allowable == ("dataset",)
+    [word] = outcome.allowable
+    assert word.startswith("dataset:")
     assert caption.stem in outcome.table
     assert "But the images are not the checkpoint" in outcome.html
     allowed = examine(
-        trained, places, resume_from_checkpoint="2", train_data_dir="changed", resume_allow=("dataset",)
+        trained, places, resume_from_checkpoint="2", train_data_dir="changed", resume_allow=(word,)
     )  # fmt: skip
     assert allowed.allowable == ()
+    caption.write_text("yet another one")
+    changed_since = examine(
+        trained, places, resume_from_checkpoint="2", train_data_dir="changed", resume_allow=(word,)
+    )  # fmt: skip
+    assert changed_since.allowable and changed_since.allowable != (word,)
 
 
 def test_the_curve_has_the_checkpoints_the_new_one_and_the_point_of_the_resume(trained: Config, places: Places) -> None:
@@ -153,6 +160,17 @@ def test_the_curve_has_the_checkpoints_the_new_one_and_the_point_of_the_resume(t
     assert (traces["from here on"].x[0], traces["from here on"].x[-1]) == (2, 8)
     assert list(traces["resume"].x) == [2]
     assert traces["resume"].y[0] == pytest.approx(trained.learning_rate * 0.8535533905932737)
+
+
+def test_the_checkpoints_curve_is_drawn_at_the_rates_it_was_trained_at(trained: Config, places: Places) -> None:
+    outcome = examine(
+        trained, places, resume_from_checkpoint="2", learning_rate=trained.learning_rate / 4, max_train_steps=8,
+        resume_lr_policy="stretch", resume_allow=("all",),
+    )  # fmt: skip
+    assert outcome.figure is not None
+    traces = {trace.name: trace for trace in outcome.figure.data}
+    assert max(traces["the checkpoint's curve"].y) == pytest.approx(trained.learning_rate)
+    assert max(traces["from here on"].y) < trained.learning_rate / 4
 
 
 def test_the_environment_is_compared_once_it_is_known(trained: Config, places: Places, run: RunFolder) -> None:
@@ -354,7 +372,16 @@ def test_differences_are_put_right_or_allowed_one_by_one_and_all_at_once(page: P
     expect(verdict).to_contain_text("The run will differ, as you allowed.")
     open_tab(page, "Train")
     expect(field(page, "network_dim")).to_have_value("2")
-    expect(field(page, "resume_allow")).to_have_value("learning_rate")
+    expect(field(page, "resume_allow")).to_have_value(re.compile("^learning_rate:"))
+
+
+def test_an_automatic_start_begins_what_has_no_checkpoint_and_continues_what_has(
+    trained: Config, places: Places
+) -> None:
+    assert "starts at step 1" in examine(trained, places, output_name="new", resume_from_checkpoint="auto").html
+    assert "The run is complete: step 4 of 4" in examine(trained, places, resume_from_checkpoint="auto").html
+    (places.home / "auto").mkdir()  # a name in the page's home is no path then
+    assert placed(places, trained.replace(resume_from_checkpoint="auto")).resume_from_checkpoint == "auto"
 
 
 @needs_browser
@@ -406,7 +433,7 @@ def test_a_new_run_branches_off_an_older_step_and_knows_where_it_came_from(page:
     expect(page.locator("#resume-verdict")).to_contain_text("It begins a new run, vixen")
     page.locator("#start-training").click()
     run = RunFolder(served.home / "output" / "vixen")
-    expect(page.locator("#run-picker input")).to_have_value("vixen")
+    expect(page.locator("#run-picker input")).to_have_value(re.compile("^vixen · "))
     expect(page.locator("#run-status")).to_contain_text("finished", timeout=90_000)
     record = run_folder.read_run(run)
     assert record is not None

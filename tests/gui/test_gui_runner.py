@@ -15,6 +15,7 @@ import pytest
 from gui.places import CODE, Places
 from gui.server import runner
 from tests.gui.test_gui_fake_run import make_run, settings
+from tests.support import posix
 from trainer.options import checks
 from trainer.runs import launch, run_folder
 from trainer.runs.launch import Started
@@ -103,7 +104,7 @@ def test_killing_ends_the_process_and_those_it_started_at_once(places: Places, m
         below = run.console_file.read_text().splitlines()[-1]
         time.sleep(0.05)
     assert runner.kill(run)
-    assert wait_for_end(run).exit_code == -signal.SIGKILL
+    assert wait_for_end(run).exit_code == (signal.SIGTERM if posix.WINDOWS else -9)
     assert run_folder.process_start(int(below)) is None
     assert not runner.kill(run)
 

@@ -43,16 +43,21 @@ def test_a_link_out_of_the_samples_folder_is_not_followed(tmp_path: Path) -> Non
     assert thumbnails.confined(run, "samples/link.png") is None
 
 
-def test_a_picture_is_copied_whole_or_not_at_all(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["notes.html", "picture.svg"])
+def test_what_is_no_picture_by_its_name_is_not_served(tmp_path: Path, name: str) -> None:
+    run = make_run(tmp_path)
+    (run.samples / name).write_text("<script>")
+    assert thumbnails.confined(run, f"samples/{name}") is None
+
+
+def test_a_small_copy_is_made_once_and_none_of_what_is_no_picture(tmp_path: Path) -> None:
     run = make_run(tmp_path / "output")
-    folder = tmp_path / "copies"
-    folder.mkdir()
-    original = run.samples / "00000050-0.png"
-    copied = thumbnails.whole(original, folder)
-    assert copied is not None
-    assert copied.read_bytes() == original.read_bytes()
-    assert thumbnails.whole(run.config_file, folder) is None
-    assert thumbnails.whole(run.samples / "gone.png", folder) is None
+    file = run.samples / "00000050-0.png"
+    small = thumbnails.small(file, tmp_path / "small")
+    assert small is not None and small == thumbnails.small(file, tmp_path / "small")
+    file.write_bytes(b"no picture")
+    assert thumbnails.small(file, tmp_path / "small") is None
+    assert list((tmp_path / "small").iterdir()) == [small]
 
 
 def test_only_the_newest_copies_are_kept(tmp_path: Path) -> None:
@@ -78,36 +83,30 @@ def test_prompts_come_in_their_order_and_another_seed_is_another_column() -> Non
 
 def test_the_grid_has_a_row_for_each_step_with_the_resume_between(tmp_path: Path) -> None:
     view = Watch().look(make_run(tmp_path / "output"))
-    html, complete = samples_tab.grid(view, samples_of(view), tmp_path / "thumbnails")
-    assert complete
+    samples = samples_of(view)
+    html = samples_tab.grid(view, samples, samples_tab.rows(samples))
     rows = re.findall(r"<th scope=.row.>(.*?)</th>|(resumed after step \d+)", html)
     assert ["".join(row) for row in rows] == ["step 150", "resumed after step 100", "step 100", "step 50"]
     assert re.findall(r"<th scope=.col.>(.*?)</th>", html) == ["Step", SNOW, RED]
     assert html.count("<img ") == 6
-    assert html.count(".webp") == 6
+    assert html.count("data-whole=") == 6
 
 
-def test_thumbnails_are_made_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples_tab, "MADE_AT_ONCE", 4)
+def test_many_samples_are_shown_by_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples_tab, "MOST_SHOWN", 4)  # two steps of two prompts
     view = Watch().look(make_run(tmp_path / "output"))
-    first, complete = samples_tab.grid(view, samples_of(view), tmp_path / "thumbnails")
-    assert (first.count("<img "), complete) == (4, False)
-    second, complete = samples_tab.grid(view, samples_of(view), tmp_path / "thumbnails")
-    assert (second.count("<img "), complete) == (6, True)
-
-
-def test_a_sample_that_is_no_picture_leaves_its_place_empty(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "output")
-    (run.samples / "00000050-0.png").write_bytes(b"no picture")
-    view = Watch().look(run)
-    html, _ = samples_tab.grid(view, samples_of(view), tmp_path / "thumbnails")
-    assert html.count("<img ") == 5
+    first, second = samples_tab.gallery(view, 0), samples_tab.gallery(view, 1)
+    assert re.findall(r"<th scope=.row.>(.*?)</th>", first) == ["step 150", "step 100"]
+    assert re.findall(r"<th scope=.row.>(.*?)</th>", second) == ["step 50"]
+    assert ("Older steps" in first, "Newer steps" in first) == (True, False)
+    assert ("Older steps" in second, "Newer steps" in second) == (False, True)
+    assert samples_tab.gallery(view, 99) == second
 
 
 def test_prompts_are_shown_as_text(tmp_path: Path) -> None:
     view = Watch().look(make_run(tmp_path / "output"))
     view.history.samples["samples/00000150-0.png"] = Sample(150, "samples/00000150-0.png", "<script>&", 0)
-    html, _ = samples_tab.grid(view, samples_of(view), tmp_path / "thumbnails")
+    html = samples_tab.gallery(view, 0)
     assert "<script>" not in html
     assert "&lt;script&gt;&amp;" in html
 
@@ -125,7 +124,8 @@ def test_the_newest_step_goes_on_to_be_compared_until_another_is_chosen(tmp_path
     def look(count: int, seen: Any) -> Any:
         run.events_file.write_text("".join(lines[:count]))
         updates, seen = tab.show(Watch().look(run), seen, shown)
-        shown.update({item: updates[item]["value"] for item in shown if "value" in updates.get(item, {})})
+        changed = {item: update for item, update in updates.items() if item in shown and isinstance(update, dict)}
+        shown.update({item: update["value"] for item, update in changed.items() if "value" in update})
         return seen
 
     sampled = [number + 1 for number, line in enumerate(lines) if '"sample_saved"' in line]
@@ -147,6 +147,7 @@ def test_the_newest_step_goes_on_to_be_compared_until_another_is_chosen(tmp_path
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     home = tmp_path_factory.mktemp("home")
+    make_run(home / "output", "vixen", status="finished")
     make_run(home / "output", "fox", status="finished")
     with serving(home) as server:
         yield server
@@ -161,13 +162,30 @@ def test_a_sample_is_enlarged_and_two_steps_are_compared(browser: Browser, serve
     pictures = page.locator("#sample-gallery img")
     expect(pictures).to_have_count(6)
     assert pictures.first.evaluate("async image => { await image.decode(); return image.naturalWidth }") == 64
-    page.get_by_title("step 100: a red fox").click()
-    expect(page.locator("#sample-picture")).to_contain_text("step 100 · a red fox · 00000100-1.png")
-    whole = page.locator("#sample-picture img")
+    page.get_by_title("step 100: a red fox").focus()
+    page.keyboard.press("Enter")
+    lightbox = page.locator("#lightbox")
+    expect(lightbox).to_contain_text("step 100 · a red fox · 00000100-1.png")
+    whole = lightbox.locator("img")
     assert whole.evaluate("async image => { await image.decode(); return image.naturalWidth }") == 64
+    for key, words in (
+        ("ArrowLeft", "step 100 · a fox in"),
+        ("ArrowUp", "step 150 · a fox in"),
+        ("ArrowUp", "step 150"),
+    ):
+        page.keyboard.press(key)
+        expect(lightbox).to_contain_text(words)
+    page.keyboard.press("Escape")
+    expect(lightbox).not_to_be_visible()
     expect(page.locator("#compare-caption")).to_contain_text("Left: step 50. Right: step 150. a fox in the snow")
     choose(page, "compare-left", "step 100")
     choose(page, "compare-prompt", "a red fox")
     expect(page.locator("#compare-caption")).to_contain_text("Left: step 100. Right: step 150. a red fox")
     expect(page.locator("#compare-slider img")).to_have_count(2)
+    handle = page.locator("#compare-slider input")
+    handle.focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".comparison")).to_have_attribute("style", "--left: 51%;")
+    choose(page, "compare-run", "vixen")
+    expect(page.locator("#compare-caption")).to_contain_text("Right: step 150 of vixen.")
     page.close()

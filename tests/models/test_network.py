@@ -15,9 +15,12 @@ from diffusers import StableDiffusionPipeline
 
 from tests.support import tiny
 from trainer.checkpoints import checkpoint
-from trainer.models import families, file_metadata, network
-from trainer.models.families.base import Model
-from trainer.models.network import NetworkFileError
+from trainer.models import adapters, file_metadata, keys
+from trainer.models import model as models
+from trainer.models.adapters import lora
+from trainer.models.adapters.base import NetworkFileError
+from trainer.models.adapters.lora import ADAPTER
+from trainer.models.model import Model
 from trainer.options.config import Config
 
 
@@ -28,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(folder: Path, **options: Any) -> Model:
     config = Config(pretrained_model_name_or_path=str(folder), resolution="64", **options)
-    return families.get("sd").load(config, folder, torch.float32, torch.device("cpu"))
+    return models.load(config, folder, torch.float32, torch.device("cpu"))
 
 
 def randomise(model: Model) -> dict[str, torch.Tensor]:
@@ -37,10 +40,21 @@ def randomise(model: Model) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for target in model.targets:
-            for name, parameter in network.parameters(target).items():
+            for name, parameter in ADAPTER.parameters(target).items():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
                 weights[name] = parameter.detach().clone()
     return weights
+
+
+def stored_of(model: Model, weights: dict[str, torch.Tensor], precision: str) -> dict[str, keys.Stored]:
+    arrays = {name: tensor.numpy() for name, tensor in weights.items()}
+    config = model.config.replace(save_precision=precision)
+    return adapters.tensors_of_file(arrays, adapters.naming_of(config), config)
+
+
+def file_of(model: Model, weights: dict[str, torch.Tensor], precision: str) -> dict[str, torch.Tensor]:
+    """The tensors of a file of these weights."""
+    return {name: torch.from_numpy(stored.array) for name, stored in stored_of(model, weights, precision).items()}
 
 
 def picture(pipeline: StableDiffusionPipeline) -> np.ndarray[Any, Any]:
@@ -61,7 +75,7 @@ def test_diffusers_loads_the_file_and_draws_the_same_picture(
     model = load(folder, **{"network_dim": 4, "network_alpha": 2.0, **options})
     weights = randomise(model)
     path = tmp_path / "lora.safetensors"
-    checkpoint.write_model_file(path, network.to_kohya(model.targets, weights, torch.float32), {})
+    checkpoint.write_model_file(path, file_of(model, weights, "float"), {})
 
     ours = plain_pipeline(folder)
     before = picture(ours)
@@ -78,17 +92,17 @@ def test_diffusers_loads_the_file_and_draws_the_same_picture(
 def test_a_file_is_read_back_bit_equal(folder: Path, tmp_path: Path) -> None:
     model = load(folder, network_dim=4, network_alpha=3.0, conv_dim=2)
     weights = randomise(model)
-    checkpoint.write_model_file(tmp_path / "a.safetensors", network.to_kohya(model.targets, weights, torch.float32), {})
+    checkpoint.write_model_file(tmp_path / "a.safetensors", file_of(model, weights, "float"), {})
     other = load(folder, network_dim=4, network_alpha=3.0, conv_dim=2)
-    network.load_kohya(other.targets, tmp_path / "a.safetensors")
+    ADAPTER.from_file(other.targets, adapters.naming_of(other.config), tmp_path / "a.safetensors")
     for target in other.targets:
-        for name, parameter in network.parameters(target).items():
+        for name, parameter in ADAPTER.parameters(target).items():
             assert torch.equal(parameter, weights[name]), name
 
 
 def test_the_keys_are_those_of_kohya(folder: Path) -> None:
     model = load(folder, network_dim=4)
-    keys = network.to_kohya(model.targets, randomise(model), torch.float16)
+    keys = file_of(model, randomise(model), "fp16")
     unet = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     text = "lora_te_text_model_encoder_layers_0_mlp_fc1"
     for name in (unet, text):
@@ -115,14 +129,14 @@ def test_a_file_that_does_not_fit_is_refused_by_name(
 ) -> None:
     model = load(folder, network_dim=4, network_alpha=2.0)
     path = tmp_path / "a.safetensors"
-    checkpoint.write_model_file(path, network.to_kohya(model.targets, randomise(model), torch.float32), {})
+    checkpoint.write_model_file(path, file_of(model, randomise(model), "float"), {})
     other = load(folder, **options)
     before = [
-        parameter.detach().clone() for target in other.targets for parameter in network.parameters(target).values()
+        parameter.detach().clone() for target in other.targets for parameter in ADAPTER.parameters(target).values()
     ]
     with pytest.raises(NetworkFileError, match=message):
-        network.load_kohya(other.targets, path)
-    after = [parameter for target in other.targets for parameter in network.parameters(target).values()]
+        ADAPTER.from_file(other.targets, adapters.naming_of(other.config), path)
+    after = [parameter for target in other.targets for parameter in ADAPTER.parameters(target).values()]
     assert all(torch.equal(left, right) for left, right in zip(before, after, strict=True))
 
 
@@ -133,17 +147,17 @@ def test_new_layers_change_nothing_and_depend_on_the_seed_alone(folder: Path) ->
     second = load(folder, network_dim=4)
     other = load(folder, network_dim=4, seed=43)
     for one, two, three in zip(first.targets, second.targets, other.targets, strict=True):
-        for name, parameter in network.parameters(one).items():
-            assert torch.equal(parameter, network.parameters(two)[name])
+        for name, parameter in ADAPTER.parameters(one).items():
+            assert torch.equal(parameter, ADAPTER.parameters(two)[name])
             if "lora_B" in name:
                 assert not parameter.any()
             else:
-                assert not torch.equal(parameter, network.parameters(three)[name])
+                assert not torch.equal(parameter, ADAPTER.parameters(three)[name])
 
 
 def test_dropout_leaves_out_channels_between_the_matrices(folder: Path) -> None:
     model = load(folder, network_dim=4, network_dropout=0.5)
-    layers = [layer.lora_A[network.ADAPTER] for layer in network.layers(model.targets[0]).values()]
+    layers = [layer.lora_A[lora.NAME] for layer in lora.layers(model.targets[0]).values()]
     module = next(layer for layer in layers if isinstance(layer, torch.nn.Linear))
     module.train()
     output = module(torch.randn(1000, module.in_features))
@@ -155,10 +169,11 @@ def test_dropout_leaves_out_channels_between_the_matrices(folder: Path) -> None:
 
 def test_the_hashes_are_kohyas(folder: Path, tmp_path: Path) -> None:
     model = load(folder, network_dim=4)
-    tensors = network.to_kohya(model.targets, randomise(model), torch.float16)
-    described = network.as_metadata({"ss_steps": 3, "ss_list": {"a": [1]}, "ss_none": None, "modelspec.title": "x"})
+    stored = stored_of(model, randomise(model), "fp16")
+    tensors = {name: torch.from_numpy(tensor.array) for name, tensor in stored.items()}
+    described = file_metadata.as_text({"ss_steps": 3, "ss_list": {"a": [1]}, "ss_none": None, "modelspec.title": "x"})
     assert described["ss_list"] == '{"a": [1]}' and described["ss_none"] == "None"
-    hashes = network.hashes(tensors, described)
+    hashes = keys.hashes(stored, described)
     safetensors.torch.save_file(tensors, tmp_path / "a.safetensors")
     with safetensors.safe_open(tmp_path / "a.safetensors", "pt") as file:
         assert set(file.keys()) == set(tensors)

@@ -10,7 +10,7 @@ from trainer.options import sd_scripts
 from trainer.options.checks import check, resolve
 from trainer.options.config import OPTIONS, Config
 from trainer.options.problems import Checked, Given
-from trainer.options.sources import read_toml_text
+from trainer.options.sources import read_arguments, read_toml_text
 
 KOHYA_SS = """
 bucket_no_upscale = true
@@ -97,8 +97,8 @@ def test_what_would_change_it_is_refused_by_name_unless_it_is_off(name: str) -> 
 def test_other_network_modules_and_arguments_are_refused_by_name() -> None:
     (module,) = of(network_module="lycoris.kohya").problems
     assert "only networks.lora" in module.message
-    (argument,) = of(network_args=["conv_dim=4", "module_dropout=0.1"]).problems
-    assert "module_dropout=0.1" in argument.message
+    (argument,) = of(network_args=["conv_dim=4", "block_dims=1"]).problems
+    assert "block_dims=1" in argument.message
     (value,) = of(network_args=["conv_dim=0"]).problems
     assert "conv_dim: 0 is below 1" in value.message
 
@@ -126,6 +126,30 @@ def test_their_ways_of_writing_a_value_are_understood(given: dict[str, Any], exp
     assert outcome.problems == [] and Config(**outcome.values) == expected
 
 
-def test_two_different_text_encoder_rates_are_refused() -> None:
-    (problem,) = of(text_encoder_lr=[1e-5, 2e-5]).problems
-    assert problem.key == "text_encoder_lr"
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"text_encoder_lr": Given([1e-5, 2e-5], "")},
+        {"text_encoder_lr": Given("1e-5 2e-5", "")},
+        read_arguments(["--text_encoder_lr", "1e-5", "2e-5"]),
+        read_arguments(["--text_encoder_lr=1e-5,2e-5"]),
+    ],
+)
+def test_two_text_encoder_rates_are_for_two_text_encoders_and_refused_where_there_is_one(
+    given: dict[str, Given],
+) -> None:
+    assert check(given).values == {"text_encoder_lr": 1e-5, "text_encoder_lr2": 2e-5}
+    assert check(given, {"family": Given("sdxl", "")}).problems == []
+    (problem,) = check(given, {"family": Given("sd", "")}).problems
+    assert str(problem).startswith("text_encoder_lr2: does not apply to Stable Diffusion 1.x or 2.x")
+
+
+def test_three_text_encoder_rates_are_refused() -> None:
+    (problem,) = of(text_encoder_lr=[1e-5, 2e-5, 3e-5]).problems
+    assert problem.message.startswith("1e-05, 2e-05, 3e-05: these are for 3 text encoders")
+
+
+def test_what_sd_scripts_takes_several_values_for_does_so_here() -> None:
+    arguments = ["--network_args", "conv_dim=4", "conv_alpha=2", "--text_encoder_lr", "1e-5", "1e-5", "--xformers"]
+    assert check(read_arguments(arguments)).values == {"conv_dim": 4, "conv_alpha": 2.0, "text_encoder_lr": 1e-5}
+    assert of(network_args="conv_dim=4, conv_alpha=2").values == {"conv_dim": 4, "conv_alpha": 2.0}

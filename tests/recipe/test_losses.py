@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from trainer import randomness
 from trainer.recipe import losses
@@ -58,6 +60,28 @@ def test_min_snr_bounds_the_weight_of_low_noise() -> None:
 def test_min_snr_is_finite_where_no_signal_is_left() -> None:
     weights = losses.loss_weights(torch.tensor([0.0, 5.0, 10.0]), v_prediction=False, min_snr_gamma=5.0)
     assert weights.tolist() == [1.0, 1.0, 0.5]
+
+
+@pytest.mark.parametrize("v_prediction", [False, True])
+@pytest.mark.parametrize(
+    "options", [{"debiased": True}, {"v_like_loss": 0.5}, {"debiased": True, "min_snr_gamma": 5.0}]
+)
+def test_every_weight_is_finite_where_no_signal_is_left(v_prediction: bool, options: dict[str, Any]) -> None:
+    """zero_terminal_snr leaves none at its last timestep."""
+    nothing, little = losses.loss_weights(torch.tensor([0.0, 1e-4]), v_prediction=v_prediction, **options).tolist()
+    assert math.isfinite(nothing) and nothing == pytest.approx(little, abs=0.01)
+
+
+def test_the_least_signal_is_that_of_the_last_timestep_of_stable_diffusion() -> None:
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    last = losses.signal_to_noise(scheduler.alphas_cumprod, torch.tensor([999]))
+    assert 0.999 * last.item() < losses.LEAST_SNR < last.item()  # so that it changes nothing where that is the schedule
+
+
+def test_min_snr_and_debiased_estimation_go_together() -> None:
+    snr = torch.tensor([9.0])
+    both = losses.loss_weights(snr, v_prediction=False, min_snr_gamma=5.0, debiased=True)
+    assert both.item() == pytest.approx(5 / 9 / 3)
 
 
 def test_the_other_weights_are_those_of_sd_scripts() -> None:

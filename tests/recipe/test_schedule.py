@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -10,8 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import get_scheduler
+from transformers.optimization import Adafactor
 
-from trainer.options.config import Config
+from trainer.options.config import OPTIONS, Config
+from trainer.options.problems import ConfigError
+from trainer.recipe import schedule
+from trainer.recipe.plateau import Plateau
 from trainer.recipe.schedule import LrCurve, dead_steps, lr_factor, new_curve, resumed_curve
 
 NAMES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
@@ -63,6 +68,146 @@ def test_the_numbers_of_a_small_curve() -> None:
 @given(curve=curves, step=st.integers(0, 400))
 def test_a_factor_is_between_0_and_1(curve: LrCurve, step: int) -> None:
     assert 0.0 <= curve.factor(step) <= 1.0
+
+
+def curve_of(total: int = 100, **options: Any) -> LrCurve:
+    return new_curve(Config(**options), total)
+
+
+FURTHER: tuple[tuple[dict[str, Any], str, dict[str, Any]], ...] = (
+    ({"lr_scheduler": "inverse_sqrt", "lr_warmup_steps": 10.0}, "inverse_sqrt", {}),
+    (
+        {"lr_scheduler": "inverse_sqrt", "lr_warmup_steps": 10.0, "lr_scheduler_timescale": 40},
+        "inverse_sqrt",
+        {"timescale": 40},
+    ),
+    (
+        {"lr_scheduler": "cosine_with_min_lr", "lr_warmup_steps": 0.1, "lr_scheduler_min_lr_ratio": 0.2},
+        "cosine_with_min_lr",
+        {"min_lr_rate": 0.2, "num_cycles": 0.5},
+    ),
+    (
+        {"lr_scheduler": "cosine_with_min_lr", "lr_scheduler_min_lr_ratio": 0.0, "lr_scheduler_num_cycles": 3},
+        "cosine_with_min_lr",
+        {"min_lr_rate": 0.0, "num_cycles": 1.5},
+    ),
+    (
+        {"lr_scheduler": "warmup_stable_decay", "lr_warmup_steps": 10.0, "lr_decay_steps": 0.3},
+        "warmup_stable_decay",
+        {"num_decay_steps": 30, "num_cycles": 0.5},
+    ),
+    (
+        {
+            "lr_scheduler": "warmup_stable_decay",
+            "lr_warmup_steps": 10.0,
+            "lr_decay_steps": 20.0,
+            "lr_scheduler_min_lr_ratio": 0.1,
+        },
+        "warmup_stable_decay",
+        {"num_decay_steps": 20, "num_cycles": 0.5, "min_lr_ratio": 0.1},
+    ),
+)
+
+
+@pytest.mark.parametrize(("options", "name", "own"), FURTHER, ids=str)
+def test_further_curves_are_those_that_sd_scripts_asks_transformers_for(
+    options: dict[str, Any], name: str, own: dict[str, Any]
+) -> None:
+    curve = curve_of(**options)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_scheduler(name, optimizer, curve.warmup_steps, 100, scheduler_specific_kwargs=own)
+    for step in range(100):
+        assert curve.factor(step) == pytest.approx(theirs.lr_lambdas[0](step), rel=1e-9, abs=1e-12)
+
+
+def test_a_curve_in_steps_holds_each_factor_up_to_its_step() -> None:
+    curve = curve_of(lr_scheduler="piecewise_constant", lr_scheduler_args=("step_rules=1:3,0.1:5,0.01",))
+    assert [curve.factor(step) for step in range(7)] == [1, 1, 1, 0.1, 0.1, 0.01, 0.01]
+
+
+OF_TORCH: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("CosineAnnealingLR", {"T_max": 30}),
+    ("CosineAnnealingLR", {"T_max": 30, "eta_min": 1e-5}),
+    ("CosineAnnealingWarmRestarts", {"T_0": 10}),
+    ("CosineAnnealingWarmRestarts", {"T_0": 10, "T_mult": 2, "eta_min": 1e-5}),
+    ("ExponentialLR", {"gamma": 0.9}),
+    ("StepLR", {"step_size": 7, "gamma": 0.5}),
+    ("MultiStepLR", {"milestones": [10, 20, 20]}),
+    ("ConstantLR", {"factor": 0.25, "total_iters": 12}),
+    ("LinearLR", {"start_factor": 0.1, "total_iters": 20}),
+    ("PolynomialLR", {"total_iters": 40, "power": 2.0}),
+)
+
+
+@pytest.mark.parametrize(("name", "own"), OF_TORCH, ids=str)
+def test_the_schedulers_of_torch_are_functions_of_the_step_here(name: str, own: dict[str, Any]) -> None:
+    arguments = tuple(f"{argument}={value}" for argument, value in own.items())
+    curve = curve_of(lr_scheduler_type=name, lr_scheduler_args=arguments, lr_warmup_steps=5.0)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-4)
+    theirs = getattr(torch.optim.lr_scheduler, name)(optimizer, **own)
+    for step in range(80):
+        assert 1e-4 * curve.factor(step) == pytest.approx(theirs.get_last_lr()[0], rel=1e-9, abs=1e-12)
+        optimizer.step()
+        theirs.step()
+
+
+@pytest.mark.parametrize("warmup_init", [False, True])
+def test_adafactors_own_rate_is_that_of_transformers(warmup_init: bool) -> None:
+    arguments = ("relative_step=True", f"warmup_init={warmup_init}")
+    curve = curve_of(lr_scheduler="adafactor", optimizer_type="Adafactor", optimizer_args=arguments)
+    group = {"lr": None, "relative_step": True, "warmup_init": warmup_init, "scale_parameter": False}
+    for step in range(0, 40_000, 37):
+        assert curve.factor(step) == Adafactor._get_lr(group, {"step": step + 1})
+
+
+def test_the_plateau_is_torchs() -> None:
+    losses = [1.0, 0.9, 0.95, 0.91, 0.92, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.49995, 0.7, 0.7]
+    for own in ({"patience": 1}, {"patience": 1, "cooldown": 2, "min_lr": 0.02}, {"threshold_mode": "abs"}):
+        arguments = tuple(f"{name}={value}" for name, value in {"factor": 0.5, **own}.items())
+        curve = curve_of(lr_scheduler="reduce_lr_on_plateau", lr_scheduler_args=arguments, learning_rate=1.0)
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        settings: dict[str, Any] = {"factor": 0.5, **own}
+        theirs, ours = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **settings), Plateau()
+        for loss in losses:
+            theirs.step(loss)
+            ours = ours.after(loss, curve.own)
+            assert ours.factor == pytest.approx(theirs.get_last_lr()[0])
+
+
+def test_every_curve_that_can_be_chosen_is_there() -> None:
+    assert OPTIONS["lr_scheduler"].choices == tuple(schedule.SHAPES)
+    assert OPTIONS["lr_scheduler_type"].choices == ("", *schedule.SHAPES_OF_TORCH)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr_scheduler_type": "CosineAnnealingLR"}, "CosineAnnealingLR needs T_max="),
+        ({"lr_scheduler_args": ("T_max=3",)}, "constant has no argument 'T_max'"),
+        ({"lr_scheduler": "cosine_with_min_lr"}, "needs lr_scheduler_min_lr_ratio"),
+        ({"lr_scheduler_type": "StepLR", "lr_scheduler_args": ("step_size=a",)}, "StepLR cannot be drawn"),
+        ({"lr_scheduler_type": "StepLR", "lr_scheduler_args": ("step_size=0",)}, "StepLR cannot be drawn"),
+        ({"lr_scheduler": "piecewise_constant", "lr_scheduler_args": ("step_rules=1,2",)}, "cannot be drawn"),
+        (
+            {
+                "lr_scheduler_type": "CosineAnnealingLR",
+                "lr_scheduler_args": ("T_max=3", "eta_min=1e-6"),
+                "unet_lr": 1.0,
+            },
+            "different ones",
+        ),
+    ],
+)
+def test_arguments_that_make_no_curve_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        schedule.check(Config(**options))
+
+
+@pytest.mark.parametrize("options", [options for options, _, _ in FURTHER] + [{}], ids=str)
+def test_a_curve_is_the_same_after_it_was_kept_as_json(options: dict[str, Any]) -> None:
+    curve = curve_of(**options)
+    assert LrCurve(**json.loads(json.dumps(curve.as_dict()))) == curve
+    assert ("own" in curve.as_dict()) == bool(options)  # as files of earlier versions have it
 
 
 def test_an_unknown_curve_is_refused_by_name() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.runs.test_manifest import make_checkpoint
 from trainer.options.config import Config
-from trainer.runs import branches
+from trainer.runs import branches, manifest
 from trainer.runs.run_folder import RunFolder
 
 FILES = ("fox-step00000002", "fox-step00000004", "fox-000001", "fox-000002", "fox", "fox-new", "foxes")
@@ -27,7 +27,8 @@ def config(tmp_path: Path) -> Config:
 def moved(config: Config, *, differs: bool, passed_over: bool = False) -> list[str]:
     """The model files that going on at step 2 moves aside; none may be lost."""
     run = RunFolder(config.run_dir)
-    branches.abandon(config, run, 2, 1, 3, differs=differs, passed_over=passed_over)
+    path = run.checkpoints / "step-00000002"
+    branches.go_on_from(config, run, manifest.verify(path), path, 1, 3, differs=differs, passed_over=passed_over)
     aside = sorted(path.stem for path in (run.abandoned / "before-session-003").glob("*.safetensors"))
     left = [path.stem for path in Path(config.output_dir).glob("*.safetensors")]
     assert sorted([*aside, *left]) == sorted(FILES)

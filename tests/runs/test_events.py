@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +223,29 @@ def test_a_disk_that_refuses_for_ever_does_not_fill_the_memory(tmp_path: Path, m
     (tmp_path / "no folder").mkdir()
     writer.write("step", 20)
     assert [event["global_step"] for event in read_events(tmp_path / "no folder" / "e")[0]] == [16, 17, 18, 19, 20]
+
+
+@pytest.mark.parametrize("room", range(0, 230, 3))
+def test_a_disk_that_takes_a_part_repeats_and_loses_no_event(
+    room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, written = tmp_path / "e", io.FileIO.write
+    full = False
+
+    class SmallDisk(io.FileIO):
+        def write(self, data: Any) -> int:
+            left = room - self.seek(0, os.SEEK_END) if full else len(data)
+            if left <= 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return written(self, bytes(data)[:left])
+
+    monkeypatch.setattr(Path, "open", lambda path, mode, buffering: SmallDisk(path, mode.replace("b", "")))
+    monkeypatch.setattr(time, "time", lambda: 1.0)
+    writer = EventWriter(path)
+    full = True
+    for step in range(5):
+        writer.write("step", step)
+    full = False
+    writer.write("step", 5)
+    monkeypatch.undo()
+    assert [event["global_step"] for event in read_events(path)[0]] == [0, 1, 2, 3, 4, 5]

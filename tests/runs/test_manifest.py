@@ -17,12 +17,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import posix
 from tests.support.damages import checkpoint_of, rewrite_manifest
 from tests.support.faults import Call, FileCalls
 from tests.support.runs_at_tiny_size import config_for, run
 from trainer import files
 from trainer.__main__ import main
-from trainer.checkpoints import checkpoint, preflight, resume
+from trainer.checkpoints import checkpoint, choosing, preflight
 from trainer.options.config import Config
 from trainer.refusal import Refused
 from trainer.runs import manifest
@@ -178,7 +179,7 @@ def test_what_is_no_plain_file_of_the_right_size_is_refused_unopened(name: str, 
     path, original = folder / name, folder.parent / "original"
     path.rename(original)
     if kind == "a pipe":
-        os.mkfifo(path)
+        posix.make_pipe_or_skip(path)
     elif kind == "a folder":
         path.mkdir()
     elif kind == "a huge hole":
@@ -309,7 +310,7 @@ def test_a_document_with_a_wrong_value_anywhere_gives_a_verdict_or_a_refusal(
             path.write_bytes(files.json_bytes(replaced(document, place, value)))
             recompose(path.parent)
             try:
-                preflight.look_at_checkpoint(config, inputs, here)
+                preflight.look_at_checkpoint(inputs, here)
                 answers.add("verdict")
             except Refused as error:
                 assert "step-00000001" in str(error), (place, value)
@@ -397,7 +398,7 @@ def test_weights_of_another_network_are_refused_by_name(change: str, trained: Co
 )
 def test_what_is_no_checkpoint_is_refused_as_one(wanted: str, trained: Config) -> None:
     with pytest.raises(Refused, match="resume_from_checkpoint"):
-        resume.choose(trained.replace(resume_from_checkpoint=wanted))
+        choosing.choose(trained.replace(resume_from_checkpoint=wanted))
 
 
 @pytest.mark.parametrize("path", ["", "nowhere", "/dev/null"])
@@ -409,7 +410,7 @@ def test_verify_and_list_of_what_is_no_folder_are_refused(path: str, tmp_path: P
 
 def test_a_checkpoint_copied_elsewhere_can_be_named_by_its_path(trained: Config, tmp_path: Path) -> None:
     shutil.copytree(checkpoint_of(trained, 1), tmp_path / "the good one")
-    assert resume.choose(trained.replace(resume_from_checkpoint=str(tmp_path / "the good one"))).manifest.step == 1
+    assert choosing.choose(trained.replace(resume_from_checkpoint=str(tmp_path / "the good one"))).manifest.step == 1
     shutil.copytree(trained.run_dir, tmp_path / "moved")
-    by_run = resume.choose(trained.replace(resume_from_checkpoint=str(tmp_path / "moved")))
+    by_run = choosing.choose(trained.replace(resume_from_checkpoint=str(tmp_path / "moved")))
     assert by_run.path == RunFolder(tmp_path / "moved").checkpoints / "step-00000001"

@@ -14,7 +14,7 @@ import numpy as np
 
 from tests.support.runs_at_tiny_size import config_for, run
 from trainer import files
-from trainer.checkpoints import resume
+from trainer.checkpoints import choosing
 from trainer.options.config import Config
 from trainer.runs import manifest
 from trainer.runs.manifest import MANIFEST, CheckpointDamaged
@@ -180,7 +180,7 @@ def check_refused(config: Config, file: str) -> str:
         raise AssertionError(f"{checkpoint} verifies")
     # A manifest that is sound in itself belongs to another step, or does not fit the files.
     assert file in reason or (file == MANIFEST and ("of step" in reason or any(name in reason for name in FILES)))
-    chosen = resume.choose(config)
+    chosen = choosing.choose(config)
     assert chosen.path == checkpoint_of(config, STEPS - 1)
     assert chosen.rejected == ((checkpoint, reason),)
     return reason

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,21 @@ DIMENSIONS: dict[str, dict[str, Options]] = {
 }
 
 
+RATE_DECISIONS: dict[str, Options] = {
+    "a factor and a warm-up": {"resume_lr_scale": 0.5, "resume_warmup_steps": 3},
+    "restart": {"resume_lr_policy": "restart", "lr_scheduler": "cosine", "lr_warmup_steps": 0.25},
+    "stretch": {"resume_lr_policy": "stretch", "lr_scheduler": "linear", "max_train_steps": STEPS + 2},
+    "restart, a factor, moving average": {
+        "resume_lr_policy": "restart",
+        "resume_lr_scale": 0.25,
+        "lr_scheduler": "polynomial",
+        "use_ema": True,
+        "ema_decay": 0.9,
+        "network_dropout": 0.2,
+    },
+}
+
+
 def options_of(combination: dict[str, str]) -> Options:
     """The options that a value for each dimension stands for."""
     return {name: value for choice in combination.items() for name, value in DIMENSIONS[choice[0]][choice[1]].items()}
@@ -155,3 +170,28 @@ def check_every_resume(model: Path, images: Path, folder: Path, options: Options
         assert_bit_equal(exported_tensors_of(resumed), exported)
         shutil.rmtree(resumed.output_dir)
     return steps - 1
+
+
+def check_restarts(model: Path, images: Path, folder: Path, options: Options, at: Sequence[int]) -> None:
+    """A run restarted after each of these steps by one command, compared with one restarted after the first only.
+
+    The decisions of the command are about the learning rate, and are taken at the first restart.
+    """
+    decided = {name: options[name] for name in options if name.startswith("resume_") or name == "max_train_steps"}
+    plain = {name: value for name, value in options.items() if name not in decided}
+    straight = config_for(model, images, folder / "straight", **plain)
+    assert run(straight) == "finished"
+    command = straight.replace(**decided)
+    once = copy_at(command, folder / "once", at[0])
+    assert run(once) == "finished"
+    expected, last = steps_of(once), command.max_train_steps
+    assert expected != steps_of(straight)
+    often = copy_at(command, folder / "often0", at[0])
+    for number, step in enumerate(at[1:], start=1):
+        assert run(often) == "finished"
+        often = copy_at(often, folder / f"often{number}", step)
+        (often.run_dir / "run.json").unlink()  # as if the machine was another: the checkpoint alone has to tell
+    assert run(often) == "finished"
+    assert steps_of(often) == expected
+    assert_bit_equal(tensors_of(often, last), tensors_of(once, last))
+    assert_bit_equal(exported_tensors_of(often), exported_tensors_of(once))

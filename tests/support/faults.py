@@ -92,11 +92,13 @@ class FileCalls:
         return told
 
     def _opening(self, open_file: Callable[..., Any]) -> Callable[..., Any]:
-        def opening(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        def opening(file: Any, mode: str = "r", buffering: int = -1, *args: Any, **kwargs: Any) -> Any:
             self._tell("open file", file)
             if "b" not in mode or not set(mode) & set("wax+"):
-                return open_file(file, mode, *args, **kwargs)
+                return open_file(file, mode, buffering, *args, **kwargs)
             raw = _WatchedFile(file, mode.replace("b", ""), self._tell)
+            if not buffering:
+                return raw
             return io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
 
         return opening
@@ -113,15 +115,31 @@ class FileCalls:
         return saving
 
 
+class Death(BaseException):
+    """The process would be dead."""
+
+
+class Deadly:
+    """Ends all effect on the disk from one call on, as a SIGKILL there would."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __call__(self, call: Call) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Death
+
+
 # --- moments of a training -----------------------------------------------------------------------------------------
 
 MOMENTS = {  # what is about to be called then
     "scanning": ("trainer.data.dataset", "read_folders"),
-    "loading": ("trainer.models.families.sd", "_from_folder"),
-    "caching": ("trainer.models.families.sd", "StableDiffusion.encode_images"),
+    "loading": ("trainer.models.parts", "Parts._load"),
+    "caching": ("trainer.models.model", "Model.encode_images"),
     "stepping": ("trainer.training.state", "State.clip"),
     "saving": ("trainer.runs.manifest", "compose"),
-    "sampling": ("trainer.models.families.sd", "StableDiffusion._one_sample"),
+    "sampling": ("trainer.models.previews", "one_picture"),
     "moving aside": ("trainer.runs.manifest", "move_aside"),
     "ending": ("trainer.training.session", "Session.finish"),
 }
@@ -132,9 +150,13 @@ ERRORS: dict[str, Exception] = {
 }
 
 
+WAIT_SECONDS = 20.0
+
+
 @dataclass(frozen=True)
 class Fault:
-    """When a moment comes for the `count`-th time, these are done: names of signals, of ERRORS, requests to the run.
+    """When a moment comes for the `count`-th time, these are done: names of signals, of ERRORS, requests to the run, or
+    "wait", which takes WAIT_SECONDS.
 
     The moment "file call" is that before a call to the disk, in threads whose name begins with `thread`; `half`
     makes half of that call first.
@@ -166,7 +188,9 @@ class _Counter:
         for action in self.fault.do:
             if action in ERRORS:
                 raise ERRORS[action]
-            if action.startswith("SIG"):
+            if action == "wait":
+                time.sleep(WAIT_SECONDS)
+            elif action.startswith("SIG"):
                 self._signal(signal.Signals[action])
             else:
                 run_folder.ask(self.run, action)  # type: ignore[arg-type]

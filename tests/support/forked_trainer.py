@@ -1,12 +1,14 @@
 """Trainer processes that start at once: forks of a process that has imported everything and done nothing.
 
 What runs in them is `trainer.__main__.main`, with real files, signals and exit codes; only the seconds of imports are
-saved. `python -m tests.forked_trainer` is the process that forks; a test has a `Server`.
+saved. `python -m tests.support.forked_trainer` is the process that forks; a test has a `Server`. Windows has no forks:
+there each is a process of its own from the start.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import gc
 import json
 import os
@@ -19,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
+
+import psutil
 
 from tests.support.faults import Fault
 from trainer import files
@@ -95,9 +99,15 @@ class Server:
         )
         return pid
 
-    def start_several(self, config: Config, count: int, faults: Mapping[int, Fault] | None = None) -> list[Trainer]:
-        """Start `count` processes that train together, as torch's launchers would; `faults` by process."""
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}
+    def start_several(
+        self, config: Config, count: int, faults: Mapping[int, Fault] | None = None, patience: int = 1800
+    ) -> list[Trainer]:
+        """Start `count` processes that train together, as torch's launchers would; `faults` by process.
+
+        `patience`: seconds after which the training's group of processes gives an operation up.
+        """
+        common = {"TEST_PATIENCE": str(patience)}
+        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}
         common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
         return [
             self.start(config, (faults or {}).get(rank), {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
@@ -122,7 +132,7 @@ class Trainer:
         return code
 
     def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)  # not waited for yet, so the number is still its own
+        psutil.Process(self.pid).kill()  # not waited for yet, so the number is still its own
 
     @property
     def printed(self) -> str:
@@ -145,13 +155,17 @@ def _train(
         os.dup2(nothing, 0)
         os.dup2(to, 1)
         os.dup2(to, 2)
+        from torch.distributed import distributed_c10d
+
         from tests.support import faults
         from trainer.__main__ import main
 
         if environment.get(FORK_TRAININGS):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            here = SimpleNamespace(Popen=ForkedTraining, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
-            setattr(launch, "subprocess", here)  # noqa: B010 - a type checker knows it as a module
+            here = SimpleNamespace(start=forked_training)
+            setattr(launch, "detached", here)  # noqa: B010 - a type checker knows it as a module
+        if patience := os.environ.get("TEST_PATIENCE"):
+            distributed_c10d.default_pg_timeout = datetime.timedelta(seconds=int(patience))
         if fault:
             faults.bring_about(Fault(**{**fault, "do": tuple(fault["do"])}), RunFolder(Path(run)))
         code = main(arguments)
@@ -163,20 +177,25 @@ def _train(
         os._exit(code)
 
 
+def forked_training(
+    arguments: Sequence[str], folder: Path, output: IO[bytes], more: Mapping[str, str] | None = None
+) -> ForkedTraining:
+    """In place of `detached.start`."""
+    return ForkedTraining(arguments, folder, output, more or {})
+
+
 class ForkedTraining:
     """What `launch.start` needs of a process: a fork that trains, in place of one that imports everything first."""
 
-    def __init__(
-        self, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdout: IO[bytes], **_: object
-    ) -> None:
+    def __init__(self, arguments: Sequence[str], folder: Path, output: IO[bytes], more: Mapping[str, str]) -> None:
         self.returncode: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
             os.setsid()
-            os.chdir(cwd)
+            os.chdir(folder)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            _train(list(arguments)[3:], "", "", None, {**env, FORK_TRAININGS: ""}, output=stdout.fileno())
+            _train(list(arguments)[3:], "", "", None, {**more, FORK_TRAININGS: ""}, output=output.fileno())
 
     def poll(self) -> int | None:
         if self.returncode is None:
@@ -187,6 +206,9 @@ class ForkedTraining:
 
 
 def serve() -> None:
+    if sys.platform == "win32":
+        serve_without_forks()
+        return
     import torch
 
     import trainer.models.families.sd
@@ -211,5 +233,21 @@ def serve() -> None:
         print(pid, flush=True)
 
 
+def serve_without_forks() -> None:
+    started: dict[int, subprocess.Popen[bytes]] = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            print(started.pop(request["wait"]).wait(), flush=True)
+        elif "ready" in request:
+            print("true", flush=True)
+        else:
+            process = subprocess.Popen([sys.executable, "-m", "tests.support.forked_trainer", line])
+            started[process.pid] = process
+            print(process.pid, flush=True)
+
+
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        _train(**json.loads(sys.argv[1]))
     serve()

@@ -127,13 +127,13 @@ def unreadable_lines(config: Config) -> int:
 
 
 def resumable(config: Config, tally: Tally) -> Config:
-    """The config of the next session: a resume wherever there is a checkpoint."""
+    """The config of the next session: one command that begins, and resumes wherever there is a checkpoint."""
     sound = sound_steps(config)
     reported = [event["global_step"] for event in events_of(config, "checkpoint_saved")]
     assert not reported or (sound and sound[0] >= reported[-1]), "a checkpoint that was reported is gone"
     tally.resumes += bool(sound)
     tally.fresh_starts += not sound
-    return config.replace(resume_from_checkpoint="latest" if sound else "")
+    return config.replace(resume_from_checkpoint="auto")
 
 
 def check_continued(config: Config, offset: int, newest: int | None) -> None:

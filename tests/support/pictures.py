@@ -1,6 +1,6 @@
 """Pictures of every tab, light and dark, of a real run of the demo that was stopped and resumed, for README.
 
-    python -m tests.support.pictures [--home FOLDER] [--to gui/pictures]
+    python -m tests.support.pictures [--home FOLDER] [--to docs/pictures]
 
 Trains the demo first, two minutes or more; --home keeps that run, so that pictures can be taken of it again.
 """
@@ -88,7 +88,7 @@ def small(content: bytes, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, help="where to train; an empty folder, or one of an earlier call")
-    parser.add_argument("--to", type=Path, default=CODE / "gui" / "pictures", help="where the pictures go")
+    parser.add_argument("--to", type=Path, default=CODE / "docs" / "pictures", help="where the pictures go")
     known = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         home = known.home or Path(folder)

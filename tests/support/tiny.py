@@ -33,24 +33,40 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
 
 
+def text_config(tokenizer: CLIPTokenizer, **changes: Any) -> CLIPTextConfig:
+    """A CLIP text encoder of two layers."""
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 77,
+        "bos_token_id": len(tokenizer) - 2,
+        "eos_token_id": len(tokenizer) - 1,
+        "pad_token_id": len(tokenizer) - 1,
+    }
+    return CLIPTextConfig(vocab_size=len(tokenizer), **small | changes)
+
+
+def make_vae(**changes: Any) -> AutoencoderKL:
+    """A VAE whose latents have 8 pixels."""
+    small = {
+        "block_out_channels": (16, 16, 16, 16),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        "norm_num_groups": 8,
+    }
+    return AutoencoderKL(**small | changes)
+
+
 def make_model(folder: Path, **scheduler: Any) -> Path:
     """Write a tiny Stable Diffusion in diffusers' folder format, always the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tokenizer = make_tokenizer(folder / "tokenizer-source")
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                max_position_embeddings=77,
-                bos_token_id=len(tokenizer) - 2,
-                eos_token_id=len(tokenizer) - 1,
-                pad_token_id=len(tokenizer) - 1,
-            )
-        )
+        text_encoder = CLIPTextModel(text_config(tokenizer))
         unet = UNet2DConditionModel(
             sample_size=8,
             block_out_channels=(32, 64),
@@ -61,14 +77,7 @@ def make_model(folder: Path, **scheduler: Any) -> Path:
             attention_head_dim=8,
             norm_num_groups=8,
         )
-        vae = AutoencoderKL(
-            block_out_channels=(16, 16, 16, 16),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=8,
-        )
+        vae = make_vae()
     noise = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     defaults = {"clip_sample": False, "steps_offset": 1, **noise}
     pipeline = StableDiffusionPipeline(

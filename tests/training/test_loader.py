@@ -26,6 +26,7 @@ from trainer.data import dataset, pictures
 from trainer.data.dataset import Entry
 from trainer.data.pictures import PictureChanged, PictureError, PictureGone
 from trainer.options.config import Config
+from trainer.recipe import timesteps
 from trainer.training import loader
 from trainer.training.loader import Loader, MicroBatch, Origin, Plan, SampleFailed, Samples, Sources, Step, Use
 
@@ -59,7 +60,7 @@ def config(tmp_path: Path) -> Config:
 
 def loader_of(config: Config, latents: Latents | None = None) -> Loader:
     entries = dataset.scan(config).entries
-    sources = Sources(tokenize, latents or Latents(), None, 4, 8, torch.device("cpu"))
+    sources = Sources(tokenize, latents or Latents(), None, 4, 8, torch.device("cpu"), timesteps.of(config))
     return Loader(config, Plan(config, entries, 4, Origin()), sources)
 
 
@@ -142,7 +143,7 @@ def test_a_worker_that_fails_ends_the_stream_with_the_name_of_the_image(config: 
 
 def prepared(config: Config, entry: Entry) -> MicroBatch:
     """One use of an image, from its file."""
-    samples = Samples(config, Sources(tokenize, None, None, 4, 8, torch.device("cpu")))
+    samples = Samples(config, Sources(tokenize, None, None, 4, 8, torch.device("cpu"), timesteps.of(config)))
     return samples.micro_batch([Use(entry, 0, 0)], 1.0)
 
 

@@ -22,7 +22,8 @@ from tests.support.runs_at_tiny_size import (
     tensors_of,
 )
 from trainer.checkpoints.resume import ResumeRefused
-from trainer.models.families.sd import StableDiffusion
+from trainer.models import previews
+from trainer.models.model import Model
 from trainer.options.config import Config
 from trainer.runs import manifest, run_folder
 from trainer.runs.failures import TrainingFailed
@@ -51,11 +52,11 @@ def test_a_device_without_room_for_sample_images_does_not_end_the_training(
 ) -> None:
     run(config)
 
-    def no_room(model: StableDiffusion, pipeline: object, prompt: object) -> None:
+    def no_room(model: Model, *_: object) -> None:
         assert not model.training
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 
-    monkeypatch.setattr(StableDiffusion, "_one_sample", no_room)
+    monkeypatch.setattr(previews, "one_picture", no_room)
     sampled = config.replace(
         output_dir=str(tmp_path / "sampled"), sample_prompts="a thing --s 2", sample_every_n_steps=4
     )
@@ -228,21 +229,21 @@ def test_sample_now_makes_the_images(config: Config, monkeypatch: pytest.MonkeyP
 
 def poison(monkeypatch: pytest.MonkeyPatch, calls: set[int]) -> None:
     """Make the loss of these forward passes (counted from 1) not a number."""
-    forward, count = StableDiffusion.forward, [0]
+    forward, count = Model.forward, [0]
 
-    def poisoned(model: StableDiffusion, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def poisoned(model: Model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         count[0] += 1
         losses = forward(model, batch)
         return losses * math.nan if count[0] in calls else losses
 
-    monkeypatch.setattr(StableDiffusion, "forward", poisoned)
+    monkeypatch.setattr(Model, "forward", poisoned)
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "Lion"])
 def test_a_step_without_a_finite_loss_is_left_out(
     config: Config, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
-    config = config.replace(optimizer_type=optimizer, save_every_n_steps=1)
+    config = config.replace(optimizer_type=optimizer, save_every_n_steps=1, use_ema=True)
     poison(monkeypatch, {3})
     assert run(config) == "finished"
     assert_bit_equal(
@@ -274,16 +275,16 @@ def test_too_many_of_them_stop_the_run_with_the_last_good_checkpoint_intact(
 
 
 def test_an_error_in_a_step_saves_the_last_completed_one(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    forward, count = StableDiffusion.forward, [0]
+    forward, count = Model.forward, [0]
 
-    def failing(model: StableDiffusion, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def failing(model: Model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         count[0] += 1
         if count[0] == 5:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return forward(model, batch)
 
     with monkeypatch.context() as patched:
-        patched.setattr(StableDiffusion, "forward", failing)
+        patched.setattr(Model, "forward", failing)
         with pytest.raises(torch.OutOfMemoryError):
             run(config)
     assert saved_steps(config) == [4]
@@ -332,6 +333,7 @@ def test_going_back_keeps_what_came_after(config: Config) -> None:
     (resumed,) = events_of(config, "resumed")
     assert resumed["grade"] == "changed" and resumed["differences"] == {"learning_rate": [1e-3, 5e-4]}
     assert [event["lr"] for event in events_of(config, "step")[-4:]] == [5e-4] * 4
+    assert events_of(config, "step")[-1]["lrs"] == {"unet": 5e-4, "text_encoder": 5e-4}
 
 
 def test_a_checkpoint_of_one_run_begins_another_that_knows_its_parent(config: Config) -> None:
@@ -383,16 +385,16 @@ def test_a_loss_that_is_another_after_the_resume_is_a_warning(config: Config, mo
     more = config.replace(resume_from_checkpoint="latest", max_train_steps=STEPS + 12)
     run(more)
     assert events_of(config, "warning") == []
-    forward = StableDiffusion.forward
-    monkeypatch.setattr(StableDiffusion, "forward", lambda model, batch: 50 * forward(model, batch))
+    forward = Model.forward
+    monkeypatch.setattr(Model, "forward", lambda model, batch: 50 * forward(model, batch))
     run(more.replace(max_train_steps=STEPS + 24))
     assert [(event["kind"], event["global_step"]) for event in events_of(config, "warning")] == [("loss_jump", 30)]
 
 
 def test_probe_losses_that_differ_stop_the_resume(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     run(config)
-    probe = StableDiffusion.probe
-    monkeypatch.setattr(StableDiffusion, "probe", lambda model: probe(model) * (1 + 1e-12))
+    probe = Model.probe
+    monkeypatch.setattr(Model, "probe", lambda model: probe(model) * (1 + 1e-12))
     with pytest.raises(ResumeRefused, match="probe loss after loading"):
         run(config.replace(resume_from_checkpoint="latest", max_train_steps=STEPS + 2))
 

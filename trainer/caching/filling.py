@@ -12,19 +12,18 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer import quantities
+from trainer import devices, quantities
 from trainer.caching import packs, stores
 from trainer.caching.packs import Arrays
 from trainer.caching.stores import DiskStore, MemoryStore, Store, latent_key
@@ -32,6 +31,7 @@ from trainer.data.buckets import Size
 from trainer.data.dataset import Entry
 from trainer.data.folder_scan import no_collections
 from trainer.data.pixels import pixels_of
+from trainer.distributed import beside
 from trainer.distributed.agreement import Agreement
 from trainer.options.config import Config
 from trainer.refusal import Refused
@@ -151,21 +151,33 @@ class PictureGroups:
 
 
 class CaptionGroups:
-    """Captions in groups."""
+    """Captions in groups; behind them other texts, so that these change no group of the captions."""
 
-    def __init__(self, texts: Sequence[str], *, batch: int, encode: Callable[[Sequence[str]], Tensor]) -> None:
-        self._texts = texts  # sorted
+    def __init__(
+        self,
+        texts: Sequence[str],
+        *,
+        batch: int,
+        encode: Callable[[Sequence[str]], Sequence[Arrays]],
+        others: Iterable[str] = (),
+    ) -> None:
+        """`texts`: sorted."""
+        further = sorted(set(others) - set(texts))
+        self._groups = [
+            kind[start : start + batch] for kind in (texts, further) for start in range(0, len(kind), batch)
+        ]
         self._batch = batch
         self._encode = encode
 
     def __len__(self) -> int:
-        return -(-len(self._texts) // self._batch)
+        return len(self._groups)
 
     def members(self, number: int) -> Sequence[str]:
-        return self._texts[number * self._batch : (number + 1) * self._batch]
+        return self._groups[number]
 
     def number_of(self, member: str) -> int:
-        return bisect.bisect_left(self._texts, member) // self._batch
+        """The group of a text. Looks at all of them."""
+        return next(number for number, group in enumerate(self._groups) if member in group)
 
     def keys(self, number: int) -> list[bytes]:
         return [stores.text_key(caption) for caption in self.members(number)]
@@ -175,7 +187,7 @@ class CaptionGroups:
         return members + members[-1:] * (self._batch - len(members))
 
     def compute(self, prepared: list[str]) -> list[Arrays]:
-        return [{"states": states} for states in self._encode(prepared).numpy()]
+        return list(self._encode(prepared))
 
 
 # --- filling a cache -----------------------------------------------------------------------------------------------
@@ -242,7 +254,7 @@ def _computed(
 ) -> Iterator[tuple[int, list[Arrays]]]:
     """(group, values) of each; the next groups are prepared on threads while one is computed."""
     ahead: deque[tuple[int, Future[Input]]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decoder")
+    pool = beside.pool(workers, "decoder")
     try:
         upcoming = iter(numbers)
         while True:
@@ -253,7 +265,9 @@ def _computed(
             number, prepared = ahead.popleft()
             try:
                 values = groups.compute(prepared.result())
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not devices.ran_out_of_memory(error):
+                    raise
                 raise Refused(
                     "vae_batch_size, text_encoder_batch_size: the GPU has too little memory for so many at a time; "
                     f"lower them, or resolution ({str(error).splitlines()[0]})"
@@ -304,6 +318,7 @@ class Source(Generic[Member, Input]):
         self._groups = groups
         self._lending = lending
         self._lock = threading.Lock()
+        self._threads = torch.get_num_threads()  # with which the cache was filled, and on which bits depend
 
     def __call__(self, key: bytes, member: Member) -> Arrays:
         """The arrays of a member, whose key this is; not to be written to. Safe to call from several threads."""
@@ -318,7 +333,7 @@ class Source(Generic[Member, Input]):
         place = self._groups.keys(number).index(key)
         prepared = self._groups.prepare(number)
         with self._lending():
-            values = self._groups.compute(prepared)
+            values = beside.apart(lambda: self._groups.compute(prepared), self._threads)
         try:
             self._store.put(key, values[place])
             self._store.finish_writing()
@@ -338,6 +353,7 @@ class Encoder(Generic[Input]):
     settings: Mapping[str, Any]  # everything that decides the result besides what is encoded
     about: Mapping[str, Any]  # for people
     lending: Lending  # within, the encoder is where it was while the cache was filled
+    former: Mapping[str, Any] = field(default_factory=dict)  # settings of the same in caches of earlier versions
 
 
 def latent_source(
@@ -348,8 +364,8 @@ def latent_source(
     `encoder.encode`: pixels (batch, 3, height, width) -> mean, std.
     """
     groups = PictureGroups(entries, batch=config.vae_batch_size, encode=encoder.encode)
-    settings = {**encoder.settings, "batch": config.vae_batch_size, "preparation": PREPARATION}
-    store = _store(config.cache_path if config.cache_latents_to_disk else None, "latents", settings, encoder.about)
+    more = {"batch": config.vae_batch_size, "preparation": PREPARATION}
+    store = _store(config.cache_path if config.cache_latents_to_disk else None, "latents", encoder, more)
     fill(store, groups, agreement, progress)
     source = Source(store, groups, encoder.lending)
     return lambda entry, mirrored: source(latent_key(entry, mirrored), (entry, mirrored))
@@ -361,23 +377,29 @@ def text_source(
     encoder: Encoder[Sequence[str]],
     agreement: Agreement,
     progress: Progress,
-) -> Callable[[str], NDArray[np.float32]]:
+    others: Iterable[str] = (),
+) -> Callable[[str], Arrays]:
     """Encode every caption (and the empty one) that is not cached yet; returns where to find them.
 
-    `encoder.encode`: captions -> (captions, tokens, width).
+    `encoder.encode`: captions -> the arrays of each; `others`: further texts, of sample prompts.
     """
-    groups = CaptionGroups(stores.texts_of(entries), batch=config.text_encoder_batch_size, encode=encoder.encode)
-    settings = {**encoder.settings, "batch": config.text_encoder_batch_size}
+    texts = stores.texts_of(entries)
+    groups = CaptionGroups(texts, batch=config.text_encoder_batch_size, encode=encoder.encode, others=others)
     folder = config.cache_path if config.cache_text_encoder_outputs_to_disk else None
-    store = _store(folder, "text", settings, encoder.about)
+    store = _store(folder, "text", encoder, {"batch": config.text_encoder_batch_size})
     fill(store, groups, agreement, progress)
     source = Source(store, groups, encoder.lending)
-    return lambda caption: source(stores.text_key(caption), caption)["states"]
+    return lambda caption: source(stores.text_key(caption), caption)
 
 
-def _store(folder: Path | None, kind: stores.Kind, settings: Mapping[str, Any], about: Mapping[str, Any]) -> Store:
+def _store(folder: Path | None, kind: stores.Kind, encoder: Encoder[Any], more: Mapping[str, Any]) -> Store:
+    """`more`: settings besides the encoder's."""
     if folder is None:
         return MemoryStore()
+    settings, former = {**encoder.settings, **more}, {**encoder.former, **more}
+    if stores.exists(folder, kind, former) and not stores.exists(folder, kind, settings):
+        settings = former
+    about = encoder.about
     earlier = stores.earlier_format(folder)
     if earlier.files:
         logger.warning(

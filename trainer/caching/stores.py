@@ -9,8 +9,8 @@ of pictures matters, and any number of runs can share a cache.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
+import io
 import json
 import logging
 import os
@@ -25,10 +25,11 @@ from typing import Any, Literal, Protocol
 
 import psutil
 
-from trainer import files
+from trainer import files, locks
 from trainer.caching import packs
 from trainer.caching.packs import Arrays, Packs
 from trainer.data import captions
+from trainer.data.augmentation import cut_by_rules
 from trainer.data.dataset import Entry
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ Kind = Literal["latents", "text"]
 KINDS: tuple[Kind, ...] = ("latents", "text")
 SETTINGS, LOCK = "settings.json", "lock"
 COLLECTION_NAME = re.compile(r"[0-9a-f]{16}")
-OWN_FILE = re.compile(r"\d+\.(pack|index)|settings\.json|lock|\.tmp-.*", re.DOTALL)
+OWN_FILE = re.compile(r"\d+\.(pack|index|lock)|settings\.json|lock|\.tmp-.*", re.DOTALL)
 EARLIER_FOLDER, EARLIER_FILE = re.compile(r"[0-9a-f]{2}"), re.compile(r"[0-9a-f]{64}\.safetensors|\.tmp-.*", re.DOTALL)
 CONTENT_BYTES = packs.KEY_BYTES // 2  # the half of a key that names the content
 
@@ -49,7 +50,11 @@ def text_key(text: str) -> bytes:
 
 def latent_key(entry: Entry, mirrored: bool) -> bytes:
     """The key of the latents of a picture in its bucket: half of it is the picture, half what becomes of it."""
-    (width, height), scaled = entry.bucket, entry.subset.options.resize_interpolation
+    (width, height), options = entry.bucket, entry.subset.options
+    scaled: str = options.resize_interpolation
+    if options.bucket_rules != "cover":
+        cut = cut_by_rules(entry.size, entry.bucket, options)
+        scaled = f"{scaled} {cut.scaled[0]}x{cut.scaled[1]}+{cut.left}+{cut.top}"
     treated = f"{width}x{height} {scaled}{' mirrored' if mirrored else ''} {entry.digest}"
     return bytes.fromhex(entry.digest[: 2 * CONTENT_BYTES]) + hashlib.sha256(treated.encode()).digest()[:CONTENT_BYTES]
 
@@ -59,9 +64,10 @@ def texts_of(entries: Iterable[Entry]) -> list[str]:
     return sorted({captions.plain_caption(entry.caption, entry.subset.options) for entry in entries} | {""})
 
 
-def contents_of(entries: Sequence[Entry]) -> set[bytes]:
-    """The first halves of the keys of everything that can be cached of these images."""
-    keys = [text_key(text) for text in texts_of(entries)] + [latent_key(entry, False) for entry in entries]
+def contents_of(entries: Sequence[Entry], others: Iterable[str] = ()) -> set[bytes]:
+    """The first halves of the keys of everything that can be cached of these images and of these other texts."""
+    keys = [text_key(text) for text in (*texts_of(entries), *others)]
+    keys += [latent_key(entry, False) for entry in entries]
     return {key[:CONTENT_BYTES] for key in keys}
 
 
@@ -133,7 +139,7 @@ class DiskStore(Packs):
     def __init__(self, cache: Path, kind: Kind, settings: Mapping[str, Any], about: Mapping[str, Any]) -> None:
         """`settings`: everything that shapes the values besides what the keys say; `about`: for people only."""
         folder = cache / kind / settings_id(settings)
-        self.close = weakref.finalize(self, os.close, _hold(folder))  # lets others prune
+        self.close = weakref.finalize(self, _hold(folder).close)  # lets others prune
         document = {"version": CACHE_VERSION, "kind": kind, "settings": dict(settings), "about": dict(about)}
         data = files.json_bytes(document)
         if _bytes_of(folder / SETTINGS) != data:
@@ -146,6 +152,11 @@ def settings_id(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(files.json_bytes([CACHE_VERSION, dict(settings)])).hexdigest()[:16]
 
 
+def exists(cache: Path, kind: Kind, settings: Mapping[str, Any]) -> bool:
+    """Whether there is a collection with these settings."""
+    return (cache / kind / settings_id(settings) / SETTINGS).is_file()
+
+
 def _bytes_of(path: Path) -> bytes | None:
     try:
         return path.read_bytes()
@@ -153,27 +164,26 @@ def _bytes_of(path: Path) -> bytes | None:
         return None
 
 
-def _hold(folder: Path) -> int:
-    """Note that a collection is used now, and hold it against pruning until the returned descriptor is closed."""
+def _hold(folder: Path) -> io.FileIO:
+    """Note that a collection is used now, and hold it against pruning until the returned file is closed."""
+    path = folder / LOCK
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # pruned just now
-            descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            with contextlib.suppress(OSError):  # a file system without locks, where nothing is pruned
-                fcntl.flock(descriptor, fcntl.LOCK_SH)
+            try:
+                file = locks.hold(path, shared=True)
+            except locks.Held:  # being pruned
+                time.sleep(0.05)
+                continue
+            except FileNotFoundError:
+                raise
+            except OSError:  # a file system without locks, where nothing is pruned
+                file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
             with contextlib.suppress(OSError):
-                os.utime(descriptor)
-            if _is_still(descriptor, folder / LOCK):
-                return descriptor
-            os.close(descriptor)
-
-
-def _is_still(descriptor: int, path: Path) -> bool:
-    """Whether a file that was opened is still the one of that name."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
+                os.utime(path)
+            if locks.is_still(file, path):
+                return file
+            file.close()
 
 
 # --- listing -------------------------------------------------------------------------------------------------------
@@ -273,14 +283,13 @@ def _indexes(folder: Path) -> Iterator[packs.Entries]:
 @contextlib.contextmanager
 def _exclusively(folder: Path) -> Iterator[bool]:
     """Whether nobody uses the collection; if so, nobody can until the end. False where that cannot be told."""
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context((folder / LOCK).open("r+b"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = True
-        except OSError:
-            held = False
-        yield held
+    try:
+        file = locks.hold(folder / LOCK, create=False)
+    except (OSError, locks.Held):
+        yield False
+        return
+    with file:
+        yield True
 
 
 @dataclass(frozen=True)
@@ -308,10 +317,13 @@ def prune(
     is not among `contents` (see `contents_of`; None: all are needed), and records that are damaged or there twice.
     """
     wanted = None if contents is None else frozenset(contents)
-    return [
+    pruned = [
         _prune(collection, wanted, unused_days, everything=everything, dry_run=dry_run)
         for collection in collections(cache)
     ]
+    for folder in [item.collection.path for item in pruned if item.whole] if os.name == "nt" else []:
+        _remove(folder)  # the lock, which Windows keeps as long as it is open; one that is open again stays
+    return pruned
 
 
 def _prune(
@@ -361,7 +373,8 @@ def _prune(
 def _remove(folder: Path) -> None:
     """Remove a collection's own files, the lock last; the folder stays if anything else is in it."""
     for path in sorted(_own_files(folder, OWN_FILE), key=lambda path: path.name == LOCK):
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(PermissionError if path.name == LOCK else FileNotFoundError):
+            path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()
 

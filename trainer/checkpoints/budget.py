@@ -1,4 +1,7 @@
-"""How much a run's checkpoints write to the disk, and when that is worth a word. No torch here."""
+"""How much a run's checkpoints write to the disk, how much lies between two, and when that is worth a word.
+
+No torch here.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from trainer.runs.run_folder import RunFolder
 
 MUCH_AN_HOUR = 50e9  # bytes: a quarter of what usual SSDs sustain for long without slowing everything down
 MUCH_IN_ALL = 2e12  # bytes: some thousandths of what a usual 1 TB SSD can take in its life (600 TB)
+MOST_AT_STAKE = 30 * 60.0  # seconds of training that a crash may cost without a word
 TAIL = 1 << 16  # bytes of events that tell the speed of late
 
 
@@ -20,13 +24,15 @@ TAIL = 1 << 16  # bytes of events that tell the speed of late
 class Budget:
     """What is still to be written: so many checkpoints of so many bytes; seconds between two, where they are known.
 
-    `about`: the size was computed, not measured.
+    `about`: the size was computed, not measured. `minutes`: one more is written whenever so many have passed since the
+    last; 0 where there are none, or the time is known and they are among the others.
     """
 
     saves: int
     bytes_of_save: int
     seconds_between: float | None
     about: bool = False
+    minutes: float = 0.0
 
     @property
     def total(self) -> int:
@@ -41,7 +47,8 @@ class Budget:
         rate = f", {quantities.size(self.per_hour)} an hour" if self.per_hour else ""
         count, about = quantities.counted(self.saves, "checkpoint"), "about " if self.about else ""
         each, whole = quantities.size(self.bytes_of_save), quantities.size(self.total)
-        return f"{count} of {about}{each} to be written: {about}{whole} in all{rate}"
+        others = f", and one whenever {self.minutes:g} minutes pass without" if self.minutes else ""
+        return f"{count} of {about}{each} to be written: {about}{whole} in all{rate}{others}"
 
     def warning(self) -> str | None:
         """What to say when it is so much that it slows the machine down or wears an SSD out."""
@@ -71,10 +78,35 @@ def of(
         every = [config.save_every_n_steps, config.save_every_n_epochs * steps_per_epoch]
         by_steps = _due(total_steps - 1, every) - _due(step, every)
     seconds = left * step_seconds if step_seconds else None
-    minutes = config.save_every_n_minutes * 60
-    by_time = int(seconds / minutes) if seconds and minutes else 0
-    saves = by_steps + by_time + (left > 0)
-    return Budget(saves, bytes_of_save, seconds / saves if seconds and saves else None, about)
+    saves = by_steps + (left > 0)
+    if seconds and config.save_every_n_minutes:  # where saves by steps are as often, the clock calls for none
+        saves = max(saves, int(seconds / (config.save_every_n_minutes * 60)) + (left > 0))
+    unknown = config.save_every_n_minutes if left and not seconds else 0.0
+    return Budget(saves, bytes_of_save, seconds / saves if seconds and saves else None, about, unknown)
+
+
+def at_stake(
+    config: Config, step: int, total_steps: int, steps_per_epoch: int, step_seconds: float | None
+) -> str | None:
+    """What to say when a crash could cost more than half an hour of training; None where it cannot.
+
+    `step_seconds`: None where it is not known; then only what is certain counts: that nothing is saved before the end,
+    or that only the clock calls for saves, and too rarely.
+    """
+    left = max(0, total_steps - step)
+    intervals = [config.save_every_n_steps, config.save_every_n_epochs * steps_per_epoch] if config.save_state else []
+    apart = min([left, *filter(None, intervals)])
+    by_steps = apart * step_seconds if step_seconds else None
+    by_clock = config.save_every_n_minutes * 60
+    known = [seconds for seconds in (by_steps, by_clock) if seconds]
+    if config.cache_only or not left or (known and min(known) <= MOST_AT_STAKE) or (by_steps is None and apart < left):
+        return None
+    way_out = "Set save_every_n_minutes = 10, which writes checkpoints, but no model files"
+    if apart == left and not by_clock:
+        length = f", {quantities.duration(by_steps)} of it" if by_steps else ""
+        return f"Nothing is saved before the end: a crash would cost the whole training{length}. {way_out}"
+    lost = quantities.duration(min(known))
+    return f"A crash could cost up to {lost} of training: checkpoints lie that far apart. {way_out}"
 
 
 def _due(step: int, every: Sequence[int]) -> int:
@@ -85,13 +117,14 @@ def _due(step: int, every: Sequence[int]) -> int:
 
 
 def kept(config: Config, saves: int, total_steps: int, steps_per_epoch: int) -> int:
-    """About how many of a whole run's checkpoints are on the disk at its end, pinned ones aside."""
+    """About how many of a whole run's checkpoints are on the disk at its end, pinned ones aside; at most so many where
+    the clock calls for saves that `saves` does not count."""
     span = max(config.save_last_n_steps_state, config.save_last_n_epochs_state * steps_per_epoch)
     if not config.keep_last_n_checkpoints:
         return saves  # 0 keeps all of them
     recent = max(config.keep_last_n_checkpoints, math.ceil(span * saves / total_steps))
     apart = total_steps // config.keep_every_n_steps if config.keep_every_n_steps else 0
-    return min(saves, recent + apart)
+    return recent + apart if config.save_every_n_minutes else min(saves, recent + apart)
 
 
 def seconds_per_step(run: RunFolder) -> float | None:

@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from trainer import files
+from trainer.distributed import beside
 from trainer.runs import manifest
 from trainer.runs.manifest import CheckpointDamaged, Manifest
 
@@ -82,7 +83,7 @@ class Writer:
 
     def __init__(self, done: Callable[[Saved], None]) -> None:
         self._done = done
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=_step_aside)
+        self._pool = beside.pool(1, "checkpoint", enter=_step_aside)
         self._pending: Future[None] | None = None
         self._buffers: dict[str, Tensor] = {}
 
@@ -180,7 +181,7 @@ def write_model_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str,
     temporary.mkdir()
     try:
         _write_tensors(temporary / path.name, tensors, metadata)
-        (temporary / path.name).replace(path)
+        files.replace(temporary / path.name, path)
         files.fsync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -212,7 +213,7 @@ def write(folder: Path, save: Save) -> Path:
         )
         files.write_bytes(temporary / manifest.MANIFEST, listing)
         files.fsync_folder(temporary)
-        temporary.rename(target)
+        files.rename(temporary, target)
         files.fsync_folder(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

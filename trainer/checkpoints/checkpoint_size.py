@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.file_memory import stamp_of
-from trainer.models import base_model
+from trainer.models import adapters, base_model, file_header
+from trainer.models.families.facts import Part
+from trainer.models.file_header import HeaderUnreadable, Shape, Shapes
 from trainer.options.config import Config
 
-Shape = tuple[int, ...]
-Shapes = Mapping[str, Shape]  # by the name of a parameter
-
-MOST_HEADER = 100 << 20  # bytes; a header of Stable Diffusion has a hundred thousand
 ENTRY = 66  # bytes that a safetensors header has for a tensor beside its name
 DOCUMENTS = 7_500  # bytes of config, state, environment and manifest
 AN_IMAGE = 320  # bytes of dataset.json for an image
 
-# Inside a model of diffusers or of the original authors, see the classes that families/sd.py gives to its targets.
-_LINEAR = re.compile(r"\.attentions\.\d+\.|\.transformer_blocks\.|\.\d+\.1\.proj_(in|out)\.|\.middle_block\.1\.proj_")
-_OUTER = re.compile(r"(^|\.)(conv_in|conv_out|input_blocks\.0\.0|diffusion_model\.out\.2)\.weight$")
-_TEXT = re.compile(r"(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])\.weight$")
 _OPEN_CLIP = re.compile(r"\.resblocks\.(\d+)\.(attn\.in_proj_weight|attn\.out_proj\.weight|mlp\.c_(fc|proj)\.weight)$")
 
 
@@ -36,138 +27,74 @@ class SizeUnknown(Exception):
 
 
 def trained(config: Config, model: Path) -> Shapes:
-    """The shapes of the LoRA parameters that a base model gets. Raises SizeUnknown.
+    """The shapes of the trained parameters that a base model gets. Raises SizeUnknown.
 
     `model`: a diffusers folder or a single .safetensors file.
     """
-    found: dict[str, Shape] = {}
-    if config.trains_unet:
-        layers = _unet(_tensors(model, "unet"))
-        for name, shape in layers.items():
-            is_conv = math.prod(shape[2:]) > 1
-            rank = config.conv_dim if is_conv else config.network_dim
-            if rank:
-                found |= _matrices(f"unet.{name}", shape, rank)
-    if config.trains_text_encoder:
-        for name, shape in _text_encoder(_tensors(model, "text_encoder")).items():
-            found |= _matrices(f"text_encoder.{name}", shape, config.network_dim)
-    return found
+    parameters: dict[str, Shape] = {}
+    kind = adapters.kind_of(config)
+    for part in config.trained_parts:
+        layers = _layers(part, model, convolutions=bool(config.conv_dim))
+        if not layers:
+            raise SizeUnknown(f"the files of the base model show no layers of its {part.component}")
+        for path, shape in layers.items():
+            rank = (config.conv_dim or 1) if math.prod(shape[2:]) > 1 else config.network_dim
+            shapes = kind.shapes(shape, rank)
+            parameters |= {f"{part.component}.{path}.{name}": value for name, value in shapes.items()}
+    return parameters
 
 
-def _matrices(name: str, shape: Shape, rank: int) -> dict[str, Shape]:
-    """LoRA's two matrices beside a layer whose weight has this shape: (out, in) or (out, in, height, width)."""
-    ones = tuple(1 for _ in shape[2:])
-    return {f"{name}.lora_A.weight": (rank, *shape[1:]), f"{name}.lora_B.weight": (shape[0], rank, *ones)}
+def _layers(part: Part, model: Path, *, convolutions: bool) -> dict[str, Shape]:
+    """The layers of a component that are trained, with the shape of their weights."""
+    original = model.is_file()
+    layers: dict[str, Shape] = {}
+    for name, shape in _tensors(model, part).items():
+        path = name.removeprefix(part.original).removesuffix(".weight")
+        is_layer = name.endswith(".weight") and len(shape) in (2, 4)
+        if is_layer and part.trains(path, convolutions=convolutions, original=original):
+            layers[path] = shape
+    if part.tokenizer and original:
+        layers |= _open_clip(_tensors(model, part), drops_last=part.drops_last)
+    return layers
 
 
-def _unet(tensors: Shapes) -> dict[str, Shape]:
-    """The layers that can get LoRA layers."""
-    layers = {}
-    for name, shape in tensors.items():
-        is_conv = math.prod(shape[2:]) > 1
-        wanted = not _OUTER.search(name) if is_conv else _LINEAR.search(f".{name}")
-        if name.endswith(".weight") and len(shape) in (2, 4) and wanted:
-            layers[name.removeprefix("model.diffusion_model.").removesuffix(".weight")] = shape
-    return _some(layers, "U-Net")
-
-
-def _text_encoder(tensors: Shapes) -> dict[str, Shape]:
-    layers = {
-        name.removeprefix("cond_stage_model.transformer.").removesuffix(".weight"): shape
-        for name, shape in tensors.items()
-        if _TEXT.search(name)
-    }
-    open_clip = {name: match for name in tensors if (match := _OPEN_CLIP.search(name))}
-    last = max((int(match[1]) for match in open_clip.values()), default=0)
-    for name, match in open_clip.items():  # SD 2.x: queries, keys and values in one; its last layer is not used
-        if int(match[1]) == last:
-            continue
+def _open_clip(tensors: Shapes, *, drops_last: bool) -> dict[str, Shape]:
+    """The layers of a text encoder in OpenCLIP's names: queries, keys and values in one."""
+    matches = {name: match for name in tensors if (match := _OPEN_CLIP.search(name))}
+    last = max((int(match[1]) for match in matches.values()), default=0)
+    layers: dict[str, Shape] = {}
+    for name, match in matches.items():
         shape = tensors[name]
+        if drops_last and int(match[1]) == last:
+            continue
         if "in_proj" in name:
             layers |= {f"{name}.{part}": (shape[0] // 3, *shape[1:]) for part in "qkv"}
         else:
             layers[name] = shape
-    return _some(layers, "text encoder")
-
-
-def _some(layers: dict[str, Shape], part: str) -> dict[str, Shape]:
-    if not layers:
-        raise SizeUnknown(f"the files of the base model show no layers of a {part}")
     return layers
 
 
 # --- headers -------------------------------------------------------------------------------------------------------
 
 
-def _tensors(model: Path, component: str) -> Shapes:
-    """The shapes of a component's tensors; of all tensors of a single file."""
-    prefix = {"unet": "model.diffusion_model.", "text_encoder": "cond_stage_model."}[component]
-    if model.is_file():
-        tensors = _header(model, stamp_of(model))
-        return {name: shape for name, shape in tensors.items() if name.startswith(prefix)}
-    every = sorted((model / component).glob("*.safetensors"))
-    whole = [path for path in every if not re.search(r"\.(fp16|non_ema)\b", path.name)]
-    if not every:
-        raise SizeUnknown(f"there is no .safetensors file in {model / component}")
-    return {name: shape for path in whole or every for name, shape in _header(path, stamp_of(path)).items()}
-
-
-@functools.lru_cache(maxsize=16)
-def _header(path: Path, stamp: str | None) -> Shapes:
-    """The shapes that a safetensors file declares. `stamp`: of its content, so that it is read once."""
+def _tensors(model: Path, part: Part) -> Shapes:
+    """The shapes of a component's tensors."""
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > MOST_HEADER:
-                raise ValueError("its header is too large")
-            declared = json.loads(file.read(length))
-        return {name: tuple(map(int, entry["shape"])) for name, entry in declared.items() if name != "__metadata__"}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise SizeUnknown(f"the header of {path} cannot be read: {error}") from error
+        if model.is_file():
+            if not part.original:
+                raise SizeUnknown(f"the tensors of {model} have other names than those of diffusers")
+            tensors = file_header.shapes(model)
+            return {name: shape for name, shape in tensors.items() if name.startswith(part.original)}
+        every = sorted((model / part.component).glob("*.safetensors"))
+        whole = [path for path in every if not re.search(r"\.(fp16|non_ema)\b", path.name)]
+        if not every:
+            raise SizeUnknown(f"there is no .safetensors file in {model / part.component}")
+        return {name: shape for path in whole or every for name, shape in file_header.shapes(path).items()}
+    except HeaderUnreadable as error:
+        raise SizeUnknown(str(error)) from error
 
 
 # --- what is kept of it --------------------------------------------------------------------------------------------
-
-
-def _moments(shape: Shape, *entries: str) -> dict[str, int]:
-    """State of the parameter's own shape, in fp32."""
-    return dict.fromkeys(entries, 4 * math.prod(shape))
-
-
-def _adam(name: str, shape: Shape, config: Config) -> dict[str, int]:
-    return {**_moments(shape, "exp_avg", "exp_avg_sq"), "step": 4}
-
-
-def _prodigy(name: str, shape: Shape, config: Config) -> dict[str, int]:
-    """Where a parameter began is kept as well, but of zeros as a single number: LoRA's second matrix."""
-    zeros = "lora_B" in name and not config.network_weights
-    return {**_moments(shape, "exp_avg", "exp_avg_sq", "s", "p0"), **({"p0": 4} if zeros else {})}
-
-
-def _adafactor(name: str, shape: Shape, config: Config) -> dict[str, int]:
-    """Rows and columns of the second moment; the first only with beta1."""
-    state = {"exp_avg_sq_row": 4 * math.prod(shape[:-1]), "exp_avg_sq_col": 4 * math.prod(shape[:-2] + shape[-1:])}
-    if config.optimizer_arguments.get("beta1") is not None:
-        state["exp_avg"] = 4 * math.prod(shape)
-    return state | {"RMS": 4}
-
-
-def _adam_of_8_bits(name: str, shape: Shape, config: Config) -> dict[str, int]:
-    """bitsandbytes: small tensors stay in fp32; of others, a byte a value, a scale for 256 of them and a table."""
-    count = math.prod(shape)
-    if count < 4096:
-        return {"state1": 4 * count, "state2": 4 * count}
-    return {f"state{number}": count + 4 * math.ceil(count / 256) + 1024 for number in (1, 2)}
-
-
-STATE: dict[str, Callable[[str, Shape, Config], dict[str, int]]] = {
-    "AdamW": _adam,
-    "AdamW8bit": _adam_of_8_bits,
-    "Adafactor": _adafactor,
-    "Lion": lambda name, shape, config: _moments(shape, "exp_avg"),
-    "Prodigy": _prodigy,
-    "SGDNesterov": lambda name, shape, config: _moments(shape, "momentum_buffer"),
-}
 
 
 def of_fresh_start(config: Config, images: int) -> int:
@@ -175,21 +102,31 @@ def of_fresh_start(config: Config, images: int) -> int:
 
     `images`: how many the dataset has.
     """
-    components = base_model.COMPONENTS[config.family]
-    model = base_model.locate(config.pretrained_model_name_or_path, components, download=False)
-    return estimate(config, trained(config, model), images)
+    model = base_model.locate(config.pretrained_model_name_or_path, config.family, download=False)
+    settled = base_model.settle(config, model)
+    return estimate(settled, trained(settled, model), images)
 
 
 def estimate(config: Config, parameters: Shapes, images: int) -> int:
     """About how many bytes a checkpoint takes; `images`: how many the dataset has."""
+    arguments = config.optimizer_arguments
+
+    idle = {
+        name
+        for part in config.trained_parts
+        for name in part.idle_among(name for name in parameters if name.startswith(f"{part.component}."))
+    }
 
     def tensors() -> Iterator[tuple[str, int]]:
         for name, shape in parameters.items():
             size = 4 * math.prod(shape)
             yield name, size
-            if config.use_ema:
+            if config.use_ema or config.optimizer.averages:
                 yield name, size
-            for entry, held in STATE[config.optimizer_type](name, shape, config).items():
+            if name in idle:
+                continue
+            begins_as_zeros = "lora_B" in name and not config.network_weights
+            for entry, held in config.optimizer.keeps(shape, arguments, begins_as_zeros).items():
                 yield f"{name}/{entry}", held
 
     return sum(size + len(name) + ENTRY for name, size in tensors()) + DOCUMENTS + images * AN_IMAGE

@@ -12,17 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files
-from trainer.checkpoints import budget, checkpoint_size, resume
+from trainer.checkpoints import budget, checkpoint_size, choosing, resume
 from trainer.checkpoints.budget import Budget
 from trainer.checkpoints.checkpoint_size import SizeUnknown
-from trainer.checkpoints.resume import ResumeRefused, Verdict
+from trainer.checkpoints.choosing import ResumeRefused, starts_from_scratch
+from trainer.checkpoints.resume import Verdict
 from trainer.data import dataset, findings
 from trainer.data.dataset import Scan
 from trainer.data.folder_scan import Progress, nobody
 from trainer.models import base_model
 from trainer.models.base_model import BaseModelMissing
+from trainer.models.families import AUTO
+from trainer.models.network_file import RanksUnknown
 from trainer.options.checks import build, check
 from trainer.options.config import OPTIONS, Config
+from trainer.options.conflicts import combination_problems
 from trainer.options.problems import ConfigError, Problem, Source
 from trainer.options.sources import read_arguments, read_toml
 from trainer.quantities import counted, size
@@ -36,8 +40,9 @@ SCAN_WORKERS = 4
 
 @dataclass(frozen=True)
 class Inputs:
-    """The images, the base model's files and what follows from them."""
+    """The images, the base model's files and what follows from them. `config`: with its family as the files tell."""
 
+    config: Config
     found: Scan
     images: Mapping[str, Any]  # what dataset.json keeps
     model_path: Path
@@ -85,6 +90,9 @@ def read_options(preset: Path | str, arguments: Sequence[str], *, to_train: bool
     problems += checked.problems
     config = build(checked.values)
     if to_train and complete:
+        config, unfit = with_settled_family(config)
+        said = {(problem.key, problem.message) for problem in problems}
+        problems += [problem for problem in unfit if (problem.key, problem.message) not in said]
         problems += missing(config, known=problems)
     if problems:
         raise ConfigError(problems)
@@ -107,7 +115,7 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
         for name, known in OPTIONS.items()
         if known.must_exist and name != "pretrained_model_name_or_path"  # which may be on the hub
         if not (known.replaced_by and getattr(config, known.replaced_by))
-        if name != "network_weights" or not config.resume_from_checkpoint  # a resume has weights of its own
+        if name != "network_weights" or starts_from_scratch(config, home)  # a resume has weights of its own
         if getattr(config, name) and not files.exists(home / getattr(config, name))
     ]
     model = config.pretrained_model_name_or_path
@@ -126,26 +134,57 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
     return [problem for problem in problems if problem.key not in told]
 
 
-def look_at_inputs(config: Config, processes: int = 1, progress: Progress = nobody) -> Inputs:
-    """Find images and base model. Raises Refused with everything that is missing or cannot be used."""
+def look_at_inputs(
+    config: Config, processes: int = 1, progress: Progress = nobody, model_progress: Progress = nobody
+) -> Inputs:
+    """Find images and base model. Raises Refused with everything that is missing or cannot be used.
+
+    `progress` is told of the images, `model_progress` of the bytes of a base model that is read for its digest.
+    """
     if problems := missing(config):
         raise ConfigError(problems)
-    components = base_model.COMPONENTS[config.family]
-    found, model_path = both(
+    found, (config, model_path) = both(
         lambda: dataset.scan(config, progress=progress, workers=SCAN_WORKERS),
-        lambda: base_model.locate(config.pretrained_model_name_or_path, components),
+        lambda: locate_model(config),
     )
     batches = config.gradient_accumulation_steps * processes
     steps_per_epoch = found.steps_per_epoch(batches)
     epochs = config.max_train_epochs
     return Inputs(
+        config=config,
         found=found,
         images=dataset.record(found, config, batches),
         model_path=model_path,
-        base_model=base_model.digests(config, model_path, components),
+        base_model=base_model.digests(config, model_path, model_progress),
         steps_per_epoch=steps_per_epoch,
         total_steps=config.max_train_steps if epochs is None else epochs * steps_per_epoch,
     )
+
+
+def locate_model(config: Config) -> tuple[Config, Path]:
+    """The config with its family as the base model's files tell, and where these are.
+
+    Raises BaseModelMissing, and ConfigError with what does not apply to the family.
+    """
+    path = base_model.locate(config.pretrained_model_name_or_path, config.family)
+    settled = base_model.settle(config, path)
+    if problems := [Problem(key, text) for key, text in combination_problems(settled)]:
+        raise ConfigError(problems)
+    return settled, path
+
+
+def with_settled_family(config: Config, home: Path = Path()) -> tuple[Config, list[Problem]]:
+    """The config with its family as the files tell, and what is wrong with them or does not apply to it; as it is where
+    there are no files on this machine. `home`: the folder that relative paths mean."""
+    path = home / config.pretrained_model_name_or_path
+    if not config.pretrained_model_name_or_path or not files.exists(path) or base_model.unusable(path):
+        return config, []
+    try:
+        settled = base_model.settle(config, path)
+    except (BaseModelMissing, RanksUnknown) as error:
+        key, _, text = str(error).partition(": ")
+        return config, [Problem(key, text)]
+    return settled, [Problem(key, text) for key, text in combination_problems(settled)]
 
 
 def require_fresh(config: Config) -> None:
@@ -162,17 +201,20 @@ def require_fresh(config: Config) -> None:
         )
 
 
-def look_at_checkpoint(config: Config, inputs: Inputs, environment: Mapping[str, Any] | None) -> Verdict | None:
+def look_at_checkpoint(inputs: Inputs, environment: Mapping[str, Any] | None) -> Verdict | None:
     """What a resume would be; None for a fresh start. `environment`: None where it is not known; not compared then.
 
     Raises ResumeRefused when there is nothing to resume, or something to lose; other reasons are in the verdict.
     """
-    if not config.resume_from_checkpoint:
+    config = inputs.config
+    if starts_from_scratch(config):
         require_fresh(config)
         return None
+    if config.family == AUTO:
+        config = base_model.with_family(config, inputs.config.family)
     return resume.examine(
         config,
-        resume.choose(config),
+        choosing.choose(config),
         total_steps=inputs.total_steps,
         images=inputs.images,
         base_model=inputs.base_model,
@@ -194,6 +236,12 @@ def write_budget(config: Config, inputs: Inputs, verdict: Verdict | None, bytes_
     return budget.of(
         config, step, inputs.total_steps, inputs.steps_per_epoch, bytes_of_save, seconds, about=verdict is None
     )
+
+
+def at_stake(config: Config, inputs: Inputs, verdict: Verdict | None) -> str | None:
+    """What to say when a crash could cost more than half an hour of training."""
+    step, seconds = (verdict.step, budget.seconds_per_step(RunFolder(config.run_dir))) if verdict else (0, None)
+    return budget.at_stake(config, step, inputs.total_steps, inputs.steps_per_epoch, seconds)
 
 
 def require_disk_space(config: Config, bytes_of_save: int) -> None:
@@ -243,6 +291,11 @@ class Preflight:
         return write_budget(self.config, self.inputs, self.verdict, self.bytes_of_save)
 
     @property
+    def at_stake(self) -> str | None:
+        """What to say when a crash could cost more than half an hour of training."""
+        return at_stake(self.config, self.inputs, self.verdict) if self.inputs else None
+
+    @property
     def disk_needed(self) -> int | None:
         """About how many bytes the run's checkpoints take in the end; None where their size is not known."""
         if self.inputs is None or self.bytes_of_save is None:
@@ -257,9 +310,10 @@ class Preflight:
         lines += self.verdict.lines() if self.verdict else []
         if not self.refusals and self.verdict is None:
             rates = ", ".join(f"{part} {peak:.3g}" for part, peak in self.config.peak_learning_rates.items())
-            lines.append(f"Starts afresh; learning rate {rates}, {self.config.lr_scheduler}")
+            lines.append(f"Starts afresh; learning rate {rates}, {self.config.lr_curve}")
         if writes := self.writes:
             lines += [writes.line(), *filter(None, [writes.warning()])]
+        lines += filter(None, [self.at_stake])
         lines.append(self._disk())
         return lines + [f"Refused: {line}" for refusal in self.refusals for line in refusal.splitlines()]
 
@@ -291,6 +345,7 @@ class Preflight:
             "checkpoint_bytes": self.bytes_of_save,
             "checkpoint_bytes_unknown": self.size_unknown or None,
             "writes": self._writes_json(),
+            "at_stake": self.at_stake,
             "resume": self._resume_json(verdict) if verdict else None,
         }
 
@@ -336,7 +391,8 @@ def look(config: Config, *, processes: int = 1, environment: Mapping[str, Any] |
     inputs, verdict, needed, unknown = None, None, None, ""
     try:
         inputs = look_at_inputs(config, processes)
-        verdict = look_at_checkpoint(config, inputs, environment)
+        config = inputs.config
+        verdict = look_at_checkpoint(inputs, environment)
         refusals += verdict.refusals if verdict else ()
         if not (verdict and verdict.finished):
             needed = bytes_of_save(config, inputs, verdict)

@@ -4,44 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.data import dataset
+from trainer.checkpoints import decisions
+from trainer.checkpoints.choosing import Chosen, ResumeRefused
+from trainer.checkpoints.decisions import Allowed, Decisions, Permissions
+from trainer.data import dataset, epochs
+from trainer.data.epochs import Origin
 from trainer.options.checks import read_config
 from trainer.options.config import OPTIONS, Config
 from trainer.options.declaration import OnResume
 from trainer.options.problems import ConfigError
 from trainer.recipe import early_stopping, schedule
 from trainer.recipe.early_stopping import Record
-from trainer.recipe.schedule import LrCurve
-from trainer.refusal import Refused
-from trainer.runs import manifest
-from trainer.runs.manifest import CheckpointDamaged, CheckpointNewer, Manifest
+from trainer.recipe.plateau import Plateau
+from trainer.recipe.schedule import Decision, LrCurve
+from trainer.runs import branches, lineage, manifest
+from trainer.runs.manifest import CheckpointDamaged, Manifest
 from trainer.runs.run_folder import RunFolder, RunUnreadable, read_run
 
 Grade = Literal["bit-exact", "trajectory-exact", "changed", "warm start"]
-BUCKET_OPTIONS = (
-    "resolution",
-    "enable_bucket",
-    "min_bucket_reso",
-    "max_bucket_reso",
-    "bucket_reso_steps",
-    "bucket_no_upscale",
-)
-
-# Files of accelerate's save_state, which sd-scripts' --save_state calls.
-OF_ACCELERATE = ("train_state.json", "optimizer.bin", "scheduler.bin", "random_states_0.pkl", "optimizer.pt")
-
-
-class ResumeRefused(Refused):
-    """The run cannot, or must not, continue from there. One reason a line, each with the way out."""
-
-    def __init__(self, reasons: list[str]) -> None:
-        self.reasons = reasons
-        super().__init__("\n".join(reasons))
+BATCH_OPTIONS = ("train_batch_size", "gradient_accumulation_steps")
 
 
 @dataclass(frozen=True)
@@ -53,15 +39,7 @@ class Difference:
     checkpoint: Any
     now: Any
     allowed: bool
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The checkpoint that a resume starts from, verified, and those that were passed over because of damage."""
-
-    path: Path
-    manifest: Manifest
-    rejected: tuple[tuple[Path, str], ...]
+    digest: str = ""  # names it in resume_allow; empty where nothing could allow it
 
 
 @dataclass(frozen=True)
@@ -83,6 +61,13 @@ class Verdict:
     state: Mapping[str, Any]  # state.json
     manifest: Manifest
 
+    origin: Origin  # of the epochs from here on
+    decisions: Decisions  # with those of this resume
+    decision: Decision | None  # the one about the learning rate that is taken now
+    standing: Decision | None  # the one that the options ask for, and an earlier resume took
+    permitted: tuple[Allowed, ...]  # by this resume
+    dataset_word: str  # names the change of the images in resume_allow; empty where there is none
+    own: bool  # whether the checkpoint is one of this run
     stopped_early: bool = False  # by early_stopping_patience
 
     @property
@@ -108,10 +93,22 @@ class Verdict:
             f"learning rate {rates}{f', {last} in the last step' if last != rates else ''} ({self.curve.scheduler})."
         )
 
+    def rate_lines(self) -> list[str]:
+        """For people: what is decided about the learning rate, or was by an earlier resume and is not taken again."""
+        if self.decision:
+            return [f"Learning rate: decided now, at step {self.step}, and kept from here on: {self.decision}"]
+        if self.standing:
+            return [
+                f"Learning rate: {self.standing} was decided at step {self.standing.step} and is not decided again; "
+                "to do so, give it another resume_lr_decision"
+            ]
+        return []
+
     def lines(self) -> list[str]:
         """For people: the sentence, then whatever differs."""
         result = [self.sentence()]
         result += [f"Damaged, so passed over: {path.name}: {reason}" for path, reason in self.rejected]
+        result += self.rate_lines()
         for item in self.differences:
             if item.on_resume != "free":
                 note = "allowed" if item.allowed else item.on_resume
@@ -123,97 +120,6 @@ class Verdict:
         return result
 
 
-# --- choosing ------------------------------------------------------------------------------------------------------
-
-
-def choose(config: Config) -> Chosen:
-    """The checkpoint that resume_from_checkpoint means, every byte verified. Raises ResumeRefused."""
-    run = RunFolder(config.run_dir)
-    wanted = config.resume_from_checkpoint.strip()
-    if wanted == "latest":
-        return _latest(run.checkpoints)
-    try:
-        path = _path(wanted, run)
-        is_run = (path / "checkpoints").is_dir()
-        foreign = foreign_state(path)
-    except (OSError, RuntimeError) as error:  # too long a name, or no such user
-        raise ResumeRefused([f"resume_from_checkpoint: {wanted[:200]!r} cannot be used: {error}"]) from error
-    if is_run:
-        return _latest(path / "checkpoints")
-    if foreign:
-        raise ResumeRefused([f"resume_from_checkpoint: {path} {foreign}"])
-    if not manifest.is_checkpoint(path):
-        steps = [str(found.step) for found in manifest.listing(run.checkpoints)]
-        have = f"this run has {', '.join(steps)}" if steps else "this run has no checkpoints"
-        raise ResumeRefused([f"resume_from_checkpoint: there is no checkpoint {path}; {have}"])
-    try:
-        return Chosen(path, manifest.verify(path), ())
-    except CheckpointDamaged as error:
-        good = next((found for found in manifest.listing(path.parent, thorough=True) if found.manifest), None)
-        way_out = f"; the newest sound one is {good.path}" if good else ""
-        raise ResumeRefused([f"resume_from_checkpoint: {path} cannot be used: {error}{way_out}"]) from error
-
-
-def _path(wanted: str, run: RunFolder) -> Path:
-    """The folder that a step number or a path means. Raises RuntimeError where ~ means no user."""
-    if wanted.isdecimal() and len(wanted) < 20:
-        return run.checkpoints / manifest.folder_name(int(wanted))
-    return Path(wanted).expanduser()
-
-
-def foreign_state(path: Path) -> str:
-    """What another program's saved state, or a model file, is and what can be taken of it; empty where it is neither.
-
-    Nothing of it is opened: such states hold pickles, which can run code.
-    """
-    if path.is_file() and path.suffix == ".safetensors":
-        way_out = f'network_weights = "{path}" begins a new run with its weights'
-        return f"is a model file, which has no optimizer and no steps: {way_out}"
-    if (path / manifest.MANIFEST).exists() or not any((path / name).exists() for name in OF_ACCELERATE):
-        return ""
-    beside = path.with_name(path.name.removesuffix("-state") + ".safetensors")
-    weights = next((file for file in (beside, path / "pytorch_lora_weights.safetensors") if file.is_file()), None)
-    way_out = (
-        f'network_weights = "{weights}" begins a new run with its weights'
-        if weights
-        else "name the LoRA file that was saved with it as network_weights, to begin a new run with its weights"
-    )
-    return (
-        "is a state saved by sd-scripts or another program of accelerate. It does not say which images and which noise "
-        f"come next, so it cannot be continued exactly; {way_out} (a warm start: optimizer and steps are new)"
-    )
-
-
-def _latest(checkpoints: Path) -> Chosen:
-    rejected: list[tuple[Path, str]] = []
-    for found in manifest.listing(checkpoints):
-        try:
-            return Chosen(found.path, manifest.verify(found.path), tuple(rejected))
-        except CheckpointNewer as error:
-            older = next((other.step for other in manifest.listing(checkpoints) if other.manifest), None)
-            way_out = "" if older is None else f", or go on from an older one with resume_from_checkpoint = {older}"
-            raise ResumeRefused([f"resume_from_checkpoint: {found.path}: {error}{way_out}"]) from error
-        except CheckpointDamaged as error:
-            if not found.path.is_dir():  # deleted by a trainer that goes on, because there is a newer one
-                return _latest(checkpoints)
-            rejected.append((found.path, str(error)))
-    if rejected:
-        reasons = [f"{path.name}: {reason}" for path, reason in rejected]
-        raise ResumeRefused(
-            [
-                f"resume_from_checkpoint: every checkpoint in {checkpoints} is damaged; nothing was changed",
-                *reasons,
-                'to start afresh, set resume_from_checkpoint = "" and overwrite_run = true (the old run is kept)',
-            ]
-        )
-    raise ResumeRefused(
-        [
-            f"resume_from_checkpoint: there is no checkpoint in {checkpoints}; "
-            'set resume_from_checkpoint = "" to start afresh'
-        ]
-    )
-
-
 # --- comparing -----------------------------------------------------------------------------------------------------
 
 
@@ -222,25 +128,30 @@ def global_batch(config: Config, processes: int) -> int:
     return config.train_batch_size * config.gradient_accumulation_steps * processes
 
 
-def compare_options(then: Config, now: Config, processes_then: int, processes: int) -> list[Difference]:
-    """Every option that differs, batch sizes as the global batch, paths left to the comparison of content."""
+def compare_options(
+    then: Config, now: Config, processes_then: int, processes: int, permissions: Permissions | None = None
+) -> list[Difference]:
+    """Every option that differs, batch sizes as the global batch, paths left to the comparison of content.
+
+    `permissions`: by default resume_allow, as at the first resume that it is given at.
+    """
+    permissions = permissions or Permissions(now.resume_allow)
+
+    def difference(name: str, on_resume: OnResume, old: Any, new: Any, *others: str) -> Difference:
+        digest = permissions.digest(name, old, new) if on_resume == "trajectory" else ""
+        allowed = bool(digest) and permissions.allow(name, digest, *others)
+        return Difference(name, on_resume, old, new, allowed, digest)
+
     differences = []
-    allowed = set(now.resume_allow)
     same_batch = global_batch(then, processes_then) == global_batch(now, processes)
-    batch_options = ("train_batch_size", "gradient_accumulation_steps")
     for name, known in OPTIONS.items():
         old, new = getattr(then, name), getattr(now, name)
-        if known.by_content or old == new:
-            continue
-        on_resume = known.on_resume
-        if name in batch_options and same_batch:
-            on_resume = "free"
-        permitted = on_resume == "trajectory" and ("all" in allowed or name in allowed)
-        differences.append(Difference(name, on_resume, old, new, permitted))
-    if not same_batch and processes_then != processes and all(item.name not in batch_options for item in differences):
-        permitted = "all" in allowed or bool(allowed & set(batch_options))
-        old_batch, new_batch = global_batch(then, processes_then), global_batch(now, processes)
-        differences.append(Difference("train_batch_size", "trajectory", old_batch, new_batch, permitted))
+        if not known.by_content and old != new:
+            on_resume: OnResume = "free" if name in BATCH_OPTIONS and same_batch else known.on_resume
+            differences.append(difference(name, on_resume, old, new))
+    if not same_batch and processes_then != processes and all(item.name not in BATCH_OPTIONS for item in differences):
+        batches = global_batch(then, processes_then), global_batch(now, processes)
+        differences.append(difference("train_batch_size", "trajectory", *batches, *BATCH_OPTIONS))
     return differences
 
 
@@ -274,57 +185,62 @@ def examine(
         environment_then = manifest.read_json(folder, "environment.json")
         config_then = read_config(folder / "config.toml")
         curve_then = _checked_documents(state, images_then, environment_then)
+        decisions_then = decisions.of_state(state, config_then, curve_then)
         base_model_then = state["base_model"]
     except (CheckpointDamaged, ConfigError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise ResumeRefused([f"resume_from_checkpoint: {folder} cannot be read: {error}"]) from error
 
+    step = int(state["global_step"])
     environment = environment_then if environment is None else environment
     processes_then, processes = int(environment_then["processes"]), int(environment["processes"])
-    differences = compare_options(config_then, config, processes_then, processes)
-    refusals = _other_run(config, chosen)
-    for name in sorted(base_model_then.keys() | base_model.keys()):
-        if base_model_then.get(name) != base_model.get(name):
-            old, new = getattr(config_then, name), getattr(config, name)
-            differences.append(Difference(name, "locked", old, new, False))
-            refusals.append(
-                f"{name}: the files of {new!r} have changed since the checkpoint was saved: restore them"
-                if old == new
-                else f"{name}: the checkpoint was trained on another base model (content of {old!r}); "
-                f"{new!r} does not match it: name the same model"
-            )
-    refusals += [
-        f"{item.name}: {item.checkpoint!r} in the checkpoint, {item.now!r} now; a checkpoint fits only one value: "
-        f"{_way_back(item)}, or train a new run under another output_name"
-        for item in differences
-        if item.on_resume == "locked" and not OPTIONS[item.name].by_content
-    ]
-    refusals += [
-        f"{item.name}: {item.checkpoint!r} in the checkpoint, {item.now!r} now; the run would differ: "
-        f'{_way_back(item)}, or allow it with resume_allow = ["{item.name}"]'
-        for item in differences
-        if item.on_resume == "trajectory" and not item.allowed
-    ]
+    record, refusals = _record_of_run(config)
+    refusals += _other_run(config, chosen, record)
+    own = _is_own(config, chosen, record)
+    decided = decisions_then if own else Decisions()  # another run's are that run's
+    of_this_run = record if own or was_begun_with(chosen.manifest, record) else None
+    permissions = decisions.permissions(config, decided, of_this_run)
 
-    drift = dataset.compare(images_then, images)
-    if any(item.name in BUCKET_OPTIONS for item in differences):
-        drift = dataclasses.replace(drift, treated=())  # follows from the option, which is listed
-    drift_allowed = bool({"all", "dataset"} & set(config.resume_allow))
+    differences = compare_options(config_then, config, processes_then, processes, permissions)
+    models, lines = _compare_base_models(config_then, config, base_model_then, base_model)
+    differences += models
+    refusals += lines + _refused_options(differences, permissions)
+
+    follows = ("bucket",) if any(OPTIONS[item.name].decides_bucket for item in differences) else ()
+    drift = dataset.compare(images_then, images, follows)
+    digest = permissions.digest("dataset", *drift.content) if drift else ""
+    drift_allowed = permissions.allow("dataset", digest)
     if drift and not drift_allowed:
         refusals.append(
-            "dataset: the images differ from the checkpoint's; restore them, or allow it with "
-            'resume_allow = ["dataset"]:' + "".join(f"\n    {line}" for line in drift.lines())
+            "dataset: the images differ from the checkpoint's; restore them, or "
+            f"{permissions.way_out('dataset', digest)}:" + "".join(f"\n    {line}" for line in drift.lines())
         )
+    permitted = [
+        Allowed(item.name, item.digest, (f"{item.checkpoint!r} -> {item.now!r}",), step)
+        for item in differences
+        if item.allowed
+    ] + ([Allowed("dataset", digest, tuple(drift.lines()), step)] if drift and drift_allowed else [])
 
-    curve = schedule.resumed_curve(config, curve_then, int(state["global_step"]), total_steps)
-    step = int(state["global_step"])
-    peaks = config.peak_learning_rates
-    rates = {part: peak * curve.factor(step) for part, peak in peaks.items()}
+    asked = schedule.asked(config, step, total_steps)
+    decision = asked if decided.is_new(asked) else None
+    curve = (
+        schedule.resumed_curve(config, curve_then, step, total_steps)
+        if decision
+        else schedule.kept_curve(config, curve_then)
+    )
+    reduced = Plateau(**state.get("plateau", {})).factor
+    peaks = {part: peak * reduced for part, peak in config.peak_learning_rates.items()}
     refusals += _dead_curve(curve, step, total_steps)
 
     surroundings = compare_environment(environment_then, environment)
     changed = bool(drift) or any(item.on_resume != "free" for item in differences) or curve != curve_then
-    split = any(item.name in ("train_batch_size", "gradient_accumulation_steps") for item in differences)
+    split = any(item.name in BATCH_OPTIONS for item in differences)
     grade: Grade = "changed" if changed else "trajectory-exact" if surroundings or split else "bit-exact"
+    moved = epochs.order_changed(
+        images_then,
+        images,
+        (config_then.seed, config.seed),
+        (global_batch(config_then, processes_then), global_batch(config, processes)),
+    )
     return Verdict(
         path=folder,
         step=step,
@@ -334,14 +250,55 @@ def examine(
         dataset=tuple(drift.lines()),
         environment=tuple(surroundings),
         curve=curve,
-        learning_rates=rates,
+        learning_rates={part: peak * curve.factor(step) for part, peak in peaks.items()},
         last_learning_rates={part: peak * curve.factor(max(step, total_steps - 1)) for part, peak in peaks.items()},
         refusals=tuple(refusals),
         rejected=chosen.rejected,
         state=state,
         manifest=chosen.manifest,
+        origin=epochs.origin_after(Origin(**state["epoch_origin"]), step, state["epoch"], state["place"], moved=moved),
+        decisions=decided.after(decision, config.resume_allow, permitted),
+        decision=decision,
+        standing=None if decision or asked is None else decided.rates[-1],
+        permitted=tuple(permitted),
+        dataset_word=f"dataset:{digest}" if drift and not drift_allowed else "",
+        own=own,
         stopped_early=early_stopping.patience_is_over(config, Record(**state.get("validation", {}))),
     )
+
+
+def _compare_base_models(
+    then: Config, now: Config, digests_then: Mapping[str, str], digests: Mapping[str, str]
+) -> tuple[list[Difference], list[str]]:
+    """The base models' files that differ, and what to say of each."""
+    differences, lines = [], []
+    for name in sorted(digests_then.keys() | digests.keys()):
+        if digests_then.get(name) != digests.get(name):
+            old, new = getattr(then, name), getattr(now, name)
+            differences.append(Difference(name, "locked", old, new, False))
+            lines.append(
+                f"{name}: the files of {new!r} have changed since the checkpoint was saved: restore them"
+                if old == new
+                else f"{name}: the checkpoint was trained on another base model (content of {old!r}); "
+                f"{new!r} does not match it: name the same model"
+            )
+    return differences, lines
+
+
+def _refused_options(differences: Sequence[Difference], permissions: Permissions) -> list[str]:
+    """What to say of the options that keep the run from going on."""
+    locked = [
+        f"{item.name}: {item.checkpoint!r} in the checkpoint, {item.now!r} now; a checkpoint fits only one value: "
+        f"{_way_back(item)}, or train a new run under another output_name"
+        for item in differences
+        if item.on_resume == "locked" and not OPTIONS[item.name].by_content
+    ]
+    return locked + [
+        f"{item.name}: {item.checkpoint!r} in the checkpoint, {item.now!r} now; the run would differ: "
+        f"{_way_back(item)}, or {permissions.way_out(item.name, item.digest)}"
+        for item in differences
+        if item.on_resume == "trajectory" and not item.allowed
+    ]
 
 
 def _checked_documents(state: Mapping[str, Any], images: Mapping[str, Any], environment: Mapping[str, Any]) -> LrCurve:
@@ -360,32 +317,60 @@ def _checked_documents(state: Mapping[str, Any], images: Mapping[str, Any], envi
         manifest.of(dict, options)
     for image in manifest.of(dict, images["images"]).values():
         manifest.of(str, image["path"])
-        image["caption"], image["bucket"], image["repeats"]
+        image["caption"], manifest.of(int, image["repeats"]), manifest.of(str, image.get("subset", ""))
+        for side in manifest.of(list, image["bucket"]):
+            manifest.of(int, side)
     unknown = manifest.of(dict, state["base_model"]).keys() - OPTIONS.keys()
     if unknown:
         raise ValueError(f"{sorted(unknown)} are no parts of a base model")
     kinds = {"str": str, "int": int, "float": float}
     for field in dataclasses.fields(LrCurve):
-        manifest.of(kinds[str(field.type)], state["lr_curve"][field.name])
+        if str(field.type) in kinds:
+            manifest.of(kinds[str(field.type)], state["lr_curve"][field.name])
+    manifest.of(dict, state["lr_curve"].get("own", {}))
     manifest.of(int, state.get("planned_steps", 0))
+    lineage.sessions_of(state)
     manifest.of(int, Record(**state.get("validation", {})).not_better)
+    manifest.of(float, Plateau(**state.get("plateau", {})).factor)
     curve = LrCurve(**state["lr_curve"])
     curve.factor(state["global_step"])
     return curve
 
 
-def _other_run(config: Config, chosen: Chosen) -> list[str]:
+def _record_of_run(config: Config) -> tuple[dict[str, Any] | None, list[str]]:
+    """run.json, or None and why it cannot be read."""
+    try:
+        return read_run(RunFolder(config.run_dir)), []
+    except RunUnreadable as error:
+        return None, [str(error)]
+
+
+def _is_own(config: Config, chosen: Chosen, record: Mapping[str, Any] | None) -> bool:
+    """Whether the checkpoint was saved by this run; without a record that is told by its place."""
+    if record is None:
+        return branches.is_own(RunFolder(config.run_dir), chosen.path, chosen.manifest.step)
+    return bool(record["run_id"] == chosen.manifest.run_id)
+
+
+def was_begun_with(checkpoint: Manifest, record: Mapping[str, Any] | None) -> bool:
+    """Whether a run began at this checkpoint of another one."""
+    parent = (record or {}).get("parent")
+    return isinstance(parent, dict) and parent.get("manifest") == checkpoint.digest
+
+
+def _other_run(config: Config, chosen: Chosen, record: Mapping[str, Any] | None) -> list[str]:
     """A checkpoint of another run may begin a new run, not continue in the middle of a third."""
     run = RunFolder(config.run_dir)
-    try:
-        record = read_run(run)
-    except RunUnreadable as error:
-        return [str(error)]
-    if record is None or record["run_id"] == chosen.manifest.run_id or not manifest.listing(run.checkpoints):
+    if record is None or record["run_id"] == chosen.manifest.run_id:
         return []
+    if branches.is_own(run, chosen.path, chosen.manifest.step):  # the copy that the run began with
+        return []
+    have = {found.manifest.digest if found.manifest else "" for found in manifest.listing(run.checkpoints)}
+    if have <= ({chosen.manifest.digest, ""} if was_begun_with(chosen.manifest, record) else set()):
+        return []  # it begins here, perhaps for the second time
     return [
         f"resume_from_checkpoint: {chosen.path} belongs to another run, and {run.path} has checkpoints of its own; "
-        "choose another output_name"
+        'continue it with resume_from_checkpoint = "latest", or choose another output_name'
     ]
 
 

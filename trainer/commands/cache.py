@@ -19,6 +19,7 @@ from trainer.data import dataset
 from trainer.options.checks import resolve
 from trainer.options.config import Config
 from trainer.options.sources import read_toml
+from trainer.recipe import prompts
 from trainer.refusal import Refused
 
 DONE, REFUSED = 0, 3
@@ -35,14 +36,9 @@ all of them with --all. Files of the earlier cache format are always removed. No
 """
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the command."""
-    parser = commands.add_parser(
-        "cache",
-        help="list or prune caches of latents and text encoder outputs",
-        epilog=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def declare(command: str, parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.epilog, parser.formatter_class = HELP, argparse.RawDescriptionHelpFormatter
     actions = parser.add_subparsers(dest="action", required=True)
     for name, text in (("list", "say what there is"), ("prune", "remove what is not needed any more")):
         action = actions.add_parser(name, help=text, epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -65,8 +61,10 @@ def _days(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is not a number of days")
 
 
-def run(known: argparse.Namespace) -> int:
+def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
     """Run the command; returns the exit code: 0 done, 3 refused."""
+    if rest:
+        parser.error(f"unknown: {' '.join(rest)}")
     try:
         configs = [resolve(read_toml(name))[0] for name in known.config]
         folder = _folder(known.path, configs)
@@ -106,7 +104,8 @@ def _contents(configs: Sequence[Config]) -> frozenset[bytes] | None:
     wanted: set[bytes] = set()
     for config in configs:
         found = dataset.scan(config)
-        wanted |= stores.contents_of((*found.entries, *found.validation))
+        sampled = [text for prompt in prompts.read(config) for text in (prompt.text, prompt.negative)]
+        wanted |= stores.contents_of((*found.entries, *found.validation), sampled)
     return frozenset(wanted)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,26 @@ from trainer.runs.run_folder import RunFolder
 DONE, DAMAGED, REFUSED = 0, 1, 3
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the commands."""
-    verifying = commands.add_parser("verify", help="check every byte of a checkpoint, or of all those of a run")
-    verifying.add_argument("path", type=Path)
-    verifying.add_argument("--sums", action="store_true", help="print lines for sha256sum -c instead")
-    listing = commands.add_parser("list", help="list the checkpoints of a run")
-    listing.add_argument("run", type=Path)
-    listing.add_argument("--json", action="store_true", help="print JSON, for programs")
-    pinning = commands.add_parser("pin", help="keep a checkpoint, however many newer ones there are")
-    pinning.add_argument("checkpoint", type=Path)
-    pinning.add_argument("--unpin", action="store_true", help="let it go again when newer ones replace it")
-    exporting = commands.add_parser("export", help="write the model file of a checkpoint, in kohya's format")
-    exporting.add_argument("checkpoint", type=Path)
-    exporting.add_argument("--to", type=Path, help="the file to write (kohya's name of that step, beside the run)")
+def declare(command: str, parser: argparse.ArgumentParser) -> None:
+    """What one of the commands takes."""
+    if command == "verify":
+        parser.add_argument("path", type=Path)
+        parser.add_argument("--sums", action="store_true", help="print lines for sha256sum -c instead")
+    elif command == "list":
+        parser.add_argument("run", type=Path)
+        parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    elif command == "pin":
+        parser.add_argument("checkpoint", type=Path)
+        parser.add_argument("--unpin", action="store_true", help="let it go again when newer ones replace it")
+    else:
+        parser.add_argument("checkpoint", type=Path)
+        parser.add_argument("--to", type=Path, help="the file to write (kohya's name of that step, beside the run)")
 
 
-def run(known: argparse.Namespace) -> int:
+def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
     """Run one of the commands; returns the exit code: 0 done, 1 something is damaged, 3 refused."""
+    if rest:
+        parser.error(f"unknown: {' '.join(rest)}")
     try:
         if known.command == "verify":
             return _verify(known.path, sums=known.sums)

@@ -5,6 +5,7 @@ No torch here; the training is done by the real command in processes of its own.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import shutil
@@ -22,7 +23,7 @@ from trainer.options.config import Config
 from trainer.options.problems import ConfigError
 from trainer.options.writing import to_toml
 from trainer.refusal import Refused
-from trainer.runs import manifest
+from trainer.runs import manifest, on_finish
 from trainer.runs.events import read_events
 from trainer.runs.run_folder import RunFolder
 
@@ -75,7 +76,19 @@ class Outcome:
         ]
 
 
-def run(preset: str, rest: Sequence[str], *, steps: int, as_json: bool = False) -> int:
+def declare(command: str, parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.add_argument("--config", required=True, help="a preset")
+    parser.add_argument("--steps", type=int, default=8, help="steps of the rehearsal (4 or more)")
+    parser.add_argument("--json", action="store_true", help="print the verdict and its figures as JSON, for programs")
+
+
+def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
+    """Do the drill that was asked for; returns the exit code."""
+    return rehearse(known.config, rest, steps=known.steps, as_json=known.json)
+
+
+def rehearse(preset: str, rest: Sequence[str], *, steps: int, as_json: bool = False) -> int:
     """Do the drill and print its verdict; returns the exit code: 0 equal, 1 different or failed, 3 refused.
 
     `as_json`: one JSON object on standard output at the end, and what is being done on standard error.
@@ -120,6 +133,7 @@ def rehearsal_of(config: Config, folder: Path, steps: int) -> Config:
         resume_lr_policy="keep",
         resume_lr_scale=1.0,
         resume_warmup_steps=0,
+        resume_lr_decision="",
         overwrite_run=False,
         cache_only=False,
         save_state=True,
@@ -154,7 +168,10 @@ def command(config: Config, folder: Path) -> list[str]:
 
 
 def train(config: Config, folder: Path) -> None:
-    done = subprocess.run(command(config, folder), capture_output=True, text=True, check=False)
+    quiet = on_finish.silenced()
+    done = subprocess.run(
+        command(config, folder), env=quiet, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if done.returncode == REFUSED:
         raise Refused(
             "\n".join(line.split("Refused: ", 1)[-1] for line in done.stderr.splitlines() if "Refused" in line)
@@ -165,13 +182,15 @@ def train(config: Config, folder: Path) -> None:
 
 def train_and_kill(config: Config, folder: Path, middle: int) -> int:
     """Start a training and SIGKILL it once its checkpoint is saved; returns the last step it recorded."""
-    process = subprocess.Popen(command(config, folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(config, folder), env=on_finish.silenced(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + KILL_WAIT
     try:
         while time.monotonic() < deadline and process.poll() is None:
             if any(event["event"] == "checkpoint_saved" for event in events_of(config)):
                 break
-            time.sleep(0.005)
+            time.sleep(0.05)  # each look takes time from the training
     finally:
         process.kill()
         process.wait()

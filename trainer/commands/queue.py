@@ -17,7 +17,7 @@ from trainer.commands import queue_runner
 from trainer.commands.queue_runner import QueueRunner
 from trainer.options.checks import resolve
 from trainer.options.sources import read_arguments, read_toml
-from trainer.quantities import duration
+from trainer.quantities import brief_duration
 from trainer.refusal import Refused
 from trainer.runs import launch, queue
 from trainer.runs.console import logging_to_console
@@ -46,12 +46,9 @@ ACTIONS = {
 }
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the command."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = commands.add_parser(
-        "queue", help="trainings in a row: add, list, run, remove ...", epilog=HELP, formatter_class=raw
-    )
+def declare(command: str, parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.epilog, parser.formatter_class = HELP, argparse.RawDescriptionHelpFormatter
     actions = parser.add_subparsers(dest="action", required=True)
     made = {
         name: actions.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -88,7 +85,7 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def run(known: argparse.Namespace, rest: Sequence[str]) -> int:
+def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
     """Do it; returns the exit code: 0 done, 1 a training of `run` failed, 3 refused, 4 `run` was asked to leave."""
     folder = known.queue or queue.usual_folder()
     if rest and known.action not in ("add", "edit"):
@@ -219,7 +216,7 @@ def _row(entry: Entry, end: float | None) -> dict[str, Any]:
 
 def _line(entry: Entry, end: float | None) -> str:
     on = f" on {','.join(entry.on)}" if entry.state == "running" and any(entry.on) else ""
-    when = f"  ends in about {duration(max(0.0, end - time.time()))}" if end is not None else ""
+    when = f"  ends in about {brief_duration(max(0.0, end - time.time()))}" if end is not None else ""
     several = f"  {entry.gpus} GPUs" if entry.gpus > 1 else ""
     said = f"  {entry.said}" if entry.said else ""
     return f"{entry.number:>4}  {entry.state + on:<9}  {entry.name}{several}{when}{said}"

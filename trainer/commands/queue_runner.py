@@ -23,7 +23,7 @@ import psutil
 
 from trainer.options.problems import ConfigError
 from trainer.refusal import Refused
-from trainer.runs import launch, queue, run_folder
+from trainer.runs import detached, launch, queue, run_folder, signals
 from trainer.runs.queue import Entry, Queue, QueueRefused
 from trainer.runs.run_folder import RunFolder, RunInUse
 from trainer.runs.signals import StopSignals
@@ -76,22 +76,14 @@ def start_in_background(folder: Path) -> None:
     with (folder / "runner.log").open("ab") as log:
         if log.tell() > MOST_LOG:
             log.truncate(0)
-        subprocess.Popen(
-            [sys.executable, "-m", "trainer", "queue", "run", "--queue", str(folder)],
-            cwd=folder,
-            env=launch.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        detached.start([sys.executable, "-m", "trainer", "queue", "run", "--queue", str(folder)], folder, log)
 
 
 def ask_to_leave(folder: Path, seconds: float = 10.0) -> None:
     """Ask the queue's runner to leave, and wait for it; the trainings that it has started go on."""
     deadline = time.monotonic() + seconds
     while (runner := run_folder.holder(RunFolder(folder))) is not None and time.monotonic() < deadline:
-        launch.send(runner, signal.SIGTERM)
+        signals.ask_to_stop(runner)
         time.sleep(0.1)
 
 

@@ -57,7 +57,7 @@ def unpack(folder: Path, memory_folder: Path, column: str) -> Path:
                 file_name = f"{number:08d}{_extension(data)}"
                 (temporary / file_name).write_bytes(data)
                 captions.write(json.dumps({"file_name": file_name, column: caption}) + "\n")
-        temporary.rename(target)
+        files.rename(temporary, target)
     except OSError as error:
         if target.is_dir():  # another process was faster
             return target

@@ -48,6 +48,29 @@ def cut_at(size: Size, bucket: Size, place: tuple[float, float] = (0.5, 0.5)) ->
     return Cut((width, height), int(place[0] * (width - bucket[0]) + 0.5), int(place[1] * (height - bucket[1]) + 0.5))
 
 
+def cut_by_rules(size: Size, bucket: Size, options: Config, place: tuple[float, float] = (0.5, 0.5)) -> Cut:
+    """`cut_at`, by the options' bucket_rules: those of sd-scripts round half pixels up and halves of the slack down."""
+    if options.bucket_rules == "cover":
+        return cut_at(size, bucket, place)
+    scaled = size
+    if options.enable_bucket and options.bucket_no_upscale:
+        scaled = buckets.unenlarged(size, options.resolution_size, options.bucket_reso_steps)
+    covers = scaled[0] >= bucket[0] and scaled[1] >= bucket[1]
+    if not covers or not (options.random_crop if not options.enable_bucket else options.bucket_no_upscale):
+        scale = buckets.enlargement(size, bucket)
+        scaled = max(bucket[0], int(size[0] * scale + 0.5)), max(bucket[1], int(size[1] * scale + 0.5))
+    left, top = (int(share * (length - wanted)) for share, length, wanted in zip(place, scaled, bucket, strict=True))
+    return Cut(scaled, left, top)
+
+
+def resampling_of(size: Size, scaled: Size, interpolation: str) -> Image.Resampling:
+    """How a picture of this size is scaled; "automatic" is what sd-scripts takes when nothing is said."""
+    if interpolation != "automatic":
+        return RESAMPLING[interpolation]
+    smaller = size[0] >= scaled[0] and size[1] >= scaled[1]
+    return RESAMPLING["area" if smaller else "lanczos"]
+
+
 def face_in(stem: str) -> tuple[int, int, int, int] | None:
     """Centre x and y, width and height of the face that a file's name tells, in pixels; None where it tells none."""
     match = FACE.fullmatch(stem)
@@ -96,8 +119,8 @@ def cut_of_use(size: Size, bucket: Size, stem: str, options: Config, draw: np.ra
         return cut_face(size, bucket, face, options.face_crop_range, draw, anywhere=options.random_crop)
     if options.random_crop:
         across, down = draw.random(2)
-        return cut_at(size, bucket, (float(across), float(down)))
-    return cut_at(size, bucket)
+        return cut_by_rules(size, bucket, options, (float(across), float(down)))
+    return cut_by_rules(size, bucket, options)
 
 
 def shift_colours(picture: Image.Image, draw: np.random.Generator) -> Image.Image:

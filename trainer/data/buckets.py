@@ -48,6 +48,37 @@ def bucket_for(size: Size, resolution: Size, low: int, high: int, step: int, no_
     return min(near, key=lambda bucket: (abs(bucket[0] / bucket[1] - ratio), -bucket[0] * bucket[1]))
 
 
+def _rounded(length: float, step: int) -> int:
+    """A length in whole pixels, down to a multiple of step."""
+    return int(length + 0.5) // step * step
+
+
+def unenlarged(size: Size, resolution: Size, step: int) -> Size:
+    """What sd-scripts scales a picture to under bucket_no_upscale; its bucket is that, rounded down to step.
+
+    A picture larger than the resolution's area gets one side in multiples of step and the other as its own aspect
+    ratio wants it: of the two ways, the one whose bucket is nearer in aspect ratio.
+    """
+    width, height = size
+    if width * height <= resolution[0] * resolution[1]:
+        return size
+    ratio = width / height
+    whole_width = math.sqrt(resolution[0] * resolution[1] * ratio)
+    by_width = _rounded(whole_width, step)
+    by_height = _rounded(resolution[0] * resolution[1] / whole_width, step)
+    near_width = abs(by_width / max(1, _rounded(by_width / ratio, step)) - ratio)
+    near_height = abs(_rounded(by_height * ratio, step) / max(1, by_height) - ratio)
+    if near_width < near_height:
+        return by_width, int(by_width / ratio + 0.5)
+    return int(by_height * ratio + 0.5), by_height
+
+
+def bucket_of_unenlarged(size: Size, resolution: Size, step: int) -> Size:
+    """The bucket of a picture under sd-scripts' bucket_no_upscale."""
+    width, height = unenlarged(size, resolution, step)
+    return max(step, width // step * step), max(step, height // step * step)
+
+
 @lru_cache(maxsize=32)
 def _by_ratio(resolution: Size, low: int, high: int, step: int) -> tuple[list[float], list[Size]]:
     """The aspect ratios of the bucket sizes in order, and the largest bucket of each."""

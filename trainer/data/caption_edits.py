@@ -198,7 +198,7 @@ class Journal:
             outcome = _write_all(
                 [(Path(path), _decoded(after), _decoded(before)) for path, before, after in content["edits"]]
             )
-            entries[-1].replace(entries[-1].with_suffix(f".undone-{time.time_ns()}"))
+            files.rename(entries[-1], entries[-1].with_suffix(f".undone-{time.time_ns()}"))
             return outcome
 
 

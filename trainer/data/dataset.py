@@ -7,14 +7,14 @@ import functools
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer import files, randomness
 from trainer.data import buckets, dataset_config, metadata_files
-from trainer.data.augmentation import face_in
+from trainer.data.augmentation import cut_by_rules, face_in
 from trainer.data.findings import KINDS, Finding
 from trainer.data.folder_scan import EXTENSIONS, Progress, no_collections, nobody, read_folders
 from trainer.data.subsets import DatasetError, Subset, in_folder
@@ -390,9 +390,14 @@ def _bucketing(config: Config) -> Callable[[buckets.Size], tuple[buckets.Size, f
     @functools.cache
     def fit(size: buckets.Size) -> tuple[buckets.Size, float, float]:
         bucket = resolution
-        if config.enable_bucket:
+        if config.enable_bucket and config.bucket_no_upscale and config.bucket_rules == "sd-scripts":
+            bucket = buckets.bucket_of_unenlarged(size, resolution, step)
+        elif config.enable_bucket:
             bucket = buckets.bucket_for(size, resolution, low, high, step, config.bucket_no_upscale)
-        return bucket, buckets.visible_share(size, bucket), buckets.enlargement(size, bucket)
+        if config.bucket_rules == "cover":
+            return bucket, buckets.visible_share(size, bucket), buckets.enlargement(size, bucket)
+        width, height = cut_by_rules(size, bucket, config).scaled
+        return bucket, bucket[0] * bucket[1] / (width * height), max(width / size[0], height / size[1])
 
     return fit
 
@@ -400,12 +405,17 @@ def _bucketing(config: Config) -> Callable[[buckets.Size], tuple[buckets.Size, f
 # --- fingerprints --------------------------------------------------------------------------------------------------
 
 
+ADDED = ("bucket_rules",)  # since the first records; told where they differ from what those did
+
+
 def preprocessing(config: Config) -> dict[str, Any]:
     """The options that decide what becomes of an image and its caption."""
     return {
         name: list(value) if isinstance(value := getattr(config, name), tuple) else value
         for name, known in OPTIONS.items()
-        if known.section == "Dataset" and known.on_resume == "trajectory"
+        if known.section == "Dataset"
+        and known.on_resume == "trajectory"
+        and not (name in ADDED and getattr(config, name) == known.default)
     }
 
 
@@ -481,9 +491,11 @@ class DatasetDifference:
     captions: tuple[str, ...]
     treated: tuple[str, ...]  # another bucket, number of repeats, mask, role or subset
     options: tuple[str, ...] = ()  # of subsets
+    content: tuple[Any, Any] = ((), ())  # all of it then and now, whatever the files are called
 
     def __bool__(self) -> bool:
-        return any(getattr(self, field.name) for field in dataclasses.fields(self))
+        kinds = (self.added, self.removed, self.changed, self.captions, self.treated, self.options)
+        return any(kinds)
 
     def lines(self, most: int = 10) -> list[str]:
         """For people: each kind of change with its first files by name."""
@@ -503,25 +515,40 @@ class DatasetDifference:
         return result
 
 
-def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> DatasetDifference:
-    """Compare two records by content; times, names and the place of the folder do not matter."""
+def compare(then: Mapping[str, Any], now: Mapping[str, Any], follows: Collection[str] = ()) -> DatasetDifference:
+    """Compare two records by content; times, names and the place of the folder do not matter.
+
+    `follows`: what of an image's TREATMENT follows from options that are known to differ, and so is no news.
+    """
     if then["digest"] == now["digest"]:
         return DatasetDifference((), (), (), (), ())
     old, new = then["images"], now["images"]
     gone = {old[key]["path"] for key in old.keys() - new.keys()}
     come = {new[key]["path"] for key in new.keys() - old.keys()}
     both = old.keys() & new.keys()
-    known = set(then.get("treatment", FIRST_TREATMENT)) & set(now.get("treatment", FIRST_TREATMENT))
+    known = set(then.get("treatment", FIRST_TREATMENT)) & set(now.get("treatment", FIRST_TREATMENT)) - set(follows)
+    captions = [key for key in both if old[key]["caption"] != new[key]["caption"]]
+    treated = [key for key in both if any(old[key].get(name) != new[key].get(name) for name in known)]
+    options = tuple(_changed_options(then, now))
     return DatasetDifference(
         added=tuple(sorted(come - gone)),
         removed=tuple(sorted(gone - come)),
         changed=tuple(sorted(come & gone)),
-        captions=tuple(sorted(new[key]["path"] for key in both if old[key]["caption"] != new[key]["caption"])),
-        treated=tuple(
-            sorted(new[key]["path"] for key in both if any(old[key].get(name) != new[key].get(name) for name in known))
-        ),
-        options=tuple(_changed_options(then, now)),
+        captions=tuple(sorted(new[key]["path"] for key in captions)),
+        treated=tuple(sorted(new[key]["path"] for key in treated)),
+        options=options,
+        content=(_news(old, new, known), [_news(new, old, known), options]),
     )
+
+
+def _news(images: Mapping[str, Any], others: Mapping[str, Any], known: Collection[str]) -> list[tuple[str, Any]]:
+    """What images have that is not so, or not there, among the others; the bucket of one that is not there follows."""
+    found = []
+    for key, image in sorted(images.items()):
+        other = others.get(key, {"bucket": image["bucket"]})
+        news = [(name, image.get(name)) for name in sorted({"caption", *known}) if image.get(name) != other.get(name)]
+        found += [(key, news)] if news else []
+    return found
 
 
 def _changed_options(record_then: Mapping[str, Any], record_now: Mapping[str, Any]) -> Iterator[str]:

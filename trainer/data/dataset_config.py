@@ -14,6 +14,7 @@ from trainer.options.config import OPTIONS, Config
 from trainer.options.conflicts import combination_problems
 from trainer.options.declaration import Scope
 from trainer.options.problems import ConfigError, Problem, nearest
+from trainer.options.sources import hint_of_backslashes
 from trainer.options.values import check_value
 
 # Where a key is not called like the option it sets.
@@ -50,6 +51,9 @@ def read(config: Config) -> tuple[list[Subset], list[str]]:
         document = tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError([Problem("dataset_config", f"there is no file {path}")]) from None
+    except tomllib.TOMLDecodeError as error:
+        hint = hint_of_backslashes(text)
+        raise ConfigError([Problem("dataset_config", f"{path} cannot be read: {error}{hint}")]) from error
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError([Problem("dataset_config", f"{path} cannot be read: {error}")]) from error
     reader = _Reader(config, path, _lines(text))
@@ -202,5 +206,5 @@ def _lines(text: str) -> dict[Place, int]:
 
 def own_options(subset: Subset, config: Config) -> dict[str, Any]:
     """A subset's options where they are not the run's, but for those that are compared by content."""
-    names = [name for name, known in OPTIONS.items() if not known.by_content]
+    names = [name for name, known in OPTIONS.items() if known.scope != "run" and not known.by_content]
     return {name: value for name in names if (value := getattr(subset.options, name)) != getattr(config, name)}

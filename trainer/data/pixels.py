@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trainer.data import pictures
-from trainer.data.augmentation import RESAMPLING, Cut, cut_at, shift_colours
+from trainer.data.augmentation import RESAMPLING, Cut, cut_by_rules, resampling_of, shift_colours
 from trainer.data.buckets import Size
 from trainer.data.dataset import Entry
 
@@ -17,8 +17,10 @@ def pixels_of(
 ) -> NDArray[np.float32]:
     """The image in its bucket: (3, height, width), from -1 to 1; the centre without `cut`."""
     picture = pictures.open_picture(entry.path, pictures.read_unchanged(entry.path, entry.digest))
-    cut = cut or cut_at(picture.size, entry.bucket)
-    picture = cut.apply(picture, entry.bucket, RESAMPLING[entry.subset.options.resize_interpolation])
+    options = entry.subset.options
+    cut = cut or cut_by_rules(picture.size, entry.bucket, options)
+    resampling = resampling_of(picture.size, cut.scaled, options.resize_interpolation)
+    picture = cut.apply(picture, entry.bucket, resampling)
     if colours:
         picture = shift_colours(picture, colours)
     pixels = pictures.to_pixels(picture)

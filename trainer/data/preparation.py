@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import quantities
+from trainer import files, quantities
 from trainer.data.folder_scan import Progress, list_pictures, nobody
 from trainer.refusal import Refused
 
@@ -96,9 +96,12 @@ def _problems(kind: str, part: Part) -> Iterator[str]:
     tokens = part.tokens.strip()
     if part.repeats < 1:
         yield f"{name}: repeats is {part.repeats}; it is 1 or more"
+    folder = f"{part.repeats}_{tokens}"
     if not tokens or "/" in tokens or "\\" in tokens or not tokens.isprintable():
         yield f"{name}: {part.tokens!r} cannot be part of a folder's name; write words without / and \\"
-    elif len(f"{part.repeats}_{tokens}".encode()) > LONGEST_NAME:
+    elif len(folder.encode()) <= files.MOST_NAME and (reason := files.unusable_name(folder)):
+        yield f"{name}: the folder's name, {folder!r}, {reason}"
+    elif len(folder.encode()) > LONGEST_NAME:
         yield f"{name}: the folder's name would be longer than {LONGEST_NAME} bytes"
     if not part.source.is_dir():
         yield f"{name}: there is no folder {part.source}"
@@ -138,6 +141,6 @@ def _copy(source: Path, copy: Path) -> None:
         except OSError:  # a file system without links
             if copy.exists():
                 raise FileExistsError(f"{copy} is there already") from None
-            temporary.rename(copy)
+            files.rename(temporary, copy)
     finally:
         temporary.unlink(missing_ok=True)

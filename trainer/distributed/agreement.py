@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import enum
+from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
@@ -42,6 +44,13 @@ class Agreement:
         """Return when every process has come here."""
         if self._group is not None:
             torch.distributed.barrier(group=self._group)
+
+    @contextlib.contextmanager
+    def waited_for(self) -> Iterator[None]:
+        """Within, one process may work as long as it takes: the others wait for it at the end, and not in an operation
+        of the training, whose group loses patience after minutes and ends them all."""
+        yield
+        self.wait()
 
     def share(self, item: Item) -> list[Item]:
         """Every process's item, in their order."""

@@ -14,6 +14,7 @@ import torch
 import torch.distributed
 from torch.distributed import distributed_c10d
 
+from trainer import devices
 from trainer.distributed.agreement import Agreement
 from trainer.refusal import Refused
 from trainer.runs import run_folder
@@ -152,7 +153,7 @@ def lost_connection(error: BaseException) -> bool:
     """Whether an error means that another process cannot be reached, rather than that something failed here."""
     if isinstance(error, torch.distributed.DistError):
         return True
-    of_memory = isinstance(error, torch.OutOfMemoryError)
+    of_memory = devices.ran_out_of_memory(error)
     return isinstance(error, RuntimeError) and not of_memory and any(word in str(error).lower() for word in CONNECTION)
 
 

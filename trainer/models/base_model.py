@@ -1,32 +1,52 @@
-"""Where the base model's files are, and a digest of their content. No torch, no diffusers here."""
+"""Where the base model's files are, what they are, and digests of their content. No torch, no diffusers here."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from trainer import files
+from trainer.data.folder_scan import Progress, nobody
 from trainer.file_memory import sha256_of
+from trainer.models import families, file_header
+from trainer.models.file_header import HeaderUnreadable, Shapes
+from trainer.models.network_file import with_ranks_of_file
 from trainer.options.config import Config
 from trainer.refusal import Refused
 
-# Subfolders of a diffusers model that each family needs.
-COMPONENTS = {"sd": ("unet", "vae", "text_encoder", "tokenizer", "scheduler")}
 WEIGHTS = (".safetensors",)
 DESCRIPTIONS = (".json", ".txt", ".model")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+INDEX = "model_index.json"  # of a diffusers folder
+# What else people have as a single file, by a tensor of it that no other has. To say what a file is.
+OTHERS = (
+    (
+        "a LoRA, which network_weights takes",
+        r"(\.lora_(down|A)\.|\.hada_|lokr_)",
+    ),
+    ("FLUX.1 or a model made like it", r"(^|\.)double_blocks\.0\.img_attn\."),
+    ("Stable Diffusion 3", r"(^|\.)joint_blocks\.0\.context_block\."),
+    ("the Stable Diffusion XL refiner", r"^conditioner\.embedders\.0\.model\.transformer\.resblocks\.31\."),
+    ("Stable Diffusion XL", r"^conditioner\.embedders\.1\.model\.transformer\.resblocks\."),
+    ("Stable Cascade or Würstchen", r"^(clip_txt_mapper|effnet_mapper)\."),
+    ("PixArt or another transformer in diffusers' names", r"^(transformer_blocks|adaln_single)\."),
+    ("a ControlNet", r"^(control_model|controlnet_cond_embedding)\."),
+    ("a VAE alone; the option vae takes it", r"^(encoder|first_stage_model\.encoder)\.(down|down_blocks)\.0\."),
+    ("a text encoder alone", r"^text_model\.encoder\.layers\.0\."),
+)
 
 
 class BaseModelMissing(Refused):
     """There is no such model; the message says where it was looked for and what to do."""
 
 
-def locate(name: str, components: Sequence[str], *, download: bool = True) -> Path:
+def locate(name: str, family: str = families.AUTO, *, download: bool = True) -> Path:
     """The local folder or file of a model: a path as it is, or a Hugging Face id, downloaded if necessary.
 
-    `components`: the subfolders that are needed of a diffusers model. `download=False`: only what was downloaded
-    before. Raises BaseModelMissing.
+    `download=False`: only what was downloaded before. Raises BaseModelMissing.
     """
     path = Path(name)
     if wrong := unusable(path):
@@ -35,29 +55,38 @@ def locate(name: str, components: Sequence[str], *, download: bool = True) -> Pa
         return path
     if path.is_absolute() or not HUB_ID.fullmatch(name):
         raise BaseModelMissing(f"pretrained_model_name_or_path: there is no folder or file {path}")
-    return _from_hub(name, components, download)
+    return _from_hub(name, family, download)
 
 
 def unusable(path: Path) -> str:
     """Why what is there cannot be a base model, as its names tell; empty where it may be one or nothing is there."""
-    if path.is_dir() and not (path / "model_index.json").is_file():
+    if path.is_dir() and not (path / INDEX).is_file():
         return f"{path} is not a diffusers model: it has no model_index.json"
     if path.is_file() and path.suffix != ".safetensors":
         return f"{path} is not a .safetensors file; other formats can run code when they are loaded, convert it first"
     return ""
 
 
-def _from_hub(name: str, components: Sequence[str], download: bool) -> Path:
+def _from_hub(name: str, family: str, download: bool) -> Path:
     from huggingface_hub import snapshot_download  # imports slowly, and only a hub model needs it
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    wanted = ["model_index.json"]
-    for component in components:
-        wanted += [f"{component}/*{suffix}" for suffix in (*WEIGHTS, *DESCRIPTIONS)]
-    try:
-        folder = snapshot_download(
-            name, allow_patterns=wanted, ignore_patterns=["*.fp16.*", "*.non_ema.*"], local_files_only=not download
+    def fetch(wanted: Sequence[str]) -> Path:
+        return Path(
+            snapshot_download(
+                name,
+                allow_patterns=list(wanted),
+                ignore_patterns=["*.fp16.*", "*.non_ema.*"],
+                local_files_only=not download,
+            )
         )
+
+    try:
+        if family == families.AUTO:
+            family = detect(fetch([INDEX])) or next(iter(families.TABLE))
+        kinds = (*WEIGHTS, *DESCRIPTIONS)
+        components = families.TABLE[family].components
+        return fetch([INDEX, *(f"{component}/*{suffix}" for component in components for suffix in kinds)])
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         if not download:
             raise BaseModelMissing(f"pretrained_model_name_or_path: {name} is not downloaded yet") from error
@@ -65,30 +94,135 @@ def _from_hub(name: str, components: Sequence[str], download: bool) -> Path:
             f"pretrained_model_name_or_path: there is no folder or file {name} here, and it could not be had from "
             f"Hugging Face: {str(error).splitlines()[0]}"
         ) from error
-    return Path(folder)
 
 
-def digest(path: Path, components: Sequence[str], memory: Path) -> str:
+# --- what they are -------------------------------------------------------------------------------------------------
+
+
+def detect(path: Path) -> str | None:
+    """The family of a model's files; None where they do not tell. Only a description or a header is read.
+
+    Raises BaseModelMissing where they are of an architecture that is not in the table, or no base model at all.
+    """
+    if path.is_dir():
+        return _family_of_folder(path)
+    try:
+        tensors = file_header.shapes(path)
+    except HeaderUnreadable as error:
+        raise BaseModelMissing(f"pretrained_model_name_or_path: {error}") from error
+    for name, facts in families.TABLE.items():
+        if facts.is_single_file(tensors):
+            _refuse_inpainting(path, tensors, facts.denoiser.original, facts.channels)
+            return name
+    for title, pattern in OTHERS:
+        if any(re.search(pattern, tensor) for tensor in tensors):
+            raise BaseModelMissing(f"pretrained_model_name_or_path: {path} is {title}; {_supported()}")
+    return None
+
+
+def _family_of_folder(path: Path) -> str | None:
+    try:
+        pipeline = json.loads((path / INDEX).read_bytes())["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise BaseModelMissing(f"pretrained_model_name_or_path: {path / INDEX} cannot be read: {reason}") from error
+    for name, facts in families.TABLE.items():
+        if pipeline in facts.pipelines:
+            return name
+    if isinstance(pipeline, str) and pipeline.endswith("Pipeline"):
+        raise BaseModelMissing(f"pretrained_model_name_or_path: {path} is a {pipeline}; {_supported()}")
+    return None
+
+
+def _refuse_inpainting(path: Path, tensors: Shapes, prefix: str, channels: int) -> None:
+    first = tensors.get(f"{prefix}input_blocks.0.0.weight")
+    if first and first[1:2] != (channels,):
+        raise BaseModelMissing(
+            f"pretrained_model_name_or_path: {path} takes {first[1]} channels instead of {channels}: it is a model for "
+            "inpainting or editing, which cannot be trained here"
+        )
+
+
+def _supported() -> str:
+    return "supported are " + ", ".join(facts.title for facts in families.TABLE.values())
+
+
+def settle(config: Config, path: Path) -> Config:
+    """The config with its family as the files tell, and what is left to the family as that has it.
+
+    Raises BaseModelMissing where they tell of another family than the config, of none, or where a component is missing;
+    RanksUnknown where dim_from_weights asks for what network_weights does not tell.
+    """
+    detected = detect(path)
+    family = detected if config.family == families.AUTO else config.family
+    if family is None:
+        raise BaseModelMissing(
+            f"family: the files of {path} do not tell what they are; set family to one of {', '.join(families.TABLE)}"
+        )
+    if detected not in (None, family):
+        raise BaseModelMissing(
+            f"family: {path} is {families.TABLE[str(detected)].title}, not {families.TABLE[family].title}; set family "
+            f'to "{detected}" or "{families.AUTO}"'
+        )
+    facts = families.TABLE[family]
+    given = {component for option, component in facts.overrides.items() if getattr(config, option)}
+    if path.is_dir():
+        missing = [name for name in facts.components if name not in given and not (path / name).is_dir()]
+        if missing:
+            raise BaseModelMissing(
+                f"pretrained_model_name_or_path: {path} is not a whole {facts.title} model: it has no "
+                f"{', '.join(missing)}"
+            )
+    return with_family(config, family)
+
+
+def with_family(config: Config, family: str) -> Config:
+    """The config with a family that is known, and what is left to it as it has that. Raises RanksUnknown."""
+    defaults = families.TABLE[family].defaults
+    left = {name: value for name, value in defaults.items() if getattr(config, name) in (None, families.AUTO)}
+    return with_ranks_of_file(config.replace(family=family, **left))
+
+
+# --- what they hold ------------------------------------------------------------------------------------------------
+
+
+def digest(path: Path, components: Sequence[str], memory: Path, progress: Progress = nobody) -> str:
     """SHA-256 over the content of a model file, or of the weights and configs of a diffusers folder.
 
-    `memory`: the folder that remembers the digests of unchanged files.
+    `memory`: the folder that remembers the digests of unchanged files; `progress`: of the bytes to be read.
     """
     if path.is_file():
-        return sha256_of([path], memory)[path]
+        return sha256_of([path], memory, progress)[path]
     parts = [path / "model_index.json"] if (path / "model_index.json").is_file() else []
     folders = [path / name for name in components if (path / name).is_dir()] or [path]
     for folder in folders:
         parts += [entry for entry in sorted(folder.iterdir()) if entry.suffix in WEIGHTS + DESCRIPTIONS]
-    digests = sha256_of(parts, memory)
+    digests = sha256_of(parts, memory, progress)
     listing = "".join(f"{part.relative_to(path).as_posix()} {digests[part]}\n" for part in parts)
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
-def digests(config: Config, path: Path, components: Sequence[str]) -> dict[str, str]:
+def digests(config: Config, path: Path, progress: Progress = nobody) -> dict[str, str]:
     """The digest of everything that makes up the base model, by the option that names it."""
-    found = {"pretrained_model_name_or_path": digest(path, components, config.cache_path)}
-    for name in ("vae", "single_file_config"):
-        value = getattr(config, name)
-        if value:
-            found[name] = digest(Path(value), components, config.cache_path)
-    return found
+    facts, memory = config.facts, config.cache_path
+    result = {"pretrained_model_name_or_path": digest(path, facts.components, memory, progress)}
+    for name in (*facts.overrides, "single_file_config"):
+        if value := getattr(config, name):
+            result[name] = digest(Path(value), facts.components, memory, progress)
+    return result
+
+
+def identity_of(config: Config, path: Path, components: Collection[str]) -> str:
+    """A digest of these components alone, so that what is computed with them outlives the change of another one; of
+    the whole where it is a single file."""
+    facts, memory = config.facts, config.cache_path
+    options = {component: option for option, component in facts.overrides.items()}
+    digests_of: dict[str, str] = {}
+    for component in components:
+        override = getattr(config, options[component]) if component in options else ""
+        source = Path(override) if override else path
+        inner = source / component
+        digests_of[component] = digest(inner if inner.is_dir() else source, (), memory)
+        if source.is_file() and config.single_file_config:
+            digests_of["single_file_config"] = digest(Path(config.single_file_config), facts.components, memory)
+    return files.digest(digests_of)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.data.dataset import Scan
 from trainer.options.config import OPTIONS, Config
+
+if TYPE_CHECKING:
+    from trainer.models.model import Model
 
 # Kept even under no_metadata: what a program needs to use the file.
 NECESSARY = (
@@ -21,20 +25,31 @@ NECESSARY = (
     "ss_network_alpha",
     "ss_network_args",
 )
+# Options that kohya writes as network_args, where they are set.
+ARGUMENTS = (
+    "rank_dropout",
+    "module_dropout",
+    "loraplus_lr_ratio",
+    "loraplus_unet_lr_ratio",
+    "loraplus_text_encoder_lr_ratio",
+)
+BASE_HASHES, VAE_HASHES = ("ss_sd_model_hash", "ss_new_sd_model_hash"), ("ss_vae_hash", "ss_new_vae_hash")
+PREDICTIONS = {"v_prediction": "v"}  # modelspec's names; the others are as diffusers'
 
 
-def constant(config: Config, found: Scan, model: Any, *, total_steps: int, steps_per_epoch: int) -> dict[str, Any]:
-    """What stays the same over a run. `model`: a `families.base.Model`."""
-    network_args = {}
+def constant(config: Config, found: Scan, model: Model, *, total_steps: int, steps_per_epoch: int) -> dict[str, Any]:
+    """What stays the same over a run."""
+    network_args: dict[str, float] = {}
     if config.conv_dim:
         network_args = {"conv_dim": config.conv_dim, "conv_alpha": config.conv_alpha or config.conv_dim}
+    network_args |= {name: value for name in ARGUMENTS if (value := getattr(config, name))}
     folders: dict[bool, dict[str, dict[str, int]]] = {False: {}, True: {}}  # by whether they are of regularisation
     tags: dict[str, Counter[str]] = defaultdict(Counter)
     for entry in found.entries:
         folder, subset = entry.path.parent.name, entry.subset
         counts = {"n_repeats": subset.num_repeats, "img_count": 0}
         folders[subset.is_reg].setdefault(folder, counts)["img_count"] += 1
-        tags[folder].update(tag.strip() for tag in entry.caption.split(",") if tag.strip())
+        tags[folder].update(tag.strip().lower() for tag in entry.caption.split(",") if tag.strip())
     values: dict[str, Any] = {f"ss_{name}": getattr(config, name) for name, known in OPTIONS.items() if known.in_header}
     width, height = config.resolution_size
     return {
@@ -54,6 +69,12 @@ def constant(config: Config, found: Scan, model: Any, *, total_steps: int, steps
         "ss_max_train_steps": total_steps,
         "ss_lr_warmup_steps": config.lr_warmup_steps,
         "ss_debiased_estimation": config.debiased_estimation_loss,
+        "ss_scale_weight_norms": config.scale_weight_norms or None,
+        "ss_vae_name": Path(config.vae).name if config.vae else None,
+        "ss_fp8_base": False,
+        "ss_fp8_base_unet": False,
+        "ss_full_fp16": False,
+        "ss_lowram": False,
         "ss_batch_size_per_device": config.train_batch_size,
         "ss_resolution": f"({width}, {height})",
         "ss_dataset_dirs": folders[False],
@@ -68,17 +89,17 @@ def constant(config: Config, found: Scan, model: Any, *, total_steps: int, steps
     }
 
 
-def model_hashes(path: Path, digest: str) -> dict[str, str]:
-    """kohya's hashes of a single-file base model; a folder has none."""
+def model_hashes(path: Path, digest: str, names: tuple[str, str] = BASE_HASHES) -> dict[str, str]:
+    """kohya's hashes of a single-file base model or VAE, the short one and the whole one; a folder has none."""
     if not path.is_file():
         return {}
     with path.open("rb") as file:
         file.seek(0x100000)
         legacy = hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
-    return {"ss_sd_model_hash": legacy, "ss_new_sd_model_hash": digest}
+    return dict(zip(names, (legacy, digest), strict=True))
 
 
-def modelspec(config: Config, model: Any, finished: float) -> dict[str, str]:
+def modelspec(config: Config, model: Model, finished: float) -> dict[str, str]:
     """The modelspec part; see https://github.com/Stability-AI/ModelSpec."""
     width, height = config.resolution_size
     optional = {
@@ -95,7 +116,7 @@ def modelspec(config: Config, model: Any, finished: float) -> dict[str, str]:
         "title": config.metadata_title or config.output_name,
         "resolution": f"{width}x{height}",
         "date": datetime.fromtimestamp(int(finished), UTC).isoformat(),
-        "prediction_type": "v" if model.prediction_type == "v_prediction" else "epsilon",
+        "prediction_type": PREDICTIONS.get(model.prediction_type, model.prediction_type),
         **{name: value for name, value in optional.items() if value},
     }
     return {f"modelspec.{name}": value for name, value in spec.items()}
@@ -103,3 +124,11 @@ def modelspec(config: Config, model: Any, finished: float) -> dict[str, str]:
 
 def necessary(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in NECESSARY}
+
+
+def as_text(values: Mapping[str, object]) -> dict[str, str]:
+    """safetensors metadata: every value a text, kohya's way ("None", "True", JSON for lists and tables)."""
+    return {
+        name: value if isinstance(value, str) else json.dumps(value) if isinstance(value, dict | list) else str(value)
+        for name, value in values.items()
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from trainer.options.config import OPTIONS, Config
 from trainer.options.conflicts import combination_problems, without_effect
 from trainer.options.problems import Checked, ConfigError, Given, Problem, Source, nearest
 from trainer.options.sources import from_text, read_toml
-from trainer.options.values import TOO_LARGE, as_ours, oversized, value_problem
+from trainer.options.values import TOO_LARGE, as_ours, list_items, oversized, value_problem
 
 
 def _foreign(key: str, given: Given, values: dict[str, Any]) -> tuple[Problem | None, str | None]:
@@ -22,7 +23,7 @@ def _foreign(key: str, given: Given, values: dict[str, Any]) -> tuple[Problem | 
             return None, None
         return Problem(key, f"{value!r} is not supported; only networks.lora is", given.where), None
     if key == "network_args":
-        for argument in value if isinstance(value, list) else str(value).split():
+        for argument in value if isinstance(value, list) else list_items(str(value)):
             name, _, text = str(argument).partition("=")
             if name not in sd_scripts.NETWORK_ARGS:
                 return Problem(key, f"{argument!r} is not supported; remove it", given.where), None
@@ -47,6 +48,17 @@ def _foreign(key: str, given: Given, values: dict[str, Any]) -> tuple[Problem | 
     return Problem(key, f"there is no such option{nearest(key, OPTIONS)}", given.where), None
 
 
+def _one_each(merged: Mapping[str, Given]) -> dict[str, Given]:
+    """Two values of one option of sd-scripts as two options of ours; the second's own name wins."""
+    result = dict(merged)
+    for name, second in sd_scripts.ONE_FOR_EACH_ENCODER.items():
+        value = as_ours(OPTIONS[name], merged[name].value) if name in merged else None
+        if isinstance(value, list) and len(value) == 2:
+            where = merged[name].where
+            result = {**result, name: Given(value[0], where), second: merged.get(second, Given(value[1], where))}
+    return result
+
+
 def check(*sources: Source) -> Checked:
     """Check sources together, later ones winning over earlier ones; wrong values are left at their defaults."""
     values: dict[str, Any] = {}
@@ -61,6 +73,7 @@ def check(*sources: Source) -> Checked:
                 merged = {name: given, **merged}  # options given by their own name win
             else:
                 merged[name] = given
+    merged = _one_each(merged)
     for key, given in merged.items():
         known = OPTIONS.get(key)
         if known is None:

@@ -6,13 +6,18 @@ import ast
 import dataclasses
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer.models.families import TABLE
+from trainer.models.families.facts import TRAINS_ENCODERS, Facts, Part
 from trainer.options.declaration import Option
+from trainer.options.optimizer_table import Optimizer, optimizer_of
 from trainer.options.sections.dataset import Dataset
 from trainer.options.sections.folders import Folders
+from trainer.options.sections.logging import Logging
 from trainer.options.sections.loss import Loss
 from trainer.options.sections.model import Model
 from trainer.options.sections.network import Network
@@ -21,12 +26,13 @@ from trainer.options.sections.samples import Samples
 from trainer.options.sections.saving import Saving
 from trainer.options.sections.training import Training
 from trainer.options.sections.validation import Validation
+from trainer.options.sections.watching import Watching
 
-SECTIONS = (Model, Folders, Dataset, Validation, Network, Training, Loss, Saving, Resume, Samples)
+SECTIONS = (Model, Folders, Dataset, Validation, Network, Training, Loss, Saving, Resume, Samples, Watching, Logging)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Samples, Resume, Saving, Loss, Training, Network, Validation, Dataset, Folders, Model):
+class Config(Logging, Watching, Samples, Resume, Saving, Loss, Training, Network, Validation, Dataset, Folders, Model):
     """The complete, checked set of options. Build it with `resolve`, which checks; the constructor does not."""
 
     @property
@@ -54,34 +60,64 @@ class Config(Samples, Resume, Saving, Loss, Training, Network, Validation, Datas
         return Path(self.cache_dir) if self.cache_dir else Path(self.output_dir) / ".cache"
 
     @property
-    def trains_unet(self) -> bool:
+    def facts(self) -> Facts:
+        """What is known of the family; while it is still to be found out, those of the first in the table."""
+        return TABLE[self.family] if self.family in TABLE else next(iter(TABLE.values()))
+
+    @property
+    def trains_denoiser(self) -> bool:
         return not self.network_train_text_encoder_only
 
     @property
     def trains_text_encoder(self) -> bool:
-        return not self.network_train_unet_only
+        return not self.network_train_unet_only and TRAINS_ENCODERS in self.facts.traits
+
+    @property
+    def trained_parts(self) -> tuple[Part, ...]:
+        """The denoiser and the text encoders, as far as they are trained."""
+        facts = self.facts
+        return (
+            *((facts.denoiser,) if self.trains_denoiser else ()),
+            *(facts.encoders if self.trains_text_encoder else ()),
+        )
 
     @property
     def peak_learning_rates(self) -> dict[str, float]:
-        """The learning rate of each trained part at the top of the curve."""
-        parts = {}
-        if self.trains_unet:
-            parts["unet"] = self.learning_rate if self.unet_lr is None else self.unet_lr
-        if self.trains_text_encoder:
-            parts["text_encoder"] = self.learning_rate if self.text_encoder_lr is None else self.text_encoder_lr
-        return parts
+        """The learning rate of each trained part at the top of the curve: 1 where the curve is itself the rate."""
+        given = {self.facts.denoiser.component: self.unet_lr}
+        own = (self.text_encoder_lr, self.text_encoder_lr if self.text_encoder_lr2 is None else self.text_encoder_lr2)
+        given |= {part.component: own[place > 0] for place, part in enumerate(self.facts.encoders)}
+        rates = {part.component: given[part.component] for part in self.trained_parts}
+        peaks = {name: self.learning_rate if rate is None else rate for name, rate in rates.items()}
+        return {name: float(peak > 0) for name, peak in peaks.items()} if self.lr_curve == "adafactor" else peaks
+
+    @property
+    def lr_curve(self) -> str:
+        """The learning rate's curve: one of PyTorch's takes the place of lr_scheduler."""
+        return self.lr_scheduler_type or self.lr_scheduler
+
+    @property
+    def plus_ratios(self) -> dict[str, float]:
+        """How many times its part's learning rate each layer's second matrix gets; of the parts where it is another."""
+        own = {self.facts.denoiser.component: self.loraplus_unet_lr_ratio}
+        own |= {part.component: self.loraplus_text_encoder_lr_ratio for part in self.facts.encoders}
+        ratios = {part.component: own[part.component] or self.loraplus_lr_ratio for part in self.trained_parts}
+        return {name: ratio for name, ratio in ratios.items() if ratio}
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """What is known of the optimizer."""
+        return optimizer_of(self.optimizer_type)
 
     @property
     def optimizer_arguments(self) -> dict[str, Any]:
-        """What optimizer_args says, as Python's values where it is one and as text where it is not."""
-        arguments = {}
-        for item in self.optimizer_args:
-            name, _, text = item.partition("=")
-            try:
-                arguments[name.strip()] = ast.literal_eval(text.strip())
-            except (ValueError, SyntaxError):
-                arguments[name.strip()] = text.strip()
-        return arguments
+        """What optimizer_args says."""
+        return arguments_of(self.optimizer_args)
+
+    @property
+    def lr_scheduler_arguments(self) -> dict[str, Any]:
+        """What lr_scheduler_args says."""
+        return arguments_of(self.lr_scheduler_args)
 
     def replace(self, **changes: Any) -> Config:
         return dataclasses.replace(self, **changes)
@@ -96,10 +132,13 @@ def _declared() -> dict[str, Option]:
             if isinstance(hint, types.UnionType):
                 hint = next(part for part in typing.get_args(hint) if part is not types.NoneType)
                 optional = True
-            choices: tuple[str, ...] = ()
+            declared = dict(field.metadata)
+            choices: tuple[str, ...] = declared.pop("choices")
             kind: Any
             if typing.get_origin(hint) is Literal:
                 kind, choices = "choice", typing.get_args(hint)
+            elif choices:
+                kind = "choice"
             elif typing.get_origin(hint) is tuple:
                 kind = "list"
             else:
@@ -111,12 +150,24 @@ def _declared() -> dict[str, Option]:
                 default=field.default,
                 optional=optional,
                 choices=choices,
-                **field.metadata,
+                **declared,
             )
     return found
 
 
 OPTIONS: dict[str, Option] = _declared()
+
+
+def arguments_of(items: Iterable[str]) -> dict[str, Any]:
+    """What texts like "name=value" say: Python's values where it is one and text where it is not."""
+    arguments = {}
+    for item in items:
+        name, _, text = item.partition("=")
+        try:
+            arguments[name.strip()] = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError):
+            arguments[name.strip()] = text.strip()
+    return arguments
 
 
 def face_range(text: str) -> tuple[float, float] | None:

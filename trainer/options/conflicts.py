@@ -6,12 +6,15 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
+from trainer import files
+from trainer.models.families import AUTO
+from trainer.models.families.facts import CONVOLUTIONAL, FLOW
 from trainer.options.config import OPTIONS, Config
+from trainer.options.optimizer_table import OPTIMIZERS
 from trainer.options.problems import nearest
+from trainer.options.sections.samples import SAMPLERS
 
-
-def _name_is_plain(name: str) -> bool:
-    return bool(name) and name not in (".", "..") and not re.search(r'[/\\\0:*?"<>|\n\r]', name)
+BELOW_A_RUN = 80  # characters of the longest path in a run folder, that of a file in an abandoned checkpoint
 
 
 def _endless(what: Literal["picture", "caption"]) -> tuple[str, ...]:
@@ -26,8 +29,17 @@ Conflict = tuple[str, str]  # the option to change, and what is wrong with the w
 
 
 def _name_conflicts(config: Config) -> Iterator[Conflict]:
-    if not _name_is_plain(config.output_name):
+    if re.search(r'[/\\\0:*?"<>|\n\r]', config.output_name) or config.output_name in ("", ".", ".."):
         yield "output_name", f'{config.output_name!r} is not a plain name; leave out / \\ : * ? " < > |'
+    elif reason := files.unusable_name(config.output_name):
+        yield "output_name", f"{config.output_name!r} {reason}; choose another"
+    most, length = files.most_path(), len(str(config.run_dir.absolute())) + BELOW_A_RUN
+    if most and length > most:
+        yield (
+            "output_dir",
+            f"paths in {config.run_dir} would have up to {length} characters, and Windows takes {most}; choose a "
+            "shorter output_dir or output_name, or switch LongPathsEnabled on in the registry",
+        )
     if any(not extension.startswith(".") for extension in config.caption_extensions):
         yield (
             "caption_extension",
@@ -43,8 +55,12 @@ def _caption_conflicts(config: Config) -> Iterator[Conflict]:
 def _range_conflicts(config: Config) -> Iterator[Conflict]:
     if config.enable_bucket and config.min_bucket_reso > config.max_bucket_reso:
         yield "min_bucket_reso", f"{config.min_bucket_reso} is above max_bucket_reso = {config.max_bucket_reso}"
-    if config.bucket_reso_steps % 8 != 0:
-        yield "bucket_reso_steps", f"{config.bucket_reso_steps} is not a multiple of 8"
+    step = config.facts.granularity
+    if config.bucket_reso_steps % step != 0:
+        yield "bucket_reso_steps", f"{config.bucket_reso_steps} is not a multiple of {step}"
+    folds = CONVOLUTIONAL not in config.facts.traits  # a convolution takes any number of latents
+    if folds and not config.enable_bucket and any(side % step for side in config.resolution_size):
+        yield "resolution", f"{config.resolution!r}: each side must be a multiple of {step} pixels for this model"
     if config.min_timestep >= config.max_timestep:
         yield "min_timestep", f"{config.min_timestep} is not below max_timestep = {config.max_timestep}"
     if config.max_token_length not in (75, 150, 225):
@@ -73,7 +89,7 @@ def _picture_conflicts(config: Config) -> Iterator[Conflict]:
 
 def _cache_conflicts(config: Config) -> Iterator[Conflict]:
     varying = [name for name in VARY_CAPTIONS if getattr(config, name)]
-    if config.cache_text_encoder_outputs and config.trains_text_encoder:
+    if config.cache_text_encoder_outputs and config.trains_text_encoder and config.family != AUTO:
         yield (
             "cache_text_encoder_outputs",
             "the text encoder is trained, so its outputs change; set network_train_unet_only = true or do not cache",
@@ -101,13 +117,52 @@ def _training_conflicts(config: Config) -> Iterator[Conflict]:
         yield "network_train_unet_only", "cannot go with network_train_text_encoder_only; choose one"
     elif not any(config.peak_learning_rates.values()):
         yield "learning_rate", "is 0 for every trained part, so nothing would be trained; set one above 0"
-    for argument in config.optimizer_args:
-        if "=" not in argument:
-            yield "optimizer_args", f"{argument!r} is not of the form name=value"
-    if config.debiased_estimation_loss and config.min_snr_gamma:
-        yield "debiased_estimation_loss", "cannot go with min_snr_gamma; choose one"
-    if config.noise_offset and config.multires_noise_iterations:
-        yield "noise_offset", "cannot go with multires_noise_iterations; choose one"
+    if config.dim_from_weights and not config.network_weights:
+        yield "dim_from_weights", "needs network_weights, the LoRA file to take the ranks from"
+    for name in ("optimizer_args", "lr_scheduler_args"):
+        for argument in getattr(config, name):
+            if "=" not in argument:
+                yield name, f"{argument!r} is not of the form name=value"
+    if config.adaptive_noise_scale and config.noise_offset and config.multires_noise_iterations:
+        yield "adaptive_noise_scale", "cannot go with multires_noise_iterations; leave one out"
+
+
+def _optimizer_conflicts(config: Config) -> Iterator[Conflict]:
+    optimizer, name = config.optimizer, config.optimizer_type
+    rates = {rate for rate in config.peak_learning_rates.values() if rate}
+    if optimizer.one_rate and len(rates) > 1:
+        yield (
+            "learning_rate",
+            f"{name} finds one rate for all trained parts; give them the same factor (1.0 as a rule), or 0",
+        )
+    if optimizer.one_rate and config.plus_ratios:
+        yield "loraplus_lr_ratio", f"{name} finds one rate for all weights; leave LoRA+ out"
+    if optimizer.averages and config.scale_weight_norms:
+        yield "scale_weight_norms", f"cannot go with {name}, which averages weights that are not scaled; choose one"
+    if optimizer.averages and config.lr_curve != "constant":
+        yield (
+            "lr_scheduler",
+            f"{name} needs none: set constant; its warm-up is warmup_steps in optimizer_args",
+        )
+    if optimizer.averages and config.use_ema:
+        yield "use_ema", f"{name} keeps an average of its own, which is what model files hold; turn use_ema off"
+    arguments = config.optimizer_arguments if optimizer.relative_step else {}
+    follows = config.lr_curve == "adafactor"
+    if arguments.get("relative_step") and not follows:
+        yield "lr_scheduler", 'relative_step sets the rate by itself: set lr_scheduler = "adafactor", or leave it out'
+    if follows and not arguments.get("relative_step"):
+        yield "lr_scheduler", "adafactor belongs to Adafactor with relative_step=True in optimizer_args; set both"
+    if arguments.get("warmup_init") and not arguments.get("relative_step"):
+        yield "optimizer_args", "warmup_init belongs to relative_step=True; set both, or leave it out"
+
+
+def _plateau_conflicts(config: Config) -> Iterator[Conflict]:
+    validates = config.validation_split or config.validation_data_dir or config.dataset_config
+    if config.lr_curve == "reduce_lr_on_plateau" and not validates:
+        yield (
+            "lr_scheduler",
+            "reduce_lr_on_plateau needs images to validate with: set validation_split or validation_data_dir",
+        )
 
 
 def _watching_conflicts(config: Config) -> Iterator[Conflict]:
@@ -126,8 +181,25 @@ def _watching_conflicts(config: Config) -> Iterator[Conflict]:
         )
 
 
+def _family_conflicts(config: Config) -> Iterator[Conflict]:
+    """What the family does not have; nothing while it is still to be found out."""
+    if config.family == AUTO:
+        return
+    facts = config.facts
+    for name, known in OPTIONS.items():
+        if not known.applies_to(facts.traits) and getattr(config, name) != known.default:
+            yield name, f"does not apply to {facts.title}; leave it out"
+    sampler = SAMPLERS.get(config.sample_sampler)
+    if sampler and not sampler.fits(facts.traits):
+        fitting = ", ".join(name for name, other in SAMPLERS.items() if other.fits(facts.traits))
+        yield "sample_sampler", f"{config.sample_sampler!r} cannot sample {facts.title}; choose one of {fitting}"
+    if FLOW in facts.traits and config.huber_schedule == "snr" and config.loss_type in ("huber", "smooth_l1"):
+        yield "huber_schedule", f"'snr' does not apply to {facts.title}; choose constant or exponential"
+
+
 def _resume_conflicts(config: Config) -> Iterator[Conflict]:
-    for name in config.resume_allow:
+    for word in config.resume_allow:
+        name = word.partition(":")[0]  # what follows names one difference
         if name in OPTIONS and OPTIONS[name].on_resume == "locked":
             yield "resume_allow", f"{name} cannot be allowed: a checkpoint fits only one value"
         elif name not in OPTIONS and name not in ("all", "dataset"):
@@ -141,7 +213,10 @@ CONFLICTS = (
     _picture_conflicts,
     _cache_conflicts,
     _training_conflicts,
+    _optimizer_conflicts,
+    _plateau_conflicts,
     _watching_conflicts,
+    _family_conflicts,
     _resume_conflicts,
 )
 
@@ -153,8 +228,20 @@ def combination_problems(config: Config) -> list[Conflict]:
 
 def without_effect(config: Config) -> Iterator[str]:
     """Notices of options that were set, but do nothing as the others are."""
-    if config.lr_scheduler == "constant" and config.lr_warmup_steps:
+    if config.lr_curve == "constant" and config.lr_warmup_steps:
         yield "lr_warmup_steps has no effect with lr_scheduler = constant; constant_with_warmup warms up"
+    if config.lr_scheduler_type:
+        replaced = (
+            name for name in ("lr_scheduler", "lr_warmup_steps") if getattr(config, name) != OPTIONS[name].default
+        )
+        yield from (f"{name} has no effect: lr_scheduler_type takes its place" for name in replaced)
+    if config.lr_curve == "adafactor" and config.learning_rate != OPTIONS["learning_rate"].default:
+        yield "learning_rate has no effect with relative_step: the rate follows the step alone"
+    if config.optimizer_type not in OPTIMIZERS:
+        yield (
+            f"optimizer_type {config.optimizer_type} is none of those whose resume is tested here: "
+            "`python -m trainer drill` shows whether it resumes bit-equal"
+        )
     for name, known in OPTIONS.items():
         if known.shapes and getattr(config, name) != known.default and not getattr(config, known.shapes):
             yield f"{name} has no effect without {known.shapes}"

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
 OnResume = Literal["locked", "trajectory", "free"]
 Scope = Literal["run", "dataset", "subset"]  # the level of sd-scripts' dataset TOML that may set it
-
-
-FAMILIES = ("sd",)
 
 
 @dataclass(frozen=True)
@@ -30,8 +28,9 @@ class Option:
     by_content: bool  # a path whose content, not its spelling, is compared on resume
     path: bool  # names a file or folder: a leading ~ means the user's home
     advanced: bool  # the form shows it in the advanced half of its section
-    families: tuple[str, ...]
+    traits: tuple[str, ...]  # of families: it applies to those that have one of them; empty: to all
     scope: Scope
+    decides_bucket: bool  # the bucket of an image follows from it
     varies: Literal["", "picture", "caption"]  # what it makes different from use to use of an image
     cacheable: bool  # it varies, but takes so few forms that each can be cached
     shapes: str  # the option without which it does nothing
@@ -39,6 +38,11 @@ class Option:
     must_exist: bool  # the file or folder that it names has to be there before a start
     sets_speed: bool  # runs in which it differs need other times for a step
     in_header: bool  # a model file tells it, as ss_<name>
+    pattern: str  # of texts that are right besides the choices
+
+    def applies_to(self, traits: Collection[str]) -> bool:
+        """Whether a family of these traits has the option."""
+        return not self.traits or any(trait in traits for trait in self.traits)
 
 
 def option(
@@ -51,8 +55,10 @@ def option(
     by_content: bool = False,
     path: bool = False,
     advanced: bool = False,
-    families: tuple[str, ...] = FAMILIES,
+    traits: tuple[str, ...] = (),
+    choices: tuple[str, ...] = (),
     scope: Scope = "run",
+    decides_bucket: bool = False,
     varies: Literal["", "picture", "caption"] = "",
     cacheable: bool = False,
     shapes: str = "",
@@ -60,11 +66,13 @@ def option(
     must_exist: bool = False,
     sets_speed: bool = False,
     in_header: bool = False,
+    pattern: str = "",
 ) -> Any:
     """Declare an option; see `Option` for what each flag says.
 
     `on_resume` says what a changed value means for a checkpoint: locked (cannot be loaded), trajectory (loads, but the
-    run would differ) or free (cannot change the training).
+    run would differ) or free (cannot change the training). `choices`: of a text that is one of several, where a table
+    says which.
     """
     metadata = {
         "help": help,
@@ -74,8 +82,10 @@ def option(
         "by_content": by_content,
         "path": path or by_content,
         "advanced": advanced,
-        "families": families,
+        "traits": traits,
+        "choices": choices,
         "scope": scope,
+        "decides_bucket": decides_bucket,
         "varies": varies,
         "cacheable": cacheable,
         "shapes": shapes,
@@ -83,5 +93,6 @@ def option(
         "must_exist": must_exist or by_content,
         "sets_speed": sets_speed,
         "in_header": in_header,
+        "pattern": pattern,
     }
     return dataclasses.field(default=default, metadata=metadata)

@@ -14,8 +14,7 @@ WITHOUT_EFFECT = {
         ("persistent_data_loader_workers", "cache_info", "skip_cache_check"), "the loader and the caches always do so"
     ),
     **dict.fromkeys(
-        ("log_with", "logging_dir", "log_prefix", "log_tracker_name", "log_tracker_config", "log_config",
-         "wandb_run_name", "console_log_level", "console_log_file", "console_log_simple"),
+        ("log_tracker_config", "log_config", "console_log_level", "console_log_file", "console_log_simple"),
         "the run folder's events.jsonl and console.log record the run",
     ),
     **dict.fromkeys(
@@ -43,10 +42,10 @@ WITHOUT_EFFECT = {
         "it belongs to sd-scripts' other trainings, not to LoRA",
     ),
     **dict.fromkeys(
-        ("weighting_scheme", "logit_mean", "logit_std", "mode_scale", "split_mode",
+        ("split_mode",
          "double_blocks_to_swap", "single_blocks_to_swap", "clip_l", "clip_g", "t5xxl", "ae",
          "controlnet_model_name_or_path", "t5xxl_max_token_length", "apply_t5_attn_mask", "apply_lg_attn_mask",
-         "guidance_scale", "timestep_sampling", "sigmoid_scale", "model_prediction_type", "discrete_flow_shift",
+         "model_prediction_type",
          "model_type", "train_t5xxl", "use_t5xxl_cache_only", "save_clip", "save_t5xxl", "t5xxl_device", "t5xxl_dtype",
          "clip_l_dropout_rate", "clip_g_dropout_rate", "t5_dropout_rate", "pos_emb_random_crop_rate",
          "enable_scaled_pos_embed", "training_shift", "gemma2", "gemma2_max_token_length", "use_flash_attn",
@@ -59,7 +58,7 @@ WITHOUT_EFFECT = {
         "it belongs to another architecture",
     ),
     "config_file": "this is the config file",
-    "v2": "the architecture is read from the model itself",
+    **dict.fromkeys(("v2", "sdxl"), "the architecture is read from the model itself"),
     "save_state_on_train_end": "the last step always writes a checkpoint",
     "output_config": "the run folder's config.toml holds the complete config",
     "use_safetensors": "model files are always safetensors",
@@ -81,15 +80,10 @@ NOT_SUPPORTED = {
     "wandb_api_key": "secrets do not belong in a preset",
     "use_8bit_adam": 'use optimizer_type = "AdamW8bit"',
     "use_lion_optimizer": 'use optimizer_type = "Lion"',
-    "sdxl": "Stable Diffusion XL is not supported",
-    "lr_scheduler_type": "custom schedulers are not supported; choose lr_scheduler",
-    "lr_scheduler_args": "custom schedulers are not supported; choose lr_scheduler",
     "train_inpainting": "inpainting models are not supported",
-    "dim_from_weights": "set network_dim to the rank of network_weights",
     **dict.fromkeys(
         ("dataset_class", "debug_dataset", "full_fp16", "full_bf16",
          "fp8_base", "fp8_base_unet", "fused_backward_pass", "blocks_to_swap", "torch_compile", "deepspeed",
-         "lr_decay_steps", "lr_scheduler_timescale", "lr_scheduler_min_lr_ratio", "scale_weight_norms",
          "base_weights", "base_weights_multiplier", "cpu_offload_checkpointing", "stop_text_encoder_training",
          "no_token_padding", "additional_parameters"),
         "not supported yet; remove it to train without",
@@ -100,5 +94,12 @@ NOT_SUPPORTED = {
 HARMLESS = {
     "dynamo_backend": ("no",),
 }
+ONE_FOR_EACH_ENCODER = {"text_encoder_lr": "text_encoder_lr2"}  # two values there; here the second has its own name
 NETWORK_MODULES = ("networks.lora",)
-NETWORK_ARGS = {"conv_dim": "conv_dim", "conv_alpha": "conv_alpha"}
+NETWORK_ARGS = {
+    name: name
+    for name in (
+        "conv_dim", "conv_alpha", "rank_dropout", "module_dropout", "loraplus_lr_ratio", "loraplus_unet_lr_ratio",
+        "loraplus_text_encoder_lr_ratio",
+    )
+}  # fmt: skip

@@ -14,12 +14,22 @@ from trainer.options import sd_scripts
 from trainer.options.config import OPTIONS
 from trainer.options.declaration import Option
 from trainer.options.problems import ConfigError, Given, Problem
-from trainer.options.values import TOO_LARGE, oversized
+from trainer.options.values import TOO_LARGE, list_items, number_of, oversized
 
 SWITCHES = {"true": True, "false": False}
 
 
 _KEY_LINE = re.compile(r"""^\s*(?:"([^"]+)"|'([^']+)'|([A-Za-z0-9_-]+))\s*=""")
+
+
+_DRIVE = re.compile(r"""[=\[,]\s*"(?:[A-Za-z]:|\\)\\?[^\\"\n]*\\""")
+_SWALLOWED = re.compile(r"[A-Za-z]:(?=[\\/\x08-\x0d]).*[\x08-\x0d]", re.DOTALL)  # "C:\new" is C: and a line's end
+BACKSLASHES = "; in TOML \\ begins a special character: write C:/images, 'C:\\images' in single quotes, or C:\\\\images"
+
+
+def hint_of_backslashes(text: str) -> str:
+    """What to do about paths of Windows in a file that is not TOML; empty where it has none."""
+    return BACKSLASHES if _DRIVE.search(text) else ""
 
 
 def _key_lines(text: str) -> dict[str, int]:
@@ -49,6 +59,9 @@ def read_toml_text(text: str, name: str) -> dict[str, Given]:
                 add(value)
                 continue
             where = f"{name}, line {lines[key]}" if key in lines else name
+            if isinstance(value, str) and _SWALLOWED.match(value):
+                problems.append(Problem(key, f"{value!r} is no path{BACKSLASHES}", where))
+                continue
             if oversized(value):
                 problems.append(Problem(key, TOO_LARGE, where))
                 continue
@@ -61,7 +74,7 @@ def read_toml_text(text: str, name: str) -> dict[str, Given]:
     except RecursionError:
         raise ConfigError([Problem("", f"{name} is nested too deeply")]) from None
     except ValueError as error:  # tomllib's own, and that of a number with too many digits
-        raise ConfigError([Problem("", f"{name} is not valid TOML: {error}")]) from error
+        raise ConfigError([Problem("", f"{name} is not valid TOML: {error}{hint_of_backslashes(text)}")]) from error
     if problems:
         raise ConfigError(problems, source)
     return source
@@ -89,8 +102,9 @@ def _siblings(path: Path) -> list[str]:
 
 
 def read_arguments(arguments: Sequence[str]) -> dict[str, Given]:
-    """Read `--option value`, `--option=value`, `--flag` and `--no-flag`; lists are comma-separated.
+    """Read `--option value`, `--option=value`, `--flag` and `--no-flag`.
 
+    A list takes all values up to the next option, as in sd-scripts; each may hold several items (see `list_items`).
     Raises ConfigError with everything that is not of this form; values are checked by `check`.
     """
     source: dict[str, Given] = {}
@@ -120,6 +134,10 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, Given]:
             source[name] = Given(from_text(known, text), where)
         elif following is not None and not following.startswith("--"):
             position += 1
+            if known is None or known.kind == "list" or name in sd_scripts.ONE_FOR_EACH_ENCODER:
+                while position < len(arguments) and not arguments[position].startswith("--"):
+                    following += f"\n{arguments[position]}"
+                    position += 1
             source[name] = Given(from_text(known, following), where)
         elif known:
             problems.append(Problem(name, "needs a value", where))
@@ -137,11 +155,5 @@ def from_text(known: Option | None, text: str) -> Any:
     if known.kind == "bool":
         return SWITCHES.get(text.lower(), text)
     if known.kind == "list":
-        return [part.strip() for part in text.split(",") if part.strip()]
-    if known.kind in ("int", "float"):
-        for number in (int, float):
-            try:
-                return number(text)
-            except ValueError:
-                continue
-    return text
+        return list_items(text)
+    return number_of(text) if known.kind in ("int", "float") else text

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from trainer.options.config import OPTIONS
 from trainer.options.declaration import Option
 from trainer.options.problems import nearest
+from trainer.options.sd_scripts import ONE_FOR_EACH_ENCODER
 
 TOO_LARGE = "holds a number that is too large"
+
+
+def list_items(text: str) -> list[str]:
+    """The items of a list that was written as one text, wherever it was written.
+
+    Each has a line of its own, or blanks or commas between it and the next one: name, name. Where the items are
+    name=value, only what stands before another name= divides: betas=0.9,0.99 weight_decay=0.01 are two.
+    """
+    items: list[str] = []
+    for line in text.splitlines():
+        between = r"[\s,]+(?=\w+=)" if "=" in line else r"[\s,]+"
+        items += [item.strip(" ,\t") for item in re.split(between, line)]
+    return [item for item in items if item]
+
+
+def number_of(text: str) -> int | float | str:
+    """The number that a text means; the text itself where it means none."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def oversized(value: Any) -> bool:
@@ -32,6 +57,9 @@ def value_problem(known: Option, value: Any) -> tuple[Any, str | None]:
         return _check_resolution(value)
     if known.kind == "bool":
         return value, None if isinstance(value, bool) else f"{value!r} is not true or false"
+    if known.name in ONE_FOR_EACH_ENCODER and isinstance(value, list):
+        each = ", ".join(map(str, value))
+        return value, f"{each}: these are for {len(value)} text encoders; give one value, or one for each of two"
     if known.kind in ("int", "float"):
         if isinstance(value, bool) or not isinstance(value, int | float):
             return value, f"{value!r} is not a number"
@@ -47,7 +75,7 @@ def value_problem(known: Option, value: Any) -> tuple[Any, str | None]:
         return value, None
     if known.kind == "list":
         if isinstance(value, str):
-            value = [part for part in value.split() if part]
+            value = list_items(value)
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
             return value, f"{value!r} is not a list of text values"
         if any("\0" in item or _unwritable(item) for item in value):
@@ -57,9 +85,14 @@ def value_problem(known: Option, value: Any) -> tuple[Any, str | None]:
         return value, f"{value!r} is not text"
     if "\0" in value or _unwritable(value):
         return value, f"{value!r} has a character that cannot be written (NUL, or one that is not UTF-8)"
-    if known.kind == "choice" and value not in known.choices:
+    if known.kind == "choice" and value not in known.choices and not _is_other(known, value):
         return value, f"{value!r} is not one of {', '.join(known.choices)}{nearest(value, known.choices)}"
     return value, None
+
+
+def _is_other(known: Option, value: str) -> bool:
+    """Whether a text is right although it is none of the choices."""
+    return bool(known.pattern and re.fullmatch(known.pattern, value))
 
 
 def as_ours(known: Option, value: Any) -> Any:
@@ -67,15 +100,20 @@ def as_ours(known: Option, value: Any) -> Any:
     if known.kind == "choice" and isinstance(value, str):
         value = {"fp32": "float"}.get(value, value) if known.name == "save_precision" else value
         value = value.removeprefix("k_") if known.name == "sample_sampler" else value
-        if value == "":
+        if value == "" and "" not in known.choices:
             return None
         return next((choice for choice in known.choices if choice.lower() == value.lower()), value)
     if known.name in ("max_train_epochs", "max_token_length") and value == 0:
         return None
     if known.name in ("caption_extension", "face_crop_aug_range") and isinstance(value, list | tuple):
         return ",".join(map(str, value))
-    if known.name == "text_encoder_lr" and isinstance(value, list):  # one rate for each text encoder
-        return value[0] if len(set(map(str, value))) == 1 else value or None
+    if known.name in ONE_FOR_EACH_ENCODER:
+        if isinstance(value, str) and len(items := list_items(value)) > 1:
+            value = [number_of(item) for item in items]
+        if isinstance(value, list):
+            return value[0] if len(set(map(str, value))) == 1 else value or None
+    if known.name == "resume_from_checkpoint" and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # a step
     return value
 
 
@@ -97,6 +135,4 @@ def _check_resolution(value: Any) -> tuple[Any, str | None]:
         return value, f'{value!r} is not a resolution; write "512" or "512,768"'
     if min(sides) < 8 or max(sides) > 8192:
         return value, f"{value!r}: each side must be between 8 and 8192 pixels"
-    if any(side % 8 for side in sides):
-        return value, f"{value!r}: each side must be a multiple of 8 pixels"
     return ",".join(str(side) for side in sides), None

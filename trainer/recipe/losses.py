@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Normal = NDArray[np.float32]
+# At the last timestep of Stable Diffusion's schedule. Where zero_terminal_snr leaves less, down to nothing, losses
+# that are divided by the signal's share are divided by this one, as in sd-scripts.
+LEAST_SNR = 0.00468
 
 
 def pyramid_noise(noise: Normal, draw: np.random.Generator, iterations: int, discount: float) -> Normal:
@@ -51,6 +54,13 @@ def huber_threshold(timesteps: Tensor, alphas_cumprod: Tensor, schedule: str, c:
         sigmas = ((1 - alphas) / alphas) ** 0.5
         return ((1 - c) / (1 + sigmas) ** 2 + c) * scale
     raise ValueError(f"unknown huber_schedule {schedule!r}")
+
+
+def huber_threshold_of_flow(timesteps: Tensor, schedule: str, c: float, scale: float) -> Tensor:
+    """The same for t from 0 to 1: constant, or falling exponentially from `scale` to `c` times it."""
+    if schedule == "exponential":
+        return torch.exp(timesteps.float() * math.log(c)) * scale
+    return torch.full_like(timesteps, c * scale, dtype=torch.float32)
 
 
 def sample_losses(
@@ -103,10 +113,11 @@ def loss_weights(
             weights = weights * (min_snr_gamma / snr).clamp(max=1)  # min(snr, gamma) / snr; 1 where no signal is left
     bounded = snr.clamp(max=1000)
     v_scale = bounded / (bounded + 1)
+    divisor = bounded.clamp(min=LEAST_SNR)
     if scale_v_like_noise and v_prediction:
         weights = weights * v_scale
     if v_like_loss:
-        weights = weights * (1 + v_like_loss / v_scale)
+        weights = weights * (1 + v_like_loss / (divisor / (divisor + 1)))
     if debiased:
-        weights = weights * (1 / (bounded + 1) if v_prediction else bounded.rsqrt())
+        weights = weights * (1 / (bounded + 1) if v_prediction else divisor.rsqrt())
     return weights

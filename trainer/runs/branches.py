@@ -5,13 +5,17 @@ No torch here.
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import uuid
 from datetime import datetime
 from pathlib import Path
 
 from trainer import files
 from trainer.options.config import Config
-from trainer.runs import manifest, run_folder
+from trainer.runs import lineage, manifest, run_folder
+from trainer.runs.manifest import CheckpointDamaged, Found, Manifest
 from trainer.runs.run_folder import RunFolder
 
 
@@ -55,25 +59,90 @@ def model_files(config: Config) -> list[tuple[Path, int | None, int | None]]:
     return found
 
 
-def abandon(
-    config: Config, run: RunFolder, step: int, epochs: int, session: int, *, differs: bool, passed_over: bool
-) -> list[Path]:
-    """Move what came after a step aside, into the run's `abandoned` folder, so that nothing of it is overwritten.
+def is_own(run: RunFolder, checkpoint: Path, step: int) -> bool:
+    """Whether a checkpoint lies where the run keeps its own."""
+    return checkpoint.resolve() == (run.checkpoints / manifest.folder_name(step)).resolve()
 
-    `epochs`: epochs completed at the step. `differs`: what comes now is not what came then, so that model files are
+
+def go_on_from(
+    config: Config, run: RunFolder, resumed: Manifest, path: Path, epochs: int, session: int, *, differs: bool,
+    passed_over: bool,
+) -> list[Path]:  # fmt: skip
+    """Make a checkpoint the newest state of the run: one from elsewhere is copied in, what does not lead to it is moved
+    aside, into the run's `abandoned` folder, so that nothing of it is overwritten.
+
+    `epochs`: epochs completed at its step. `differs`: what comes now is not what came then, so that model files are
     moved also where no checkpoint came after the step. `passed_over`: one did, and was damaged. Returns where the
-    checkpoints are now.
+    checkpoints that were moved are now. Raises OSError or CheckpointDamaged where a copy cannot be made.
     """
-    later = [found for found in manifest.listing(run.checkpoints) if found.step > step]
-    if not later and not differs:
-        return []
-    folder = run.abandoned / f"before-session-{session:03d}"
-    # Model files first: if this is cut short, the checkpoints left are why the next resume at this step does the rest.
-    for path, file_step, file_epoch in model_files(config):
-        is_result = file_step is None and file_epoch is None and (later or passed_over)
-        if (file_step or 0) > step or (file_epoch or 0) > epochs or is_result:
-            manifest.move_aside(path, folder)
-    return [manifest.move_aside(found.path, folder / "checkpoints") for found in later]  # newest first
+    step = resumed.step
+    staged = None if _is_there(run, resumed, path) else _stage(run, path, resumed)
+    others, fork = not_leading_to(run, resumed, path)
+    if others or differs or staged:
+        if fork < step:  # told by what stays, since epochs may have been counted otherwise then
+            before = [found for found in manifest.listing(run.checkpoints) if found.step <= fork and found.manifest]
+            epochs = max((found.manifest.epoch for found in before if found.manifest), default=0)
+        folder = run.abandoned / f"before-session-{session:03d}"
+        # Model files first: if this is cut short, the checkpoints left are why the next resume here does the rest.
+        for file, file_step, file_epoch in model_files(config):
+            is_result = file_step is None and file_epoch is None and (others or passed_over or staged)
+            if (file_step or 0) > fork or (file_epoch or 0) > epochs or is_result:
+                manifest.move_aside(file, folder)
+    moved = [_abandon(run, found, session) for found in others if found.step >= step]
+    if staged:
+        staged.rename(run.checkpoints / manifest.folder_name(step))
+        files.fsync_folder(run.checkpoints)
+    return moved + [_abandon(run, found, session) for found in others if found.step < step]
+
+
+def not_leading_to(run: RunFolder, resumed: Manifest, path: Path) -> tuple[list[Found], int]:
+    """The run's checkpoints that are no states on the way to one, newest first, and the step where they part from it.
+
+    Of checkpoints that do not tell, which the first versions of this program wrote, the older ones are on the way to
+    one of their own folder, and not to one from elsewhere.
+    """
+    step, there = resumed.step, _is_there(run, resumed, path)
+    here = lineage.of_checkpoint(path, step)
+    others, fork = [], step
+    for found in manifest.listing(run.checkpoints):
+        other = lineage.of_checkpoint(found.path, found.step)
+        common = max(0, here.common_step(other)) if here and other else min(step, found.step) if there else 0
+        if found.step > step or (found.step == step and not there) or common < found.step < step:
+            others.append(found)
+            fork = min(fork, common)
+    return others, fork
+
+
+def _abandon(run: RunFolder, found: Found, session: int) -> Path:
+    return manifest.move_aside(found.path, run.abandoned / f"before-session-{session:03d}" / "checkpoints")
+
+
+def _is_there(run: RunFolder, wanted: Manifest, path: Path) -> bool:
+    """Whether a checkpoint is among the run's own: it lies there, or a sound copy of it does."""
+    if is_own(run, path, wanted.step):
+        return True
+    try:
+        return manifest.verify(run.checkpoints / manifest.folder_name(wanted.step)).digest == wanted.digest
+    except CheckpointDamaged:
+        return False
+
+
+def _stage(run: RunFolder, path: Path, wanted: Manifest) -> Path:
+    """A durable copy of a checkpoint beside the run's own, temporarily named. Raises OSError or CheckpointDamaged."""
+    files.require_space(run.checkpoints, wanted.bytes)
+    staged = run.checkpoints / f".tmp-{manifest.folder_name(wanted.step)}-{uuid.uuid4().hex[:8]}"
+    staged.mkdir()
+    try:
+        for name in (*wanted.files, manifest.MANIFEST):
+            shutil.copyfile(path / name, staged / name)
+            files.fsync_file(staged / name)
+        files.fsync_folder(staged)
+        if manifest.verify(staged).digest != wanted.digest:
+            raise CheckpointDamaged(f"{path} was replaced while it was being used")
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    return staged
 
 
 def replace_run(config: Config, run: RunFolder) -> Path:
@@ -86,5 +155,24 @@ def replace_run(config: Config, run: RunFolder) -> Path:
         for path, _, _ in model_files(config):  # first, so that a run cut short here is still found, and moved whole
             manifest.move_aside(path, run.path / "model-files")
         aside = run.path.with_name(f"{run.path.name}-replaced-{stamp}")
-        run.path.rename(aside)
+        if os.name == "nt":
+            move_contents(run.path, aside)
+        else:
+            run.path.rename(aside)
         return aside
+
+
+def move_contents(folder: Path, aside: Path) -> None:
+    """Move what is in a run folder into a new one, where the folder itself cannot be renamed: Windows refuses that
+    while a file in it is open, as the lock is, and the log that this process writes to, which is copied.
+
+    What says that there is a run comes last, so that a move that was cut short is done again. Raises OSError.
+    """
+    run = RunFolder(folder)
+    aside.mkdir()
+    last = (run.checkpoints, run.run_file)
+    for path in sorted(folder.iterdir(), key=lambda path: (path in last, path)):
+        if path == run.console_file:
+            shutil.copy2(path, aside / path.name)
+        elif path not in (run.lock_file, run.held_file):
+            files.rename(path, aside / path.name)

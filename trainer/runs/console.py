@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import logging.handlers
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,8 +25,9 @@ class ConsoleLog:
         """Write what was kept and all that follows to a file, unless standard error goes there already."""
         logging.getLogger().removeHandler(self._kept)
         path.touch()
-        if os.path.samestat(path.stat(), os.fstat(2)):
-            return
+        with contextlib.suppress(OSError):  # closed, as where a program of Windows has no console
+            if os.path.samestat(path.stat(), os.fstat(2)):
+                return
         file = logging.FileHandler(path, encoding="utf-8")
         file.setFormatter(FORMAT)
         self._kept.setTarget(file)
@@ -35,6 +38,13 @@ class ConsoleLog:
 def is_main_process() -> bool:
     """Whether this is the one of several processes that speaks for all (torch's launchers set RANK)."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def write_utf8() -> None:
+    """Print in UTF-8 whatever the system's own encoding is; on Windows that has the letters of one language only."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 @contextlib.contextmanager

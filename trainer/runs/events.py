@@ -8,7 +8,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,33 +37,52 @@ class EventWriter:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._pending: list[str] = []
+        self._pending: list[bytes] = []
         self._refused = False
+        self._listener: Callable[[Mapping[str, Any]], None] | None = None
+
+    def listen(self, listener: Callable[[Mapping[str, Any]], None] | None) -> None:
+        """Have each event passed on from now on, to what takes it at once and does not raise; None: to nothing."""
+        self._listener = listener
 
     def write(self, event: str, global_step: int, **fields: Any) -> None:
         record = {"event": event, "time": time.time(), "global_step": global_step, **fields}
+        if listener := self._listener:
+            listener(record)
         line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
         with self._lock:
-            self._pending.append(line)
+            self._pending.append(line.encode(errors="backslashreplace"))  # a name that is not UTF-8, as JSON escapes it
             del self._pending[:-MAX_PENDING]
             self._flush()
 
     def _flush(self) -> None:
-        data = "".join(self._pending).encode(errors="backslashreplace")  # a name that is not UTF-8, as JSON escapes it
         try:
-            with self._path.open("ab+") as file:
-                if file.tell():  # a torn last line, left by a crash or by a full disk, is closed first
+            with self._path.open("ab+", buffering=0) as file:
+                end = file.seek(0, os.SEEK_END)
+                if end:  # a torn last line, left by a crash or by a full disk, is closed first
                     file.seek(-1, os.SEEK_END)
                     if file.read(1) != b"\n":
-                        data = b"\n" + data
-                file.write(data)
+                        end += file.write(b"\n")
+                data = memoryview(b"".join(self._pending))
+                try:
+                    while data:
+                        data = data[file.write(data) :]
+                finally:
+                    self._drop_written(file.seek(0, os.SEEK_END) - end)
         except OSError as error:
             if not self._refused:
                 logger.warning("%s cannot be written: %s; training goes on", self._path, error)
             self._refused = True
         else:
-            self._pending.clear()
             self._refused = False
+
+    def _drop_written(self, size: int) -> None:
+        """Forget the lines that have come to the disk with so many bytes, so that none is written twice.
+
+        One that lacks nothing but its end counts: the next write closes it. Of any other the part is a torn line.
+        """
+        while self._pending and size >= len(self._pending[0]) - 1:
+            size -= len(self._pending.pop(0))
 
 
 class SilentWriter(EventWriter):

@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -27,13 +26,11 @@ from typing import Any
 from trainer import files
 from trainer.options import writing
 from trainer.options.config import Config
-from trainer.runs import run_folder
+from trainer.runs import detached, run_folder, signals
 from trainer.runs.run_folder import RunFolder, RunUnreadable
 
 logger = logging.getLogger(__name__)
 REQUESTS = ".rekindle"
-CODE = Path(__file__).resolve().parents[2]  # the folder that `import trainer` begins in
-SECRETS = ("REKINDLE_USERNAME", "REKINDLE_PASSWORD")
 
 
 @dataclass(frozen=True)
@@ -84,13 +81,6 @@ def command_of_several(config_file: Path | str, processes: int) -> list[str]:
     return [*launcher, *fixed, "-m", *command(config_file)[2:]]
 
 
-def environment() -> dict[str, str]:
-    """The trainer's environment: ours, without the browser's password, and with the program's code to import."""
-    ours = {name: value for name, value in os.environ.items() if name not in SECRETS}
-    paths = [str(CODE), ours.get("PYTHONPATH", "")]
-    return ours | {"PYTHONPATH": os.pathsep.join(path for path in paths if path), "PYTHONUNBUFFERED": "1"}
-
-
 def write_config(run: RunFolder, settings: Config) -> Path:
     path = request_file(run, ".toml")
     files.write_text(path, writing.to_toml(settings))
@@ -111,15 +101,7 @@ def start(
         console.write(f"{line}--- {when}: {shlex.join(arguments)}\n".encode())
         console.flush()
         offset = console.tell()
-        process = subprocess.Popen(
-            arguments,
-            cwd=home,
-            env=environment() | dict(more or {}),
-            stdin=subprocess.DEVNULL,
-            stdout=console,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        process = detached.start(arguments, home, console, more)
     begun = Started(
         pid=process.pid,
         process_start=run_folder.process_start(process.pid),
@@ -203,7 +185,7 @@ def said_since(run: RunFolder, begun: Started | None, most: int = 4000) -> str:
 def ask_stop(run: RunFolder, *, before_first_step: bool = False) -> bool:
     """Ask the run's process to finish its step, save and leave; whether there is a process to ask.
 
-    Before its first step the trainer does not look for requests; SIGTERM then means the same and is noticed sooner.
+    Before its first step the trainer does not look for requests; a signal then means the same and is noticed sooner.
     """
     process = worker(run)
     if process is None:
@@ -212,7 +194,7 @@ def ask_stop(run: RunFolder, *, before_first_step: bool = False) -> bool:
     if recorded:
         run_folder.ask(run, "stop")
     if before_first_step or not recorded:
-        send(process, signal.SIGTERM)
+        signals.ask_to_stop(process)
     with contextlib.suppress(OSError):
         files.write_text(request_file(run, ".stop"), identity(process))
     return True
@@ -224,10 +206,3 @@ def stop_asked(run: RunFolder) -> bool:
         return request_file(run, ".stop").read_text(encoding="utf-8") == identity(worker(run))
     except OSError:
         return False
-
-
-def send(process: dict[str, Any], number: signal.Signals) -> None:
-    """Send a signal to a process that is certainly the one meant."""
-    if run_folder.is_alive(process):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(process["pid"], number)

@@ -248,9 +248,9 @@ def move_aside(path: Path, folder: Path) -> Path:
     """Move a file or folder into `folder` without replacing anything there; returns where it is now."""
     folder.mkdir(parents=True, exist_ok=True)
     target = _unused(folder / path.name)
-    path.rename(target)
+    files.rename(path, target)
     if _pin(path).exists():
-        _pin(path).rename(_pin(target))
+        files.rename(_pin(path), _pin(target))
     files.fsync_folder(folder)
     files.fsync_folder(path.parent)
     return target
@@ -270,7 +270,7 @@ def _pin(checkpoint: Path) -> Path:
 def pin(checkpoint: Path, pinned: bool = True) -> None:
     """Keep a checkpoint whatever the retention rules say, or no longer. Raises OSError."""
     if not pinned:
-        _pin(checkpoint).unlink(missing_ok=True)
+        files.unlink(_pin(checkpoint))
         return
     _pin(checkpoint).touch()
     if not checkpoint.is_dir():  # deleted meanwhile, by a trainer that goes on
@@ -316,8 +316,8 @@ def best(found: Iterable[Found]) -> int | None:
 def delete(checkpoint: Path) -> None:
     """Delete a checkpoint: renamed first, so that a crash in the middle leaves no half of one to be found."""
     trash = checkpoint.with_name(f".tmp-delete-{checkpoint.name}-{uuid.uuid4().hex[:8]}")
-    checkpoint.rename(trash)
-    _pin(checkpoint).unlink(missing_ok=True)
+    files.rename(checkpoint, trash)
+    files.unlink(_pin(checkpoint))
     shutil.rmtree(trash, ignore_errors=True)
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import psutil
 
-from trainer import files
+from trainer import files, locks
 from trainer.refusal import Refused
 
 RUN_VERSION = 1
@@ -57,7 +56,13 @@ class RunFolder:
 
     @property
     def lock_file(self) -> Path:
+        """Says who holds the run."""
         return self.path / ".lock"
+
+    @property
+    def held_file(self) -> Path:
+        """Locked as long as somebody holds it; apart from what says who, for nobody reads a locked file on Windows."""
+        return self.path / ".held"
 
     @property
     def control(self) -> Path:
@@ -75,16 +80,22 @@ class RunFolder:
     def abandoned(self) -> Path:
         return self.path / "abandoned"
 
+    @property
+    def archived_file(self) -> Path:
+        """Its presence says that the run is left out of lists."""
+        return self.path / ".archived"
+
 
 # --- processes -----------------------------------------------------------------------------------------------------
 
 
 def boot_id() -> str:
-    """What tells one boot of a machine from the next."""
+    """What tells one boot of a machine from the next; without /proc the machine alone, for there a process's start is a
+    date, which no later boot has again."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        return str(int(psutil.boot_time()))
+        return socket.gethostname()
 
 
 def process_start(pid: int) -> str | None:
@@ -97,7 +108,8 @@ def process_start(pid: int) -> str | None:
     if Path("/proc/self/stat").exists():
         return None
     try:
-        return str(psutil.Process(pid).create_time())
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else str(process.create_time())
     except psutil.Error:
         return None
 
@@ -112,7 +124,7 @@ def this_process() -> dict[str, Any]:
     }
 
 
-def is_alive(process: dict[str, Any]) -> bool:
+def is_alive(process: Mapping[str, Any]) -> bool:
     """Whether the process that `this_process` described still runs on this machine."""
     if process.get("boot_id") != boot_id() or not isinstance(process.get("pid"), int):
         return False
@@ -129,26 +141,17 @@ def locked(run: RunFolder) -> Iterator[None]:
 
     Raises RunInUse when a live process holds it, Refused when its folder cannot be written.
     """
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        file = run.lock_file.open("a+b", buffering=0)
-    except OSError as error:
-        raise _not_writable(run, error) from error
-    with file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = False
-        except BlockingIOError:
-            held = True
-        except OSError:
-            held = False  # a file system without locks: what the file says has to do
-        holder = _read_holder(run)
-        if held or (holder.get("pid") != os.getpid() and is_alive(holder)):
-            raise RunInUse(
-                f"the run {run.path} is in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}; "
-                "stop that process first, or choose another output_name"
-            )
-        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(run.lock_file.open("a+b", buffering=0))
+            held = _hold(run, stack)
+            holder = _read_holder(run)
+            if held or (holder.get("pid") != os.getpid() and is_alive(holder)):
+                raise RunInUse(
+                    f"the run {run.path} is in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}; "
+                    "stop that process first, or choose another output_name"
+                )
             file.seek(0)
             file.truncate()
             file.write(json.dumps(this_process()).encode())
@@ -159,6 +162,19 @@ def locked(run: RunFolder) -> Iterator[None]:
         finally:
             file.seek(0)
             file.truncate()
+
+
+def _hold(run: RunFolder, stack: contextlib.ExitStack) -> bool:
+    """Lock the run until the stack is left; whether somebody else has. Raises OSError."""
+    with run.held_file.open("ab"):  # what follows may fail only for want of locks
+        pass
+    try:
+        stack.enter_context(locks.hold(run.held_file))
+    except locks.Held:
+        return True
+    except OSError:  # a file system without locks: what the file says has to do
+        pass
+    return False
 
 
 def _not_writable(run: RunFolder, error: OSError) -> Refused:

@@ -16,10 +16,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
-from trainer.checkpoints import preflight, resume
+from trainer import quantities
+from trainer.checkpoints import choosing, preflight, resume
 from trainer.checkpoints.checkpoint_size import SizeUnknown
+from trainer.checkpoints.choosing import ResumeRefused
 from trainer.checkpoints.preflight import Inputs
-from trainer.checkpoints.resume import ResumeRefused, Verdict
+from trainer.checkpoints.resume import Verdict
+from trainer.data.epochs import Origin
 from trainer.distributed.agreement import Agreement
 from trainer.distributed.processes import Processes, several_processes
 from trainer.options.config import Config
@@ -31,11 +34,12 @@ from trainer.runs import branches, manifest, run_folder
 from trainer.runs.console import ConsoleLog
 from trainer.runs.run_folder import RunFolder
 from trainer.runs.signals import StopRequested, StopSignals
-from trainer.training import environment, session
-from trainer.training.loader import Origin, Plan
+from trainer.training import environment, session, tracking, watching
+from trainer.training.loader import Plan
 from trainer.training.session import Session, SilentSession
 
 logger = logging.getLogger(__name__)
+SILENT_SECONDS, PROGRESS_SECONDS = 1.0, 5.0
 
 
 @dataclass
@@ -61,6 +65,10 @@ class Beginning:
     def device(self) -> torch.device:
         return self.accelerator.device
 
+    def stop_is_asked(self) -> bool:
+        """Whether a signal or a request waits for the training to stop."""
+        return self.signals.requested or (self.session.writes and (self.run.control / "stop").exists())
+
     def raise_if_stopped(self) -> None:
         """Raises StopRequested once a stop is asked for, by a signal or in the run folder; where nothing is to save."""
         self.signals.raise_if_requested()
@@ -81,12 +89,18 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
     run = RunFolder(config.run_dir)
 
     with processes.watched():
+        inputs = preflight.look_at_inputs(
+            config,
+            processes.count,
+            told_now_and_then(signals, "Reading images: %s of %s", "{:,}".format),
+            told_now_and_then(signals, "Reading the base model to know it again: %s of %s", quantities.size),
+        )
+        config = inputs.config
         sample_prompts = prompts.read(config)
-        inputs = preflight.look_at_inputs(config, processes.count, scan_progress(signals))
     logger.info("%s", "\n".join(inputs.lines()))
     logger.info("%d process%s, on %s", processes.count, "es" if processes.count > 1 else "", here["device"])
     with processes.watched(), holding(run, config, accelerator):
-        verdict = examined_checkpoint(config, inputs, here)
+        verdict = examined_checkpoint(inputs, here)
         if verdict and verdict.finished and branches.last_file(config).exists():
             if accelerator.is_main_process:
                 session.record_finished(config, run, verdict.step)
@@ -96,7 +110,10 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
         preflight.require_disk_space(config, size or 0)
         planned_steps = verdict.state.get("planned_steps", inputs.total_steps) if verdict else inputs.total_steps
         global_batch = resume.global_batch(config, processes.count)
-        this_session = (Session if accelerator.is_main_process else SilentSession)(config, run, verdict)
+        origin = verdict.origin if verdict else Origin()
+        this_session = (Session if accelerator.is_main_process else SilentSession)(
+            config, run, verdict, inputs.total_steps
+        )
         begun = Beginning(
             config=config,
             accelerator=accelerator,
@@ -107,42 +124,60 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
             environment=here,
             inputs=inputs,
             verdict=verdict,
-            plan=Plan(config, inputs.found.entries, global_batch, epoch_origin(verdict), planned_steps),
+            plan=Plan(config, inputs.found.entries, global_batch, origin, planned_steps),
             planned_steps=planned_steps,
             curve=verdict.curve if verdict else schedule.new_curve(config, inputs.total_steps),
             prompts=tuple(sample_prompts),
             checkpoint_bytes=size,
         )
-        with this_session.recorded(**description(begun)), processes.watched():
+        with this_session.recorded(**description(begun)), processes.watched(), followed(begun):
             if console and this_session.writes:
                 console.attach(run.console_file)
             if size is not None:
                 warn_of_writes(begun, size)
+            if at_stake := preflight.at_stake(config, inputs, verdict):
+                this_session.warn("at_stake", at_stake)
             yield begun
+
+
+@contextlib.contextmanager
+def followed(begun: Beginning) -> Iterator[None]:
+    """Within, trackers are told of the events, and what is used of the machine is recorded."""
+    config, running = begun.config, begun.session
+    used = watching.recording(
+        config, running, begun.device, begun.accelerator.num_processes, lambda: begun.checkpoint_bytes
+    )
+    with tracking.following(config, running), used:
+        yield
 
 
 def make_accelerator(config: Config) -> Accelerator:
     """accelerate, with the switches set on which equal bits depend. Raises ConfigError."""
     environment.make_deterministic(config)
     if config.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise ConfigError([Problem("mixed_precision", "fp16 needs a GPU; use bf16 or no")])
+        raise ConfigError([Problem("mixed_precision", "fp16 needs an NVIDIA or AMD GPU; use bf16 or no")])
+    schedule.check(config)
     optimizers.check(config)
+    tracking.require(config)
     return Accelerator(
         mixed_precision=config.mixed_precision,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
 
 
-def scan_progress(signals: StopSignals) -> Callable[[int, int], None]:
-    """Tells the log how far the scan of the images is, now and then. Raises StopRequested."""
-    last = time.monotonic()
+def told_now_and_then(signals: StopSignals, line: str, describe: Callable[[int], str]) -> Callable[[int, int], None]:
+    """Tells the log how much of how much is done, after a second and then every few. Raises StopRequested."""
+    due: float | None = None
 
     def progress(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal due
         signals.raise_if_requested()
-        if time.monotonic() - last > 5:
-            last = time.monotonic()
-            logger.info("Reading images: %d of %d", done, total)
+        now = time.monotonic()
+        if due is None:
+            due = now + SILENT_SECONDS
+        elif now > due:
+            due = now + PROGRESS_SECONDS
+            logger.info(line, describe(done), describe(total))
 
     return progress
 
@@ -153,17 +188,18 @@ def holding(run: RunFolder, config: Config, accelerator: Accelerator) -> Iterato
     if not accelerator.is_main_process:
         yield
         return
-    if not config.resume_from_checkpoint:
+    if choosing.starts_from_scratch(config):
         preflight.require_fresh(config)
-        if config.overwrite_run and (run_folder.read_run(run) or manifest.listing(run.checkpoints)):
+        by_choice = choosing.wanted(config.resume_from_checkpoint) == "nothing"
+        if by_choice and config.overwrite_run and (run_folder.read_run(run) or manifest.listing(run.checkpoints)):
             logger.info("The old run is kept at %s", branches.replace_run(config, run))
     with run_folder.locked(run):
         yield
 
 
-def examined_checkpoint(config: Config, inputs: Inputs, here: dict[str, Any]) -> Verdict | None:
+def examined_checkpoint(inputs: Inputs, here: dict[str, Any]) -> Verdict | None:
     """What a resume will be, told to the log; None for a fresh start. Raises ResumeRefused."""
-    verdict = preflight.look_at_checkpoint(config, inputs, here)
+    verdict = preflight.look_at_checkpoint(inputs, here)
     if verdict:
         logger.info("%s", "\n".join(verdict.lines()))
         if verdict.refusals:
@@ -185,21 +221,6 @@ def warn_of_writes(begun: Beginning, bytes_of_save: int) -> None:
     much = preflight.write_budget(begun.config, begun.inputs, begun.verdict, bytes_of_save).warning()
     if much:
         begun.session.warn("write_budget", much)
-
-
-def epoch_origin(verdict: Verdict | None) -> Origin:
-    """Where epochs are counted from: moved to the resumed step when the images or the batch are not as they were."""
-    if verdict is None:
-        return Origin()
-    origin = Origin(**verdict.state["epoch_origin"])
-    batch_changed = any(
-        item.name in ("train_batch_size", "gradient_accumulation_steps") and item.on_resume == "trajectory"
-        for item in verdict.differences
-    )
-    if verdict.dataset or batch_changed:
-        started = verdict.state["epoch"] + (1 if verdict.state["place"] else 0)
-        return Origin(verdict.step, started)
-    return origin
 
 
 def description(begun: Beginning) -> dict[str, Any]:

@@ -53,6 +53,6 @@ def describe(config: Config, device: torch.device, processes: int) -> dict[str, 
         description["device"] = device.type
     for package in PACKAGES:
         description[package] = metadata.version(package)
-    if config.optimizer_type == "AdamW8bit":
-        description["bitsandbytes"] = metadata.version("bitsandbytes")
+    if package := config.optimizer.package:
+        description[package] = metadata.version(package)
     return description

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +20,18 @@ from torch import Tensor
 from trainer import randomness
 from trainer.caching.packs import Arrays
 from trainer.data import buckets, captions
-from trainer.data.augmentation import Cut, cut_at, cut_of_use
+from trainer.data.augmentation import Cut, cut_by_rules, cut_of_use
 from trainer.data.buckets import Size
 from trainer.data.dataset import Entry
+from trainer.data.epochs import Origin
 from trainer.data.pictures import PictureError
 from trainer.data.pixels import mask_of, pixels_of
+from trainer.distributed import beside
+from trainer.models.model import TEXT
+from trainer.models.text import MASK
 from trainer.options.config import Config
 from trainer.recipe import losses
+from trainer.recipe.timesteps import Timesteps
 from trainer.refusal import Refused
 
 logger = logging.getLogger(__name__)
@@ -39,17 +45,6 @@ class SampleFailed(Exception):
 
     def __init__(self, path: Path, error: Exception) -> None:
         super().__init__(f"{path} could not be prepared: {type(error).__name__}: {error}")
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Epochs are counted from here: at `step` completed steps, epoch `epoch` (from 0) begins.
-
-    It moves when a resume changes the images or the batch, so that no draw of an earlier epoch comes again.
-    """
-
-    step: int = 0
-    epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,16 +62,22 @@ class MicroBatch:
     """Samples of one bucket for one forward and backward pass.
 
     `tensors`, each with the samples first: noise, timesteps, weights (the share of each sample in the step's mean
-    loss), either latent_mean, latent_std or pixels, with latent_noise; either what the family's tokenize gives or
-    text_states; mask, of the latents' size, where images have one; and what the noise options need.
+    loss), either latent_mean, latent_std or pixels, with latent_noise; geometry (original height and width, top and
+    left of the crop in the scaled picture, height and width of the bucket, in pixels); text.<name> and, of tensors as
+    long as the caption, text.<name>_mask, or what the family's tokenize gives; mask, of the latents' size, where images
+    have one; and what the noise options need. `captions`: where they are encoded in the step by the family itself.
     """
 
     uses: tuple[Use, ...]
     tensors: dict[str, Tensor]
+    captions: tuple[str, ...] = ()
 
-    def to(self, device: torch.device) -> dict[str, Tensor]:
-        """Its tensors on the device; from pinned memory the host does not wait for the copy."""
-        return {name: tensor.to(device, non_blocking=tensor.is_pinned()) for name, tensor in self.tensors.items()}
+    def to(self, device: torch.device) -> dict[str, Any]:
+        """What the model takes, its tensors on the device; from pinned memory the host does not wait for the copy."""
+        batch: dict[str, Any] = {
+            name: tensor.to(device, non_blocking=tensor.is_pinned()) for name, tensor in self.tensors.items()
+        }
+        return batch | {"captions": self.captions} if self.captions else batch
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,14 @@ class Step:
 class Sources:
     """Where a sample's tensors come from; a cache that is not used is None, and the other source applies."""
 
-    tokenize: Callable[[Sequence[str]], dict[str, Tensor]]
+    tokenize: Callable[[Sequence[str]], dict[str, Tensor]] | None  # None: the captions themselves are encoded
     latents: Callable[[Entry, bool], Arrays] | None  # (entry, mirrored) -> mean, std
-    text_states: Callable[[str], NDArray[np.float32]] | None  # caption -> (tokens, width)
+    text: Callable[[str], Arrays] | None  # caption -> its conditioning by name
     latent_channels: int
     latent_factor: int  # pixels per latent, along each side
     device: torch.device  # where the batches are taken
+    timesteps: Timesteps
+    ragged: frozenset[str] = frozenset()  # arrays of `text` that are as long as their caption
 
 
 class Plan:
@@ -187,20 +190,20 @@ class Samples:
     def _draw(self, purpose: str, use: Use) -> np.random.Generator:
         return randomness.generator(self._config.seed, purpose, use.entry.id, use.epoch, use.repeat)
 
-    def timestep(self, use: Use) -> int:
-        return int(self._draw("timestep", use).integers(self._config.min_timestep, self._config.max_timestep))
+    def timestep(self, use: Use) -> int | float:
+        return self._sources.timesteps.draw(self._draw("timestep", use), use.entry.bucket)
 
     def caption(self, use: Use) -> str:
         entry = use.entry
         options = entry.subset.options
         return captions.caption_of_use(entry.caption, options, entry.id, use.epoch, use.repeat, use.warmed)
 
-    def told(self, use: Use) -> tuple[int, str]:
+    def told(self, use: Use) -> tuple[int | float, str]:
         """The timestep and the caption of a use."""
         return self.timestep(use), self.caption(use)
 
     def micro_batch(
-        self, uses: Sequence[Use], weight: float, told: Sequence[tuple[int, str]] | None = None
+        self, uses: Sequence[Use], weight: float, told: Sequence[tuple[int | float, str]] | None = None
     ) -> MicroBatch:
         """Uses of one bucket, each with this share in the loss of its step. `told`: of each, if it is known already."""
         timesteps, texts = zip(*(told or [self.told(use) for use in uses]), strict=True)
@@ -213,19 +216,37 @@ class Samples:
             "timesteps": torch.tensor(timesteps),
             "weights": torch.tensor([weight * prior if use.entry.subset.is_reg else weight for use in uses]),
         }
-        if self._sources.text_states:
-            tensors["text_states"] = self._stacked([self._sources.text_states(text) for text in texts])
-        else:
+        captions: tuple[str, ...] = ()
+        if self._sources.text:
+            tensors |= self._conditioning([self._sources.text(text) for text in texts])
+        elif self._sources.tokenize:
             others |= self._sources.tokenize(texts)
+        else:
+            captions = tuple(texts)
         for name, tensor in others.items():
             tensors[name] = tensor.pin_memory() if self._pinned else tensor
-        return MicroBatch(tuple(uses), tensors)
+        return MicroBatch(tuple(uses), tensors, captions)
 
-    def _stacked(self, rows: Sequence[NDArray[np.float32]]) -> Tensor:
-        """One tensor of all rows: the only copy that is made of what a cache has mapped."""
-        batch = torch.empty((len(rows), *rows[0].shape), pin_memory=self._pinned)
+    def _conditioning(self, rows: Sequence[Arrays]) -> dict[str, Tensor]:
+        """Cached text of a batch; arrays as long as their caption with zeros behind and a mask."""
+        tensors = {}
+        for name in rows[0]:
+            arrays = [row[name] for row in rows]
+            if name in self._sources.ragged:
+                lengths = np.array([len(array) for array in arrays])
+                longest = int(lengths.max())
+                rest = [(0, 0)] * (arrays[0].ndim - 1)
+                arrays = [np.pad(array, [(0, longest - len(array)), *rest]) for array in arrays]
+                tensors[f"{TEXT}{name}{MASK}"] = self._stacked(list(np.arange(longest) < lengths[:, None]))
+            tensors[f"{TEXT}{name}"] = self._stacked(arrays)
+        return tensors
+
+    def _stacked(self, rows: Sequence[NDArray[Any]]) -> Tensor:
+        """One tensor of all rows: the only copy that is made of what a cache has mapped. uint16 is bfloat16's bits."""
+        kind = torch.from_numpy(np.empty(0, rows[0].dtype)).dtype
+        batch = torch.empty((len(rows), *rows[0].shape), dtype=kind, pin_memory=self._pinned)
         np.stack(rows, out=batch.numpy())
-        return batch
+        return batch.view(torch.bfloat16) if kind == torch.uint16 else batch
 
     def _named_sample(self, use: Use) -> Arrays:
         """The sample's arrays. Raises PictureError, Refused or SampleFailed, which name the image."""
@@ -242,14 +263,16 @@ class Samples:
         shape = (sources.latent_channels, height, width)
         mirrored = options.flip_aug and self._draw("flip", use).random() < 0.5
         arrays: Arrays = {}
+        cut: Cut | None = None
         if sources.latents:
-            cut = None
             cached = sources.latents(use.entry, mirrored)
             arrays["latent_mean"], arrays["latent_std"] = cached["mean"], cached["std"]
         else:
             cut = cut_of_use(use.entry.size, use.entry.bucket, use.entry.path.stem, options, self._draw("crop", use))
             colours = self._draw("colour", use) if options.color_aug else None
             arrays["pixels"] = pixels_of(use.entry, mirrored, cut, colours)
+        shown = cut or cut_by_rules(use.entry.size, use.entry.bucket, options)
+        arrays["geometry"] = geometry(use.entry, shown, mirrored)
         if (mask := self._mask(use.entry, cut, (width, height))) is not None:
             arrays["mask"] = (mask[:, :, ::-1] if mirrored else mask) / np.float32(255)
         arrays["latent_noise"] = self._draw("vae", use).standard_normal(shape, dtype=np.float32)
@@ -264,26 +287,36 @@ class Samples:
         if cut:
             return mask_of(entry, cut, size)
         if entry.id not in self._masks:
-            self._masks[entry.id] = mask_of(entry, cut_at(entry.size, entry.bucket), size)
+            cut = cut_by_rules(entry.size, entry.bucket, entry.subset.options)
+            self._masks[entry.id] = mask_of(entry, cut, size)
         return self._masks[entry.id]
 
     def _noise(self, use: Use, shape: tuple[int, int, int]) -> Arrays:
         config, draw = self._config, self._draw("noise", use)
         noise = draw.standard_normal(shape, dtype=np.float32)
+        offset = self._noise_offset(use, shape[0])
         if config.multires_noise_iterations:
+            if offset:  # first, as in sd-scripts: all of it is then brought to unit deviation
+                noise = noise + offset.pop("offset_strength") * offset.pop("offset")
             noise = losses.pyramid_noise(noise, draw, config.multires_noise_iterations, config.multires_noise_discount)
-        arrays: Arrays = {"noise": noise}
-        if config.noise_offset:
-            draw = self._draw("noise offset", use)
-            arrays["offset"] = draw.standard_normal((shape[0], 1, 1), dtype=np.float32)
-            strength = draw.random() if config.noise_offset_random_strength else 1.0
-            arrays["offset_strength"] = np.float32(config.noise_offset * strength).reshape(1, 1, 1)
+        arrays: Arrays = {"noise": noise, **offset}
         if config.ip_noise_gamma:
             draw = self._draw("input noise", use)
             strength = draw.random() if config.ip_noise_gamma_random_strength else 1.0
             values = draw.standard_normal(shape, dtype=np.float32)
             arrays["input_noise"] = values * np.float32(config.ip_noise_gamma * strength)
         return arrays
+
+    def _noise_offset(self, use: Use, channels: int) -> Arrays:
+        if not self._config.noise_offset:
+            return {}
+        draw = self._draw("noise offset", use)
+        offset = draw.standard_normal((channels, 1, 1), dtype=np.float32)
+        strength = draw.random() if self._config.noise_offset_random_strength else 1.0
+        return {
+            "offset": offset,
+            "offset_strength": np.float32(self._config.noise_offset * strength).reshape(1, 1, 1),
+        }
 
 
 def thread_pool(workers: int, name: str, device: torch.device) -> ThreadPoolExecutor:
@@ -294,7 +327,7 @@ def thread_pool(workers: int, name: str, device: torch.device) -> ThreadPoolExec
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
 
-    return ThreadPoolExecutor(workers, thread_name_prefix=name, initializer=enter)
+    return beside.pool(workers, name, enter)
 
 
 class Loader:
@@ -366,3 +399,11 @@ class Loader:
             samples=len(uses),
             digest=hashlib.sha256("\n".join(described).encode()).hexdigest()[:16],
         )
+
+
+def geometry(entry: Entry, cut: Cut, mirrored: bool) -> NDArray[np.float32]:
+    """What SDXL is told of a picture, in pixels: original height and width, top and left of the crop in the picture as
+    it was scaled (and mirrored), height and width of its bucket."""
+    (width, height), (across, down) = entry.size, entry.bucket
+    left = cut.scaled[0] - cut.left - across if mirrored else cut.left
+    return np.array([height, width, cut.top, left, down, across], np.float32)

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trainer import randomness
+from trainer import devices, randomness
 from trainer.distributed.agreement import Wish
 from trainer.distributed.processes import lost_connection
 from trainer.options.config import Config
@@ -46,7 +46,7 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
             return "cached"
         stopped = train_steps(training)
         finish(training, stopped)
-        begun.accelerator.wait_for_everyone()
+        begun.agreement.wait()
         return "stopped" if stopped else "finished"
 
 
@@ -65,7 +65,7 @@ def train_steps(training: Training) -> bool:
             step = next(steps)
             data_seconds = time.perf_counter() - started
 
-            lr = state.set_learning_rate(begun.curve)
+            rates = state.set_learning_rate(begun.curve)
             loss = forward_and_backward(step, training)
             grad_norm = state.clip()
             finite = torch.isfinite(grad_norm) & torch.isfinite(loss)
@@ -75,7 +75,7 @@ def train_steps(training: Training) -> bool:
 
             begun.session.global_step = state.global_step
             seconds = {"step_seconds": time.perf_counter() - started, "data_seconds": data_seconds}
-            meter.add(loss, grad_norm, finite, epoch=step.epoch, lr=lr, batch=step.digest, **seconds)
+            meter.add(loss, grad_norm, finite, epoch=step.epoch, rates=rates, batch=step.digest, **seconds)
             validate(training)
 
             wish = begun.agreement.on(wish_of_this_process(training))
@@ -171,6 +171,7 @@ def sample(training: Training, *, on_request: bool) -> None:
     if on_request and not training.begun.prompts:
         training.begun.session.warn("no_prompts", "Sample images were asked for, but sample_prompts is empty.")
     if on_request or training.sampler.is_due():
+        training.meter.flush()
         training.sampler.sample()
 
 
@@ -179,7 +180,8 @@ def save(training: Training, *, on_request: bool) -> None:
     due = training.saver.due_files()
     if due or on_request:
         training.meter.flush()
-        training.saver.save(due, checkpoint=training.begun.config.save_state or on_request)
+        with training.begun.agreement.waited_for():  # it waits for the save before it
+            training.saver.save(due, checkpoint=training.begun.config.save_state or on_request)
 
 
 # --- what ends a training before its time --------------------------------------------------------------------------
@@ -203,8 +205,7 @@ def emergency_save(training: Training, error: Exception) -> None:
         return  # the device waits for the lost process, and would for ever
     traceback.clear_frames(error.__traceback__)  # they hold the activations, and memory may be what ran out
     state.optimizer.zero_grad(set_to_none=True)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    devices.give_back_memory(training.begun.device)
     try:
         training.meter.flush()
         if state.global_step and saver.last_step != state.global_step and not state.nonfinite_in_a_row:

@@ -7,21 +7,25 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainer.caching import filling
+from trainer.caching.filling import Encoder
 from trainer.checkpoints import checkpoint, preflight
 from trainer.checkpoints.resume import ResumeRefused, Verdict
-from trainer.models import families, network
-from trainer.models.families.base import Model
-from trainer.models.network import DTYPES as FILE_DTYPES
+from trainer.models import adapters, base_model
+from trainer.models import model as models
+from trainer.models.model import Model
 from trainer.options.config import Config
+from trainer.recipe import timesteps
 from trainer.runs.manifest import CheckpointDamaged
+from trainer.training import watching
 from trainer.training.beginning import Beginning, warn_of_writes
 from trainer.training.loader import Loader, Sources
 from trainer.training.progress import CachingMeter, Meter
@@ -31,7 +35,7 @@ from trainer.training.state import State
 from trainer.training.validation import Validator
 
 logger = logging.getLogger(__name__)
-DTYPES = {"no": torch.float32, "fp16": FILE_DTYPES["fp16"], "bf16": FILE_DTYPES["bf16"]}
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass
@@ -56,15 +60,17 @@ def prepare(begun: Beginning) -> Training | None:
     config, accelerator, verdict = begun.config, begun.accelerator, begun.verdict
     logger.info("Loading %s", config.pretrained_model_name_or_path)
     dtype = DTYPES[config.mixed_precision]
-    model = families.get(config.family).load(config, begun.inputs.model_path, dtype, begun.device)
+    model = models.load(config, begun.inputs.model_path, dtype, begun.device)
     if config.network_weights and not verdict:
-        network.load_kohya(model.targets, Path(config.network_weights))
+        path, naming = Path(config.network_weights), adapters.naming_of(config)
+        adapters.load(config).from_file(model.targets, naming, path)
     aside = threading.Lock()  # held while what is kept aside is on the device for a moment
     sources = prepare_sources(begun, model, aside)
     if config.cache_only:
         begun.session.finish("stopped" if verdict else "finished", "cached")
-        accelerator.wait_for_everyone()
+        begun.agreement.wait()
         return None
+    begun.agreement.wait()  # one may have loaded from a slower disk
     module = accelerator.prepare(model.module())
     state = State(config, model, begun.device)
     if begun.checkpoint_bytes is None:
@@ -73,6 +79,8 @@ def prepare(begun: Beginning) -> Training | None:
         warn_of_writes(begun, begun.checkpoint_bytes)
     if verdict:
         probe_loss = restore(state, verdict)
+        if verdict.grade == "changed":
+            state.alarms.forget()
         begun.session.resumed(probe_loss, epochs=begun.plan.place(state.global_step)[0])
     state.origin, state.planned_steps = begun.plan.origin, begun.planned_steps
     begun.signals.raise_if_requested()
@@ -82,8 +90,13 @@ def prepare(begun: Beginning) -> Training | None:
         state=state,
         loader=Loader(config, begun.plan, sources, accelerator.num_processes, accelerator.process_index),
         saver=Saver(config, begun.run, state, begun.plan, begun.curve, begun.inputs, begun.session, begun.environment),
-        meter=Meter(state, begun.session.events, begun.inputs.total_steps),
-        sampler=Sampler(state, begun, aside),
+        meter=Meter(
+            state,
+            begun.session.events,
+            begun.inputs.total_steps,
+            watching.cooling(config, begun.device, begun.stop_is_asked),
+        ),
+        sampler=Sampler(state, begun, aside, sources.text),
         validator=make_validator(begun, sources, state),
     )
 
@@ -107,7 +120,6 @@ def prepare_sources(begun: Beginning, model: Model, aside: threading.Lock) -> So
                 model.prepare(device, **cached)
 
     model.prepare(device, **nothing)
-    base = begun.inputs.base_model
     entries = (*begun.inputs.found.entries, *begun.inputs.found.validation)
     meter = functools.partial(
         CachingMeter,
@@ -115,19 +127,35 @@ def prepare_sources(begun: Beginning, model: Model, aside: threading.Lock) -> So
         global_step=begun.session.global_step,
         raise_if_requested=begun.raise_if_stopped,
     )
-    latents = text_states = None
+
+    def encoder(encode: Callable[[Any], Any], components: Sequence[str], identity: str, named_by: str) -> Encoder[Any]:
+        """`named_by`: the option whose digest stood for the components in caches of earlier versions."""
+        described = {"family": config.family, "encoder": identity}
+        settings = {**described, "model": base_model.identity_of(config, begun.inputs.model_path, components)}
+        former = {**described, "model": begun.inputs.base_model[named_by]}
+        return Encoder(encode, settings, {"model": getattr(config, named_by)}, lending, former)
+
+    latents = text = None
     if config.cache_latents:
-        vae = "vae" if config.vae else "pretrained_model_name_or_path"
-        settings = {"family": config.family, "model": base[vae], "encoder": model.image_identity()}
-        encoder = filling.Encoder(model.encode_images, settings, {"model": getattr(config, vae)}, lending)
-        latents = filling.latent_source(config, entries, encoder, begun.agreement, meter("latents"))
+        name = "vae" if config.vae else "pretrained_model_name_or_path"
+        pictures = encoder(model.encode_images, ["vae"], model.image_identity(), name)
+        latents = filling.latent_source(config, entries, pictures, begun.agreement, meter("latents"))
     if config.cache_text_encoder_outputs:
-        name = "pretrained_model_name_or_path"
-        settings = {"family": config.family, "model": base[name], "encoder": model.text_identity()}
-        text_encoder = filling.Encoder(model.encode_captions, settings, {"model": getattr(config, name)}, lending)
-        text_states = filling.text_source(config, entries, text_encoder, begun.agreement, meter("captions"))
+        components, name = config.facts.text_components, "pretrained_model_name_or_path"
+        captions = encoder(model.encode_captions, components, model.text_identity(), name)
+        prompted = {text for prompt in begun.prompts for text in (prompt.text, prompt.negative)}
+        text = filling.text_source(config, entries, captions, begun.agreement, meter("captions"), prompted)
     model.prepare(device, **cached)
-    return Sources(model.tokenize, latents, text_states, model.latent_channels, model.latent_factor, device)
+    return Sources(
+        tokenize=model.tokenize,
+        latents=latents,
+        text=text,
+        latent_channels=model.latent_channels,
+        latent_factor=model.latent_factor,
+        device=device,
+        timesteps=timesteps.of(config),
+        ragged=model.text.ragged,
+    )
 
 
 def make_validator(begun: Beginning, sources: Sources, state: State) -> Validator | None:
@@ -137,6 +165,7 @@ def make_validator(begun: Beginning, sources: Sources, state: State) -> Validato
     accelerator = begun.accelerator
 
     def add_up(tensor: Tensor) -> Tensor:
+        begun.agreement.wait()  # one may have had a batch more, or slower pictures
         total: Tensor = accelerator.reduce(tensor, "sum")
         return total
 
@@ -150,6 +179,7 @@ def make_validator(begun: Beginning, sources: Sources, state: State) -> Validato
         processes=accelerator.num_processes,
         process=accelerator.process_index,
         add_up=add_up,
+        curve=begun.curve,
     )
 
 

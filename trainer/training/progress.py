@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import psutil
 import torch
 from torch import Tensor
 
+from trainer import devices
 from trainer.recipe.resume_watch import AfterResume
 from trainer.runs.events import EventWriter
+from trainer.runs.resources import Cooling
 from trainer.training.state import State
+from trainer.training.watching import Watch
 
 logger = logging.getLogger(__name__)
 FLUSH_SECONDS = 1.0
@@ -24,23 +27,31 @@ LOG_SECONDS = 10.0
 class _Pending:
     global_step: int
     epoch: int
-    lr: float
+    rates: Mapping[str, float]  # by trained part
     step_seconds: float
     data_seconds: float
     batch: str
     numbers: Tensor  # loss, grad_norm, finite; on the device
 
+    @property
+    def lr(self) -> float:
+        """The rate of the first part."""
+        return next(iter(self.rates.values()))
+
 
 class Meter:
     """Keeps the numbers of recent steps on the device and writes their events about once a second, in one transfer."""
 
-    def __init__(self, state: State, events: EventWriter, total_steps: int) -> None:
+    def __init__(self, state: State, events: EventWriter, total_steps: int, cooling: Cooling | None = None) -> None:
+        """`cooling`: waits between two steps while the device is too hot."""
         self._state = state
+        self._cooling = cooling
         self._events = events
         self._total_steps = total_steps
         self._process = psutil.Process()
         self._pending: list[_Pending] = []
         self._after_resume = AfterResume(state.global_step, state.loss_average, state.loss_spread)
+        self._watch = Watch(state, events, total_steps)
         self._flushed = self._logged = time.monotonic()
         self._recent: list[float] = []  # seconds of recent steps
 
@@ -51,16 +62,19 @@ class Meter:
         finite: Tensor,
         *,
         epoch: int,
-        lr: float,
+        rates: Mapping[str, float],
         step_seconds: float,
         data_seconds: float,
         batch: str,
     ) -> None:
         numbers = torch.stack([loss.float(), grad_norm.float(), finite.float()])
         step = self._state.global_step
-        self._pending.append(_Pending(step, epoch, lr, step_seconds, data_seconds, batch, numbers))
+        self._pending.append(_Pending(step, epoch, rates, step_seconds, data_seconds, batch, numbers))
+        self._watch.weights(step)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
+        if self._cooling:
+            self._watch.paused(self._cooling.wait())
 
     def flush(self) -> None:
         """Write what is pending; the host waits for the device here, and only here."""
@@ -68,7 +82,7 @@ class Meter:
         if not self._pending:
             return
         rows = torch.stack([pending.numbers for pending in self._pending]).tolist()
-        memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else self._process.memory_info().rss
+        memory = devices.memory_used(self._pending[0].numbers.device) or self._process.memory_info().rss
         for pending, (loss, grad_norm, finite) in zip(self._pending, rows, strict=True):
             self._state.note_loss(pending.global_step, loss, bool(finite))
             jump = self._after_resume.add(loss)
@@ -79,6 +93,7 @@ class Meter:
                 epoch=pending.epoch,
                 loss=loss,
                 lr=pending.lr,
+                lrs=pending.rates,
                 grad_norm=grad_norm,
                 step_seconds=pending.step_seconds,
                 data_seconds=pending.data_seconds,
@@ -91,6 +106,8 @@ class Meter:
             if jump:
                 logger.warning("After the resume %s.", jump)
                 self._events.write("warning", pending.global_step, kind="loss_jump", message=jump)
+            self._watch.step(pending.global_step, loss, grad_norm, pending.lr)
+        self._watch.interval(len(self._pending), sum(pending.data_seconds for pending in self._pending))
         if time.monotonic() - self._logged > LOG_SECONDS or self._pending[-1].global_step == self._total_steps:
             self._log(self._pending[-1])
         self._pending.clear()

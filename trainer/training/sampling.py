@@ -6,10 +6,10 @@ import io
 import logging
 import threading
 
-import torch
 from PIL import Image
 
-from trainer import files
+from trainer import devices, files
+from trainer.models.model import TextSource
 from trainer.recipe.prompts import Prompt
 from trainer.training.beginning import Beginning
 from trainer.training.state import State
@@ -20,11 +20,13 @@ logger = logging.getLogger(__name__)
 class Sampler:
     """Makes the sample images of a training, in the process that holds the run's lock; does nothing in the others."""
 
-    def __init__(self, state: State, begun: Beginning, aside: threading.Lock) -> None:
-        """`aside`: held while what is kept off the device is on it for a moment."""
+    def __init__(self, state: State, begun: Beginning, aside: threading.Lock, text: TextSource | None) -> None:
+        """`aside`: held while what is kept off the device is on it for a moment; `text`: where the prompts' texts are
+        found encoded."""
         self._state = state
         self._begun = begun
         self._aside = aside
+        self._text = text
 
     def is_due(self) -> bool:
         """Whether the steps or epochs completed just now call for sample images."""
@@ -35,27 +37,32 @@ class Sampler:
         return bool(by_step or by_epoch)
 
     def sample(self) -> None:
-        """Make the prompts' images with the weights as they would be exported, write them and say so.
+        """Make the prompts' images with the weights as they would be exported, write each and say so.
 
         A device that has no room for them or a disk that refuses them is an event and a warning; the training goes
         on. Its random state is addressed, and so is not touched.
         """
+        if self._begun.prompts:
+            with self._begun.agreement.waited_for():
+                if self._begun.session.writes:
+                    self._make()
+
+    def _make(self) -> None:
         begun, state = self._begun, self._state
-        if not (begun.prompts and begun.session.writes):
-            return
+        events, step, total = begun.session.events, state.global_step, len(begun.prompts)
         try:
             with self._aside, state.exported_weights():
-                images = state.model.sample(begun.prompts, begun.config.sample_sampler, begun.device)
+                for index, prompt in enumerate(begun.prompts):
+                    events.write("sampling", step, done=index, total=total)
+                    (image,) = state.model.sample([prompt], begun.config.sample_sampler, begun.device, self._text)
+                    self._write(index, prompt, image)
         except RuntimeError as error:  # most often the device's memory, which is too small for larger pictures
-            advice = " Give smaller ones with --w and --h." if isinstance(error, torch.OutOfMemoryError) else ""
+            advice = " Give smaller ones with --w and --h." if devices.ran_out_of_memory(error) else ""
             message = f"the sample images cannot be made: {error}.{advice}"
-            logger.warning("Step %d: %s The training goes on without them.", state.global_step, message)
-            begun.session.events.write("warning", state.global_step, kind="sample_failed", message=message)
-            if begun.device.type == "cuda":
-                torch.cuda.empty_cache()
-            return
-        for index, (prompt, image) in enumerate(zip(begun.prompts, images, strict=True)):
-            self._write(index, prompt, image)
+            logger.warning("Step %d: %s The training goes on without them.", step, message)
+            events.write("warning", step, kind="sample_failed", message=message)
+            devices.give_back_memory(begun.device)
+        events.write("sampling", step, done=total, total=total)
 
     def _write(self, index: int, prompt: Prompt, image: Image.Image) -> None:
         begun, step = self._begun, self._state.global_step

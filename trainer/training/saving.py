@@ -8,10 +8,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from trainer import files
+from trainer.checkpoints import resume
 from trainer.checkpoints.checkpoint import Contents, Save, Saved, Writer
 from trainer.checkpoints.preflight import Inputs
-from trainer.models import file_metadata, network
+from trainer.models import adapters, file_metadata, keys
+from trainer.models.keys import Stored
 from trainer.options.config import Config
 from trainer.options.writing import to_toml
 from trainer.recipe import optimizers
@@ -66,19 +71,20 @@ class Saver:
             total_steps=inputs.total_steps,
             steps_per_epoch=inputs.steps_per_epoch,
         ) | file_metadata.model_hashes(inputs.model_path, inputs.base_model["pretrained_model_name_or_path"])
+        self._constant["ss_total_batch_size"] = resume.global_batch(config, int(here["processes"]))
+        if config.vae:
+            digest = inputs.base_model["vae"]
+            self._constant |= file_metadata.model_hashes(Path(config.vae), digest, file_metadata.VAE_HASHES)
 
     def _export_record(self) -> dict[str, Any]:
         """What `export` needs to write a checkpoint's model file without the model."""
         config, model = self._config, self._state.model
         values = {name: value for name, value in self._constant.items() if name != "ss_tag_frequency"}
         values |= {"ss_session_id": self._session.run_id, "ss_training_started_at": self._session.record["created"]}
-        described = network.as_metadata(file_metadata.necessary(values) if config.no_metadata else values)
+        described = file_metadata.as_text(file_metadata.necessary(values) if config.no_metadata else values)
         if not config.no_metadata:
             described |= file_metadata.modelspec(config, model, self._session.record["created"])
-        return {
-            "targets": {target.name: [target.prefix, target.path_prefix] for target in model.targets},
-            "metadata": described,
-        }
+        return {**adapters.naming_of(config).record(), "metadata": described}
 
     # --- when ------------------------------------------------------------------------------------------------------
 
@@ -108,7 +114,6 @@ class Saver:
         if not self._session.writes:
             return
         state, validated = self._state, self._state.validation
-        self._saved_at = time.monotonic()
         epoch, place = self._plan.place(state.global_step)
         started = time.perf_counter()
         more = {
@@ -117,11 +122,12 @@ class Saver:
             "lr_curve": self._curve.as_dict(),
             "base_model": dict(self._inputs.base_model),
             "probe_loss": state.model.probe() if checkpoint else None,
-            "session": self._session.number,
+            **self._session.for_checkpoints(),
             "export": self._export_record(),
         }
         probe_seconds = time.perf_counter() - started
-        contents = state.contents(self._documents, to_toml(self._config), **more, probe_seconds=probe_seconds)
+        options = to_toml(self._session.config_to_keep())
+        contents = state.contents(self._documents, options, **more, probe_seconds=probe_seconds)
         self._writer.save(
             Save(
                 folder=self._run.checkpoints if checkpoint else None,
@@ -136,11 +142,12 @@ class Saver:
         )
         if checkpoint:
             self.last_step = state.global_step
+            self._saved_at = time.monotonic()
 
     def _export(self, contents: Contents) -> tuple[dict[str, Any], dict[str, str]]:
         config, state = self._config, contents.state
-        dtype = network.DTYPES[config.save_precision]
-        tensors = network.to_kohya(self._state.model.targets, contents.ema or contents.weights, dtype)
+        weights = {name: tensor.numpy() for name, tensor in (contents.ema or contents.weights).items()}
+        tensors = adapters.tensors_of_file(weights, adapters.naming_of(config), config)
         values = {
             **self._constant,
             "ss_session_id": self._session.run_id,
@@ -150,10 +157,11 @@ class Saver:
             "ss_epoch": state["epoch"],
             "ss_optimizer": optimizers.describe(self._state.optimizer, config),
         }
-        described = network.as_metadata(file_metadata.necessary(values) if config.no_metadata else values)
+        described = file_metadata.as_text(file_metadata.necessary(values) if config.no_metadata else values)
         if not config.no_metadata:
             described |= file_metadata.modelspec(config, self._state.model, values["ss_training_finished_at"])
-        return tensors, described | network.hashes(tensors, described)
+        described |= keys.hashes(tensors, described)
+        return {name: _as_torch(tensor) for name, tensor in tensors.items()}, described
 
     def close(self) -> None:
         """Return when everything is written, or has failed."""
@@ -223,4 +231,10 @@ class Saver:
             )
             if old_step or old_epoch:
                 with contextlib.suppress(OSError):
-                    path.unlink()
+                    files.unlink(path)
+
+
+def _as_torch(tensor: Stored) -> Tensor:
+    """The same memory as a tensor; of bfloat16 the bits."""
+    values = torch.from_numpy(tensor.array)
+    return values.view(torch.bfloat16) if tensor.dtype == "bfloat16" else values

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from trainer import files
+from trainer.checkpoints import decisions, resume
+from trainer.checkpoints.choosing import ResumeRefused
 from trainer.checkpoints.resume import Verdict
 from trainer.options.config import Config
 from trainer.options.writing import to_toml
-from trainer.runs import branches, manifest, run_folder
+from trainer.runs import branches, lineage, manifest, run_folder
 from trainer.runs.events import EVENTS_VERSION, EventWriter, SilentWriter
 from trainer.runs.failures import advice_for, kind_of
+from trainer.runs.manifest import CheckpointDamaged
 from trainer.runs.run_folder import RunFolder
 from trainer.runs.signals import StopRequested
 
@@ -35,30 +39,49 @@ class Session:
 
     writes = True
 
-    def __init__(self, config: Config, run: RunFolder, verdict: Verdict | None) -> None:
+    def __init__(self, config: Config, run: RunFolder, verdict: Verdict | None, total_steps: int) -> None:
         self._config = config
         self._run = run
         self._verdict = verdict
+        self._decisions = verdict.decisions if verdict else decisions.at_the_start(config, total_steps)
         self.events: EventWriter = EventWriter(run.events_file)
         self.global_step = verdict.step if verdict else 0
-        record = run_folder.read_run(run)
-        if record is None or verdict is None or not manifest.listing(run.checkpoints):
-            record = run_folder.new_run(config.output_name)
-        if verdict and verdict.manifest.run_id != record["run_id"]:
-            record["parent"] = {
-                "run_id": verdict.manifest.run_id,
-                "step": verdict.step,
-                "manifest": verdict.manifest.digest,
-                "path": str(verdict.path.absolute()),
-            }
-        self.record = record
-        self.number = len(record["sessions"]) + 1
+        self.id = lineage.new_session()
+        self.record = self._record(run_folder.read_run(run))
+        self.number = len(self.record["sessions"]) + 1
+
+    def _record(self, found: dict[str, Any] | None) -> dict[str, Any]:
+        """The run's record, or that of a new run, which may begin at another one's checkpoint."""
+        verdict = self._verdict
+        new = run_folder.new_run(self._config.output_name)
+        if verdict is None:
+            return new
+        if verdict.own:
+            return found or new | {"run_id": verdict.manifest.run_id}
+        if found and resume.was_begun_with(verdict.manifest, found):
+            return found
+        parent = {
+            "run_id": verdict.manifest.run_id,
+            "step": verdict.step,
+            "manifest": verdict.manifest.digest,
+            "path": str(verdict.path.absolute()),
+        }
+        return new | {"parent": parent}
 
     @property
     def resumed_from(self) -> int | None:
-        """The step of the run's own checkpoint that this session continues; None for a fresh start or a branch."""
-        own = self._verdict is not None and self._verdict.manifest.run_id == self.run_id
-        return self._verdict.step if self._verdict and own else None
+        """The step of the checkpoint that this session continues; None for a fresh start."""
+        return self._verdict.step if self._verdict else None
+
+    def for_checkpoints(self) -> dict[str, Any]:
+        """What every checkpoint of this session says of where it comes from and what was decided on the way."""
+        verdict = self._verdict
+        before = (lineage.sessions_of(verdict.state) or ()) if verdict else ()
+        return {
+            "session": self.number,
+            "lineage": [*before, (self.id, verdict.step if verdict else 0)],
+            "decisions": self._decisions.as_dict(),
+        }
 
     @property
     def run_id(self) -> str:
@@ -78,17 +101,21 @@ class Session:
             "from_step": self.global_step,
             "grade": verdict.grade if verdict else None,
             "resumed_from": str(verdict.path.absolute()) if verdict else None,
-            "allowed": _allowed(verdict) if verdict else [],
+            "id": self.id,
+            "learning_rate": dataclasses.asdict(verdict.decision) if verdict and verdict.decision else None,
+            "words": list(decisions.given(self._config)),
+            "allowed": [dataclasses.asdict(item) for item in verdict.permitted] if verdict else [],
+            "total_steps": started.get("total_steps"),
             **run_folder.this_process(),
         }
         self.record |= {"status": "running", **run_folder.this_process()}
         self.record["sessions"] = [*self.record["sessions"], entry]
         run_folder.write_run(run, self.record)
-        files.write_text(run.config_file, to_toml(self._config))
-        if verdict:
-            for path, reason in verdict.rejected:
-                aside = manifest.set_aside(path, reason)
-                self.events.write("checkpoint_rejected", verdict.step, path=str(aside), reason=reason)
+        files.write_text(run.config_file, to_toml(self.config_to_keep()))
+        for path, reason in verdict.rejected if verdict else ():
+            own = path.resolve().parent == run.checkpoints.resolve()  # another run's are not ours to move
+            aside = manifest.set_aside(path, reason) if own else path
+            self.events.write("checkpoint_rejected", self.global_step, path=str(aside), reason=reason)
         self.events.write("run_started", self.global_step, version=EVENTS_VERSION, session=self.number, **started)
         try:
             yield self
@@ -103,17 +130,21 @@ class Session:
         """Record what was restored, and move what came after it aside. `epochs`: completed at the resumed step."""
         verdict = self._verdict
         assert verdict is not None
-        moved = branches.abandon(
-            self._config,
-            self._run,
-            verdict.step,
-            epochs,
-            self.number,
-            differs=verdict.grade != "bit-exact",
-            passed_over=bool(verdict.rejected),
-        )
+        try:
+            moved = branches.go_on_from(
+                self._config,
+                self._run,
+                verdict.manifest,
+                verdict.path,
+                epochs,
+                self.number,
+                differs=verdict.grade != "bit-exact",
+                passed_over=bool(verdict.rejected),
+            )
+        except (OSError, CheckpointDamaged) as error:
+            raise ResumeRefused([f"resume_from_checkpoint: {verdict.path} cannot be taken over: {error}"]) from error
         for path in moved:
-            logger.info("The later checkpoint %s is kept at %s", path.name, path)
+            logger.info("The checkpoint %s, which does not lead here, is kept at %s", path.name, path)
         self.events.write(
             "resumed",
             verdict.step,
@@ -128,8 +159,15 @@ class Session:
             },
             dataset=list(verdict.dataset),
             environment=list(verdict.environment),
+            learning_rate=dataclasses.asdict(verdict.decision) if verdict.decision else None,
+            allowed=[dataclasses.asdict(item) for item in verdict.permitted],
             abandoned=[str(path) for path in moved],
         )
+
+    def config_to_keep(self) -> Config:
+        """The options of this session, whose permissions allow no more than what they allowed."""
+        permitted = self._verdict.permitted if self._verdict else ()
+        return self._config.replace(resume_allow=tuple(item.word for item in permitted))
 
     def warn(self, kind: str, message: str) -> None:
         logger.warning("%s", message)
@@ -158,18 +196,13 @@ class Session:
             logger.warning("%s cannot be written: %s", self._run.run_file, error)
 
 
-def _allowed(verdict: Verdict) -> list[str]:
-    """What is not as it was, by permission."""
-    return [item.name for item in verdict.differences if item.allowed] + (["dataset"] if verdict.dataset else [])
-
-
 class SilentSession(Session):
     """The session of a process that does not hold the run's lock: the same record, and nothing of it is written."""
 
     writes = False
 
-    def __init__(self, config: Config, run: RunFolder, verdict: Verdict | None) -> None:
-        super().__init__(config, run, verdict)
+    def __init__(self, config: Config, run: RunFolder, verdict: Verdict | None, total_steps: int) -> None:
+        super().__init__(config, run, verdict, total_steps)
         self.events: EventWriter = SilentWriter(run.events_file)
 
     @contextlib.contextmanager

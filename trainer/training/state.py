@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from trainer.checkpoints import checkpoint_size
 from trainer.checkpoints.checkpoint import Contents
-from trainer.models import network
-from trainer.models.families.base import Model
+from trainer.data.epochs import Origin
+from trainer.models import adapters
+from trainer.models.model import Model
 from trainer.options.config import Config
-from trainer.recipe import optimizers
+from trainer.recipe import loss_average, optimizers
+from trainer.recipe.alarms import StepAlarms
 from trainer.recipe.early_stopping import Record
-from trainer.recipe.schedule import LrCurve
-from trainer.training.loader import Origin
+from trainer.recipe.moving_average import MovingAverage
+from trainer.recipe.plateau import Plateau
+from trainer.recipe.schedule import PLATEAU, LrCurve
 
 STATE_VERSION = 1
-LOSS_AVERAGE = 0.98  # share of the past in the moving average that the log shows
 
 
 class State:
@@ -33,18 +34,22 @@ class State:
         self.model = model
         self.weights: dict[str, nn.Parameter] = {}
         groups = []
+        self._adapter = adapters.load(config)
         for target in model.targets:
-            parameters = network.parameters(target)
+            parameters = self._adapter.parameters(target)
             self.weights |= parameters
-            groups.append((target.name, list(parameters.values()), config.peak_learning_rates[target.name]))
-        self.peaks = [peak for _, _, peak in groups]
+            peak, ratio = config.peak_learning_rates[target.name], config.plus_ratios.get(target.name, 1.0)
+            reached = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+            second = [name for name in reached if name.endswith("lora_B.weight") and ratio != 1]  # LoRA+
+            groups.append((target.name, [reached[name] for name in reached if name not in set(second)], peak))
+            if second:
+                groups.append((f"{target.name} plus", [reached[name] for name in second], peak * ratio))
+        self.peaks = {name: peak for name, _, peak in groups}
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.weights.items()}
         self.parameters = list(self.weights.values())
         self.optimizer = optimizers.build(config, groups)
         self.scaler = torch.amp.GradScaler(device.type) if config.mixed_precision == "fp16" else None
-        self.ema: EMAModel | None = None
-        if config.use_ema:
-            self.ema = EMAModel(self.parameters, decay=config.ema_decay, foreach=True)
+        self.ema = MovingAverage(self.parameters, decay=config.ema_decay, foreach=True) if config.use_ema else None
         self.global_step = 0
         self.origin = Origin()
         self.planned_steps = 0  # the run's length when it began, which options may name shares of
@@ -52,16 +57,20 @@ class State:
         self.loss_spread: float | None = None  # how far losses usually are from it
         self.nonfinite_in_a_row = 0
         self.validation = Record()
+        self.alarms = StepAlarms(config)
+        self.plateau = Plateau()
+        self._averages = optimizers.averages(self.optimizer)
         self._skips_itself = optimizers.skips_nonfinite_itself(self.optimizer)
 
     # --- a step ----------------------------------------------------------------------------------------------------
 
-    def set_learning_rate(self, curve: LrCurve) -> float:
-        """Set the rate of the step that follows; returns that of the first group."""
-        factor = curve.factor(self.global_step)
-        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * factor
-        return self.peaks[0] * factor
+    def set_learning_rate(self, curve: LrCurve) -> dict[str, float]:
+        """Set the rates of the step that follows; returns them by trained part."""
+        factor = curve.factor(self.global_step) * self.plateau.factor
+        rates = {group: peak * factor for group, peak in self.peaks.items()}
+        for group, rate in zip(self.optimizer.param_groups, rates.values(), strict=True):
+            group["lr"] = rate
+        return {target.name: rates[target.name] for target in self.model.targets}
 
     def clip(self) -> Tensor:
         """Unscale and clip the gradients; returns their norm before clipping, on the device."""
@@ -78,6 +87,9 @@ class State:
         The host waits for the device only if the optimizer cannot leave a step out by itself.
         """
         if self.scaler:
+            # Its own verdict is on the gradients alone; a norm or a loss that is not finite counts as well.
+            for found in self.scaler._found_inf_per_device(self.optimizer).values():
+                found.copy_(torch.maximum(found, (~finite).float()))
             self.scaler.step(self.optimizer)
             self.scaler.update()
         elif self._skips_itself:
@@ -88,27 +100,33 @@ class State:
         elif bool(finite):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.config.scale_weight_norms:
+            for target in self.model.targets:
+                self._adapter.limit_norms(target, self.config.scale_weight_norms)
         if self.ema:
-            self.ema.step(self.parameters)
+            self.ema.move(self.parameters, finite)
         self.global_step += 1
 
     def note_loss(self, step: int, loss: float, finite: bool) -> None:
-        """Bring the counters up to date with a step's outcome; in the order of the steps, but perhaps some steps late.
-
-        While the run is young the averages are those of all losses, so that the first one does not weigh too much.
-        """
+        """Bring the counters up to date with a step's outcome; in the order of the steps, perhaps some steps late."""
         self.nonfinite_in_a_row = 0 if finite else self.nonfinite_in_a_row + 1
         if finite:
             average = loss if self.loss_average is None else self.loss_average
-            spread, share = self.loss_spread or 0.0, max(1 - LOSS_AVERAGE, 1 / max(step, 1))
+            spread, share = self.loss_spread or 0.0, loss_average.share_of(step)
             self.loss_spread = (1 - share) * spread + share * abs(loss - average)
-            self.loss_average = (1 - share) * average + share * loss
+            self.loss_average = loss_average.averaged(average, loss, step)
+
+    def note_validation(self, loss: float, curve: LrCurve) -> None:
+        """Bring the learning rate's plateau up to date with a validation."""
+        if curve.scheduler == PLATEAU:
+            self.plateau = self.plateau.after(loss, curve.own)
 
     @contextmanager
     def exported_weights(self) -> Iterator[None]:
-        """Within, the model has the weights that a model file would hold: the moving average, if there is one."""
+        """Within, the model has the weights that a model file would hold: the average, if there is one."""
         if self.ema is None:
-            yield
+            with optimizers.averaged(self.optimizer) if self._averages else nullcontext():
+                yield
             return
         self.ema.store(self.parameters)
         self.ema.copy_to(self.parameters)
@@ -125,7 +143,7 @@ class State:
         return Contents(
             weights=dict(self.weights),
             optimizer=tensors,
-            ema=dict(zip(self.weights, self.ema.shadow_params, strict=True)) if self.ema else {},
+            ema=self._averaged_weights(),
             state={
                 "version": STATE_VERSION,
                 "global_step": self.global_step,
@@ -137,11 +155,22 @@ class State:
                 "loss_spread": self.loss_spread,
                 "nonfinite_in_a_row": self.nonfinite_in_a_row,
                 "validation": dataclasses.asdict(self.validation),
+                "alarms": self.alarms.as_dict() if self.config.alarms else {},
+                **({"plateau": self.plateau.as_dict()} if self.plateau != Plateau() else {}),
                 **more,
             },
             documents=documents,
             config=config,
         )
+
+    def _averaged_weights(self) -> dict[str, Tensor]:
+        """What model files hold, where it is not the weights that are trained."""
+        if self.ema:
+            return dict(zip(self.weights, self.ema.shadow_params, strict=True))
+        if not self._averages:
+            return {}
+        with self.exported_weights():
+            return {name: parameter.detach().clone() for name, parameter in self.weights.items()}
 
     def restore(self, loaded: Contents) -> None:
         """Take over what a checkpoint holds. Raises CheckpointDamaged or ValueError when it does not fit."""
@@ -162,6 +191,8 @@ class State:
         self.loss_spread = values.get("loss_spread")  # version 1 began without it
         self.nonfinite_in_a_row = values["nonfinite_in_a_row"]
         self.validation = Record(**values.get("validation", {}))  # version 1 began without it
+        self.alarms.restore(values.get("alarms", {}))  # version 1 began without it
+        self.plateau = Plateau(**values.get("plateau", {}))
 
     def checkpoint_bytes(self, images: int) -> int:
         """About what a checkpoint takes on the disk; `images`: how many the dataset has."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import logging
@@ -19,12 +20,13 @@ from trainer.data.dataset import Entry
 from trainer.options.config import Config
 from trainer.recipe import early_stopping
 from trainer.recipe.early_stopping import Record
+from trainer.recipe.schedule import LrCurve
 from trainer.runs.events import EventWriter
 from trainer.training.loader import MicroBatch, Plan, Samples, Sources, Use, thread_pool
 from trainer.training.state import State
 
 logger = logging.getLogger(__name__)
-DRAWS = 4  # noise and timestep of each image, one from each quarter of the timesteps
+DRAWS = 4  # noise and timestep of each image, one from each quarter of what is trained
 EPOCH = -1  # in the addresses; those of the training are 0 and above
 
 
@@ -54,6 +56,7 @@ class Validator:
         processes: int,
         process: int,
         add_up: Callable[[Tensor], Tensor],
+        curve: LrCurve,
     ) -> None:
         """`add_up`: the sum of a tensor over the processes, which share the images out."""
         self._state = state
@@ -61,6 +64,7 @@ class Validator:
         self._events = events
         self._processes, self._process = processes, process
         self._add_up = add_up
+        self._curve = curve
         self._workers = config.max_data_loader_n_workers
         self._min_delta = config.early_stopping_min_delta
         seed = config.seed if config.validation_seed is None else config.validation_seed
@@ -70,8 +74,10 @@ class Validator:
             chosen = chosen[: config.max_validation_steps * config.train_batch_size]
         self._count = len(chosen)
         self._batches = _batches(chosen, config.train_batch_size)
-        self._draws = [Samples(part, sources) for part in _timestep_ranges(config.replace(seed=seed))]
-        named = [[entry.id for entry in chosen], seed, config.min_timestep, config.max_timestep]
+        seeded = config.replace(seed=seed)
+        parts = sources.timesteps.parts(DRAWS)
+        self._draws = [Samples(seeded, dataclasses.replace(sources, timesteps=part)) for part in parts]
+        named = [[entry.id for entry in chosen], seed, *sources.timesteps.described()]
         images = hashlib.sha256(files.json_bytes(named)).hexdigest()[:16]
         if state.validation.images != images:
             if state.validation.best_step is not None:
@@ -90,6 +96,7 @@ class Validator:
             return
         train_loss = state.loss_average
         state.validation = record = state.validation.after(state.global_step, loss, train_loss, self._min_delta)
+        state.note_validation(loss, self._curve)
         logger.info("step %d  validation loss %.4f (best %s)", state.global_step, loss, _best(record))
         self._events.write(
             "validation",
@@ -157,14 +164,6 @@ def _batches(entries: Sequence[Entry], size: int) -> list[list[Entry]]:
         for group in [list(members)]
         for start in range(0, len(group), size)
     ]
-
-
-def _timestep_ranges(config: Config) -> list[Config]:
-    """The config once for each draw, with a part of the timesteps: what the loss depends on most."""
-    low, high = config.min_timestep, config.max_timestep
-    draws = min(DRAWS, high - low)
-    edges = [low + (high - low) * part // draws for part in range(draws + 1)]
-    return [config.replace(min_timestep=start, max_timestep=end) for start, end in itertools.pairwise(edges)]
 
 
 def _best(record: Record) -> str:

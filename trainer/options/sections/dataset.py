@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.models.families.facts import CLIP_TEXT
 from trainer.options.declaration import option
 
-Interpolation = Literal["lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area"]
+Interpolation = Literal["automatic", "lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,7 @@ class Dataset:
         'Training resolution in pixels: "512" or "width,height".',
         on_resume="trajectory",
         scope="dataset",
+        decides_bucket=True,
         sets_speed=True,
     )
     enable_bucket: bool = option(
@@ -27,13 +29,26 @@ class Dataset:
         "image to resolution.",
         on_resume="trajectory",
         scope="dataset",
+        decides_bucket=True,
         in_header=True,
     )
     min_bucket_reso: int = option(
-        256, "Shortest side of a bucket, in pixels.", low=8, on_resume="trajectory", scope="dataset", in_header=True
+        256,
+        "Shortest side of a bucket, in pixels.",
+        low=8,
+        on_resume="trajectory",
+        scope="dataset",
+        decides_bucket=True,
+        in_header=True,
     )
     max_bucket_reso: int = option(
-        1024, "Longest side of a bucket, in pixels.", low=8, on_resume="trajectory", scope="dataset", in_header=True
+        1024,
+        "Longest side of a bucket, in pixels.",
+        low=8,
+        on_resume="trajectory",
+        scope="dataset",
+        decides_bucket=True,
+        in_header=True,
     )
     bucket_reso_steps: int = option(
         64,
@@ -42,17 +57,26 @@ class Dataset:
         on_resume="trajectory",
         advanced=True,
         scope="dataset",
+        decides_bucket=True,
     )
     bucket_no_upscale: bool = option(
         False,
         "Never enlarge an image; buckets follow each image's own size.",
         on_resume="trajectory",
         scope="dataset",
+        decides_bucket=True,
         in_header=True,
+    )
+    bucket_rules: Literal["cover", "sd-scripts"] = option(
+        "cover",
+        "How images are scaled and cut. cover: the whole image is scaled to just cover its bucket. sd-scripts: rounded "
+        "as it does; bucket_no_upscale takes its buckets, and random_crop without buckets cuts the unscaled image.",
+        on_resume="trajectory",
+        advanced=True,
     )
     resize_interpolation: Interpolation = option(
         "lanczos",
-        "How images are scaled to their bucket.",
+        "How images are scaled to their bucket; automatic: area for smaller, lanczos for larger.",
         on_resume="trajectory",
         advanced=True,
         scope="subset",
@@ -205,6 +229,7 @@ class Dataset:
         "Treat (word:1.2), (word) and [word] in captions as emphasis instead of text.",
         on_resume="trajectory",
         advanced=True,
+        traits=(CLIP_TEXT,),
     )
     max_token_length: int = option(
         75,
@@ -214,6 +239,7 @@ class Dataset:
         on_resume="trajectory",
         advanced=True,
         in_header=True,
+        traits=(CLIP_TEXT,),
     )
     flip_aug: bool = option(
         False,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from trainer.models import families
+from trainer.models.families.facts import CLIP_SKIP, DDPM
 from trainer.options.declaration import option
 
 
@@ -12,7 +13,12 @@ from trainer.options.declaration import option
 class Model:
     """Model"""
 
-    family: Literal["sd"] = option("sd", "Architecture of the base model.", on_resume="locked")
+    family: str = option(
+        families.AUTO,
+        "Architecture of the base model; auto reads it from the model's files.",
+        on_resume="locked",
+        choices=families.choices(),
+    )
     pretrained_model_name_or_path: str = option(
         "",
         "Base model: a diffusers folder, a single .safetensors file, or a Hugging Face id.",
@@ -39,6 +45,7 @@ class Model:
         False,
         "Train with v-prediction (SD 2.x 768). A model whose scheduler is set to v_prediction always trains that way.",
         on_resume="locked",
+        traits=(DDPM,),
     )
     clip_skip: int | None = option(
         None,
@@ -48,4 +55,5 @@ class Model:
         on_resume="trajectory",
         advanced=True,
         in_header=True,
+        traits=(CLIP_SKIP,),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trainer.models.families.facts import TRAINS_ENCODERS
 from trainer.options.declaration import option
 
 
@@ -26,6 +27,42 @@ class Network:
         high=0.99,
         on_resume="trajectory",
         in_header=True,
+    )
+    rank_dropout: float = option(
+        0.0,
+        "Share of the ranks left out at each step, for each image by itself.",
+        low=0,
+        high=0.99,
+        on_resume="trajectory",
+        advanced=True,
+    )
+    module_dropout: float = option(
+        0.0,
+        "Share of the LoRA layers left out at each step.",
+        low=0,
+        high=0.99,
+        on_resume="trajectory",
+        advanced=True,
+    )
+    scale_weight_norms: float = option(
+        0.0,
+        "Scale a LoRA layer down after a step in which its weights' norm exceeds this; 1 is usual. 0: never.",
+        low=0,
+        on_resume="trajectory",
+        advanced=True,
+    )
+    loraplus_lr_ratio: float | None = option(
+        None,
+        "LoRA+: how many times the learning rate the second matrix of each layer gets; 16 is usual. Empty: the same.",
+        low=0,
+        on_resume="locked",
+        advanced=True,
+    )
+    loraplus_unet_lr_ratio: float | None = option(
+        None, "LoRA+ of the U-Net. Empty: loraplus_lr_ratio.", low=0, on_resume="locked", advanced=True
+    )
+    loraplus_text_encoder_lr_ratio: float | None = option(
+        None, "LoRA+ of the text encoder. Empty: loraplus_lr_ratio.", low=0, on_resume="locked", advanced=True
     )
     conv_dim: int | None = option(
         None,
@@ -54,6 +91,7 @@ class Network:
         on_resume="locked",
         advanced=True,
         sets_speed=True,
+        traits=(TRAINS_ENCODERS,),
     )
     network_weights: str = option(
         "",
@@ -62,4 +100,10 @@ class Network:
         path=True,
         advanced=True,
         must_exist=True,
+    )
+    dim_from_weights: bool = option(
+        False,
+        "Take network_dim, network_alpha, conv_dim and conv_alpha from network_weights.",
+        on_resume="free",
+        advanced=True,
     )

@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
+from trainer.models.families.facts import DDPM, FLOW
 from trainer.options.declaration import option
 
-Sampler = Literal[
-    "ddim",
-    "pndm",
-    "lms",
-    "euler",
-    "euler_a",
-    "heun",
-    "dpm_2",
-    "dpm_2_a",
-    "dpmsolver",
-    "dpmsolver++",
-    "dpmsingle",
-    "unipc",
-]
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """diffusers' class of a sampler and what it is set to; under `flow`, for models of rectified flow."""
+
+    ddpm: tuple[str, dict[str, Any]] | None = None
+    flow: tuple[str, dict[str, Any]] | None = None
+
+    def fits(self, traits: Collection[str]) -> bool:
+        """Whether a family of these traits can be sampled with it."""
+        return bool((self.ddpm and DDPM in traits) or (self.flow and FLOW in traits))
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddim": Sampler(("DDIMScheduler", {"clip_sample": False})),
+    "pndm": Sampler(("PNDMScheduler", {"skip_prk_steps": True})),
+    "lms": Sampler(("LMSDiscreteScheduler", {})),
+    "euler": Sampler(("EulerDiscreteScheduler", {}), ("FlowMatchEulerDiscreteScheduler", {})),
+    "euler_a": Sampler(("EulerAncestralDiscreteScheduler", {})),
+    "heun": Sampler(("HeunDiscreteScheduler", {}), ("FlowMatchHeunDiscreteScheduler", {})),
+    "dpm_2": Sampler(("KDPM2DiscreteScheduler", {})),
+    "dpm_2_a": Sampler(("KDPM2AncestralDiscreteScheduler", {})),
+    "dpmsolver": Sampler(
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"})
+    ),
+    "dpmsingle": Sampler(("DPMSolverSinglestepScheduler", {})),
+    "dpmsolver++": Sampler(
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+        (
+            "DPMSolverMultistepScheduler",
+            {"algorithm_type": "dpmsolver++", "prediction_type": "flow_prediction", "use_flow_sigmas": True},
+        ),
+    ),
+    "unipc": Sampler(
+        ("UniPCMultistepScheduler", {}),
+        ("UniPCMultistepScheduler", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +60,13 @@ class Samples:
     sample_at_first: bool = option(False, "Sample images before the first step.", on_resume="free")
     sample_prompts: str = option(
         "",
-        "A prompt file, or the prompts themselves, one per line: text, then --n negative prompt --w width --h "
-        "height --d seed --l guidance scale --s steps.",
+        "A prompt file (.txt, .json or .toml, as in sd-scripts), or the prompts themselves, one per line: text, then "
+        "--n negative prompt --w width --h height --d seed --l guidance scale --s steps.",
         on_resume="free",
     )
-    sample_sampler: Sampler = option("ddim", "Sampler of the sample images.", on_resume="free")
+    sample_sampler: str = option(
+        AUTO,
+        "Sampler of the sample images. auto: as usual for the model.",
+        on_resume="free",
+        choices=(AUTO, *SAMPLERS),
+    )

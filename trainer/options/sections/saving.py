@@ -14,7 +14,12 @@ class Saving:
 
     save_every_n_steps: int = option(0, "Save every n steps. 0: not by steps.", low=0, on_resume="free")
     save_every_n_epochs: int = option(0, "Save every n epochs. 0: not by epochs.", low=0, on_resume="free")
-    save_every_n_minutes: float = option(0.0, "Save every n minutes. 0: not by time.", low=0, on_resume="free")
+    save_every_n_minutes: float = option(
+        10.0,
+        "Write a checkpoint, but no model file, when the last one is n minutes old. 0: not by time.",
+        low=0,
+        on_resume="free",
+    )
     save_state: bool = option(
         True, "Write a checkpoint with every save, so that the run can be resumed there.", on_resume="free"
     )

@@ -5,12 +5,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.models.families.facts import TRAINS_ENCODERS, TWO_ENCODERS
 from trainer.options.declaration import option
+from trainer.options.optimizer_table import IMPORT_PATH, OPTIMIZERS
 
-LrScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
-
-
-OptimizerType = Literal["AdamW", "AdamW8bit", "Adafactor", "Lion", "Prodigy", "SGDNesterov"]
+LrScheduler = Literal[
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "inverse_sqrt",
+    "cosine_with_min_lr",
+    "warmup_stable_decay",
+    "piecewise_constant",
+    "reduce_lr_on_plateau",
+    "adafactor",
+]
+LrSchedulerType = Literal[
+    "",
+    "CosineAnnealingLR",
+    "CosineAnnealingWarmRestarts",
+    "ExponentialLR",
+    "StepLR",
+    "MultiStepLR",
+    "ConstantLR",
+    "LinearLR",
+    "PolynomialLR",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +80,20 @@ class Training:
     )
     text_encoder_lr: float | None = option(
         None,
-        "Learning rate of the text encoder. Empty: learning_rate.",
+        "Learning rate of the text encoder, or of the first of two. Empty: learning_rate.",
         low=0,
         high=100,
         on_resume="trajectory",
         in_header=True,
+        traits=(TRAINS_ENCODERS,),
+    )
+    text_encoder_lr2: float | None = option(
+        None,
+        "Learning rate of the second text encoder. Empty: text_encoder_lr. sd-scripts writes both in text_encoder_lr.",
+        low=0,
+        high=100,
+        on_resume="trajectory",
+        traits=(TWO_ENCODERS,),
     )
     lr_scheduler: LrScheduler = option(
         "constant", "Shape of the learning rate curve.", on_resume="trajectory", in_header=True
@@ -70,12 +102,57 @@ class Training:
         0.0, "Warm-up in steps, or below 1 as a share of all steps.", low=0, on_resume="trajectory"
     )
     lr_scheduler_num_cycles: int = option(
-        1, "Cycles of cosine_with_restarts.", low=1, on_resume="trajectory", advanced=True
+        1,
+        "Cycles of cosine_with_restarts; half waves of cosine_with_min_lr and warmup_stable_decay.",
+        low=1,
+        on_resume="trajectory",
+        advanced=True,
     )
     lr_scheduler_power: float = option(
         1.0, "Power of the polynomial curve.", low=0, on_resume="trajectory", advanced=True
     )
-    optimizer_type: OptimizerType = option("AdamW", "Optimizer.", on_resume="locked", sets_speed=True)
+    lr_decay_steps: float = option(
+        0.0,
+        "Length of warmup_stable_decay's fall in steps, or below 1 as a share of all steps.",
+        low=0,
+        on_resume="trajectory",
+        advanced=True,
+    )
+    lr_scheduler_timescale: int | None = option(
+        None,
+        "Steps after which inverse_sqrt has fallen to its first part. Empty: those of the warm-up, or 10,000.",
+        low=1,
+        on_resume="trajectory",
+        advanced=True,
+    )
+    lr_scheduler_min_lr_ratio: float | None = option(
+        None,
+        "What is left of the learning rate at the end of cosine_with_min_lr and warmup_stable_decay, as a share.",
+        low=0,
+        high=1,
+        on_resume="trajectory",
+        advanced=True,
+    )
+    lr_scheduler_type: LrSchedulerType = option(
+        "",
+        "One of PyTorch's learning rate schedulers, which takes the place of lr_scheduler and of the warm-up.",
+        on_resume="trajectory",
+        advanced=True,
+    )
+    lr_scheduler_args: tuple[str, ...] = option(
+        (),
+        "Arguments of lr_scheduler or lr_scheduler_type, as name=value.",
+        on_resume="trajectory",
+        advanced=True,
+    )
+    optimizer_type: str = option(
+        "AdamW",
+        "Optimizer; or the class of another one, as package.module.Class.",
+        on_resume="locked",
+        sets_speed=True,
+        choices=tuple(OPTIMIZERS),
+        pattern=IMPORT_PATH.pattern,
+    )
     optimizer_args: tuple[str, ...] = option(
         (), "Additional arguments of the optimizer, as name=value.", on_resume="trajectory", advanced=True
     )

@@ -18,6 +18,7 @@ class Validation:
         low=0,
         high=0.9,
         on_resume="trajectory",
+        in_header=True,
         scope="dataset",
     )
     validation_data_dir: str = option(
@@ -33,21 +34,26 @@ class Validation:
         low=0,
         high=2**63 - 1,
         on_resume="trajectory",
+        in_header=True,
         advanced=True,
         scope="dataset",
     )
-    validate_every_n_steps: int = option(0, "Validate every n steps. 0: not by steps.", low=0, on_resume="free")
+    validate_every_n_steps: int = option(
+        0, "Validate every n steps. 0: not by steps.", low=0, on_resume="free", in_header=True
+    )
     validate_every_n_epochs: int = option(
         0,
         "Validate every n epochs. 0: every epoch, unless validate_every_n_steps is set.",
         low=0,
         on_resume="free",
+        in_header=True,
     )
     max_validation_steps: int = option(
         0,
         "Maximum number of batches in a validation. 0: all of them.",
         low=0,
         on_resume="free",
+        in_header=True,
         advanced=True,
     )
     early_stopping_patience: int = option(

@@ -1,0 +1,76 @@
+"""What the page's own script asks for: curves, how a run stands, Plotly itself, model files. It only reads."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from collections.abc import Sequence
+from typing import Annotated
+
+import fastapi
+from fastapi.responses import FileResponse, JSONResponse, Response
+
+from gui.places import Places
+from gui.tabs import live
+from gui.views import charts, machine, results, runs, thumbnails
+from gui.views.history import SMOOTHING
+from gui.views.monitor import Watch
+
+PLOTLY = importlib.resources.files("plotly") / "package_data" / "plotly.min.js"
+A_YEAR = {"cache-control": "private, max-age=31536000, immutable"}  # its address has its version
+FRESH = {"cache-control": "no-store"}
+Several = Annotated[Sequence[str], fastapi.Query()]
+
+
+def add(server: fastapi.FastAPI, places: Places, watch: Watch) -> None:
+    """Add them to a server, before the page is mounted there. Runs are those of the picker, and no others."""
+    readings = machine.Readings()
+
+    @server.get("/live/plotly.min.js")
+    def plotly() -> Response:
+        with importlib.resources.as_file(PLOTLY) as path:
+            return FileResponse(path, media_type="text/javascript", headers=A_YEAR)
+
+    @server.get("/live/charts")
+    def live_charts(
+        run: str, compare: Several = (), axis: str = "steps", smoothing: float = SMOOTHING, have: str = ""
+    ) -> Response:
+        found = runs.chosen(places, run)
+        if found is None:
+            return JSONResponse({"have": ""}, headers=FRESH)
+        others = [other for other in (runs.chosen(places, path) for path in compare) if other is not None]
+        drawn = runs.curves(places, watch, found, others)
+        told = charts.news(drawn, charts.as_asked(axis, smoothing), have)
+        return JSONResponse(told | {"active": watch.look(found).active}, headers=FRESH)
+
+    @server.get("/live/page")
+    def live_page(run: str = "", have: str = "{}", whole: bool = False) -> Response:
+        try:
+            known = json.loads(have)
+        except ValueError:
+            known = {}
+        told = live.update(places, watch, run, known if isinstance(known, dict) else {}, whole=whole)
+        return JSONResponse(told, headers=FRESH)
+
+    @server.get("/live/machine")
+    def live_machine(run: str = "") -> Response:
+        found = runs.chosen(places, run)
+        return JSONResponse(readings.told(found.path if found is not None else places.home), headers=FRESH)
+
+    @server.get("/live/sample")
+    def sample(run: str, path: str, small: bool = False) -> Response:
+        found = runs.chosen(places, run)
+        picture = thumbnails.confined(found, path) if found is not None else None
+        if picture is not None and small:
+            picture = thumbnails.small(picture, places.thumbnails)
+        if picture is None:
+            return Response("There is no such picture.", status_code=404, headers=FRESH)
+        return FileResponse(picture, headers=A_YEAR)  # its address has its stamp
+
+    @server.get("/results/file")
+    def model_file(run: str, name: str) -> Response:
+        found = runs.chosen(places, run)
+        path = results.model_file(found, name) if found is not None else None
+        if path is None:
+            return Response("There is no such model file.", status_code=404, headers=FRESH)
+        return FileResponse(path, filename=path.name, media_type="application/octet-stream", headers=FRESH)

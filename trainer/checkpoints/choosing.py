@@ -1,0 +1,153 @@
+"""What resume_from_checkpoint means: which checkpoint, if any, and whether it is sound. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from trainer.options.config import Config
+from trainer.refusal import Refused
+from trainer.runs import manifest
+from trainer.runs.manifest import CheckpointDamaged, CheckpointNewer, Manifest
+from trainer.runs.run_folder import RunFolder
+
+Wanted = Literal["nothing", "latest", "auto", "step", "path"]
+LATEST, AUTO = "latest", "auto"
+
+# Files of accelerate's save_state, which sd-scripts' --save_state calls.
+OF_ACCELERATE = ("train_state.json", "optimizer.bin", "scheduler.bin", "random_states_0.pkl", "optimizer.pt")
+
+
+class ResumeRefused(Refused):
+    """The run cannot, or must not, continue from there. One reason a line, each with the way out."""
+
+    def __init__(self, reasons: list[str]) -> None:
+        self.reasons = reasons
+        super().__init__("\n".join(reasons))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The checkpoint that a resume starts from, verified, and those that were passed over because of damage."""
+
+    path: Path
+    manifest: Manifest
+    rejected: tuple[tuple[Path, str], ...]
+
+
+def wanted(text: str) -> Wanted:
+    """What a value of resume_from_checkpoint names."""
+    text = text.strip()
+    if text == "":
+        return "nothing"
+    if text in (LATEST, AUTO):
+        return "latest" if text == LATEST else "auto"
+    return "step" if text.isdecimal() and len(text) < 20 else "path"
+
+
+def starts_from_scratch(config: Config, home: Path = Path()) -> bool:
+    """Whether nothing is resumed: nothing is wanted, or `auto` and the run never saved a checkpoint.
+
+    `home`: the folder that relative paths mean.
+    """
+    named = wanted(config.resume_from_checkpoint)
+    return named == "nothing" or (named == "auto" and not _ever_saved(RunFolder(home / config.run_dir)))
+
+
+def _ever_saved(run: RunFolder) -> bool:
+    """Whether the run has checkpoints, sound or not, or had some that were moved aside."""
+    folders = (run.checkpoints, run.checkpoints / "rejected", *run.abandoned.glob("*/checkpoints"))
+    return any(path.is_dir() for folder in folders for path in folder.glob("step-*"))
+
+
+def choose(config: Config) -> Chosen:
+    """The checkpoint that resume_from_checkpoint means, every byte verified. Raises ResumeRefused.
+
+    Not for what starts from scratch.
+    """
+    run, text = RunFolder(config.run_dir), config.resume_from_checkpoint.strip()
+    if wanted(text) in ("latest", "auto"):
+        return _latest(run.checkpoints)
+    try:
+        path = _path(text, run)
+        is_run = (path / "checkpoints").is_dir()
+        foreign = foreign_state(path)
+    except (OSError, RuntimeError) as error:  # too long a name, or no such user
+        raise ResumeRefused([f"resume_from_checkpoint: {text[:200]!r} cannot be used: {error}"]) from error
+    if is_run:
+        return _latest(path / "checkpoints")
+    if foreign:
+        raise ResumeRefused([f"resume_from_checkpoint: {path} {foreign}"])
+    if not manifest.is_checkpoint(path):
+        steps = [str(found.step) for found in manifest.listing(run.checkpoints)]
+        have = f"this run has {', '.join(steps)}" if steps else "this run has no checkpoints"
+        raise ResumeRefused([f"resume_from_checkpoint: there is no checkpoint {path}; {have}"])
+    try:
+        return Chosen(path, manifest.verify(path), ())
+    except CheckpointDamaged as error:
+        good = next((found for found in manifest.listing(path.parent, thorough=True) if found.manifest), None)
+        way_out = f"; the newest sound one is {good.path}" if good else ""
+        raise ResumeRefused([f"resume_from_checkpoint: {path} cannot be used: {error}{way_out}"]) from error
+
+
+def _path(text: str, run: RunFolder) -> Path:
+    """The folder that a step number or a path means. Raises RuntimeError where ~ means no user."""
+    if wanted(text) == "step":
+        return run.checkpoints / manifest.folder_name(int(text))
+    return Path(text).expanduser()
+
+
+def foreign_state(path: Path) -> str:
+    """What another program's saved state, or a model file, is and what can be taken of it; empty where it is neither.
+
+    Nothing of it is opened: such states hold pickles, which can run code.
+    """
+    if path.is_file() and path.suffix == ".safetensors":
+        way_out = f'network_weights = "{path}" begins a new run with its weights'
+        return f"is a model file, which has no optimizer and no steps: {way_out}"
+    if (path / manifest.MANIFEST).exists() or not any((path / name).exists() for name in OF_ACCELERATE):
+        return ""
+    beside = path.with_name(path.name.removesuffix("-state") + ".safetensors")
+    weights = next((file for file in (beside, path / "pytorch_lora_weights.safetensors") if file.is_file()), None)
+    way_out = (
+        f'network_weights = "{weights}" begins a new run with its weights'
+        if weights
+        else "name the LoRA file that was saved with it as network_weights, to begin a new run with its weights"
+    )
+    return (
+        "is a state saved by sd-scripts or another program of accelerate. It does not say which images and which noise "
+        f"come next, so it cannot be continued exactly; {way_out} (a warm start: optimizer and steps are new)"
+    )
+
+
+def _latest(checkpoints: Path) -> Chosen:
+    rejected: list[tuple[Path, str]] = []
+    for found in manifest.listing(checkpoints):
+        try:
+            return Chosen(found.path, manifest.verify(found.path), tuple(rejected))
+        except CheckpointNewer as error:
+            older = next((other.step for other in manifest.listing(checkpoints) if other.manifest), None)
+            way_out = "" if older is None else f", or go on from an older one with resume_from_checkpoint = {older}"
+            raise ResumeRefused([f"resume_from_checkpoint: {found.path}: {error}{way_out}"]) from error
+        except CheckpointDamaged as error:
+            if not found.path.is_dir():  # deleted by a trainer that goes on, because there is a newer one
+                return _latest(checkpoints)
+            rejected.append((found.path, str(error)))
+    if rejected:
+        reasons = [f"{path.name}: {reason}" for path, reason in rejected]
+        raise ResumeRefused(
+            [
+                f"resume_from_checkpoint: every checkpoint in {checkpoints} is damaged; nothing was changed",
+                *reasons,
+                'to start afresh, set resume_from_checkpoint = "" and overwrite_run = true (the old run is kept)',
+            ]
+        )
+    aside = [str(path) for path in (checkpoints.parent / "abandoned").glob("*/checkpoints")]
+    others = f"name one of those that were moved aside, in {', '.join(aside)}, or " if aside else ""
+    raise ResumeRefused(
+        [
+            f"resume_from_checkpoint: there is no checkpoint in {checkpoints}; {others}"
+            'set resume_from_checkpoint = "" to start afresh'
+        ]
+    )

@@ -1,0 +1,48 @@
+"""python -m trainer dataset: what the images of a preset are, and what is wrong with their files. No torch here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from trainer.checkpoints import preflight
+from trainer.data import dataset_report
+from trainer.refusal import Refused
+
+DONE, REFUSED = 0, 3
+
+
+def declare(command: str, parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.usage = "python -m trainer dataset --config FILE [--deep] [--all] [--json] [--option value ...]"
+    parser.allow_abbrev = False
+    parser.add_argument("--config", required=True, help="a preset")
+    parser.add_argument("--deep", action="store_true", help="decode every picture: finds hidden damage and near copies")
+    parser.add_argument("--all", action="store_true", help="name every file, not the first ten of each kind")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
+    """Print the report; returns the exit code: 0 done, 3 refused."""
+    try:
+        config, _ = preflight.read_options(known.config, rest, to_train=False)
+        made = dataset_report.make(config, deep=known.deep, progress=tell_progress)
+    except Refused as refusal:
+        if known.json:
+            print(json.dumps({"version": 1, "refusal": str(refusal)}, indent=1))
+        else:
+            print("\n".join(f"Refused: {line}" for line in str(refusal).splitlines()))
+        return REFUSED
+    if known.json:
+        print(json.dumps(made.as_json(), indent=1))
+    else:
+        print("\n".join(made.lines(sys.maxsize if known.all else 10)))
+    return REFUSED if made.refusal else DONE
+
+
+def tell_progress(done: int, total: int) -> None:
+    """How far a look at files is, for someone who waits at a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r{done:,} of {total:,} files", end="\n" if done == total else "", file=sys.stderr, flush=True)

@@ -1,0 +1,131 @@
+"""python -m trainer train: a training, from the first word to the exit code.
+
+What takes seconds to import comes after everything that can be refused without it, and is told of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+
+from trainer.options.problems import ConfigError
+from trainer.options.writing import reference
+from trainer.refusal import Refused
+from trainer.runs import on_finish
+from trainer.runs.console import logging_to_console
+from trainer.runs.failures import TrainingFailed, advice_for
+from trainer.runs.run_folder import RunFolder
+from trainer.runs.signals import StopRequested, StopSignals
+
+FINISHED, FAILED, REFUSED, STOPPED = 0, 1, 3, 4
+logger = logging.getLogger("trainer")
+
+
+def declare(command: str, parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.usage = "python -m trainer train --config FILE [--dry-run [--json]] [--option value ...]"
+    parser.epilog = (
+        "Options, and what a changed one means for a resume "
+        "(locked: refused; trajectory: refused unless in resume_allow; free):\n" + reference()
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.allow_abbrev = False
+    parser.add_argument(
+        "--config", required=True, help="a preset (TOML); every option can also be given as an argument"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="describe the training that would begin, and change nothing"
+    )
+    parser.add_argument("--json", action="store_true", help="with --dry-run: print JSON, for programs")
+
+
+def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
+    """Train, or describe the training; returns the exit code."""
+    if known.json and not known.dry_run:
+        parser.error("--json goes with --dry-run; a training writes its events to the run folder")
+    return dry_run(known.config, rest, as_json=known.json) if known.dry_run else train(known.config, rest)
+
+
+def train(preset: str, rest: Sequence[str]) -> int:
+    """Train what a preset and the command line describe; then do what is wanted when a session ends."""
+    with logging_to_console() as console, StopSignals() as signals:
+        try:
+            with signals.at_once(STOPPED, "Stopped before the first step; there was nothing to save."):
+                logger.info("Reading %s", preset)
+                from trainer.checkpoints import preflight
+
+                config, notices = preflight.read_options(preset, rest)
+                for notice in notices:
+                    logger.warning("%s", notice)
+                if not config.resume_from_checkpoint:
+                    preflight.require_fresh(config)
+                logger.info("Loading PyTorch and diffusers, which takes some seconds")
+                from trainer.training import loop
+
+            try:
+                ending = loop.train(config, signals, console)
+            finally:
+                on_finish.tell(RunFolder(config.run_dir))
+        except Refused as refusal:
+            for line in str(refusal).splitlines():
+                logger.error("Refused: %s", line)
+            return REFUSED
+        except StopRequested:
+            logger.info("Stopped before the first step; there was nothing to save.")
+            return STOPPED
+        except Exception as error:  # noqa: BLE001 - the last resort, so that the way out is the last thing in the log
+            return tell_failure(error)
+        if ending == "stopped":
+            logger.info("Stopped and saved. Continue with --resume_from_checkpoint latest.")
+            return STOPPED
+        if ending == "cached":
+            logger.info("The caches in %s are ready. Nothing was trained: cache_only.", config.cache_path)
+            return FINISHED
+        logger.info("Finished.")
+        return FINISHED
+
+
+def tell_failure(error: Exception) -> int:
+    """Log an error that ended the training: its traceback for those who can read it, then what to do."""
+    from trainer.data.pictures import PictureError
+
+    if isinstance(error, TrainingFailed | PictureError):
+        told = isinstance(error, TrainingFailed) and error.told
+        logger.log(logging.INFO if told else logging.ERROR, "Failed: %s. %s", error, error.advice)
+    else:
+        logger.error("Failed: %s", error, exc_info=error)
+        logger.error("%s", advice_for(error))
+    return FAILED
+
+
+def dry_run(preset: str, rest: Sequence[str], *, as_json: bool) -> int:
+    """Print what a training would be and every reason why it may not begin."""
+    from trainer.checkpoints import preflight
+
+    try:
+        config, notices = preflight.read_options(preset, rest)
+    except ConfigError as error:
+        if as_json:
+            print(json.dumps({"version": 1, "refusals": [str(problem) for problem in error.problems]}, indent=1))
+        else:
+            print("\n".join(f"Refused: {problem}" for problem in error.problems))
+        return REFUSED
+    from trainer.training import beginning, environment  # torch, which only the comparison of the environment needs
+
+    refusals = []
+    here = None
+    try:
+        accelerator = beginning.make_accelerator(config)
+        here = environment.describe(config, accelerator.device, accelerator.num_processes)
+    except Refused as refusal:
+        refusals.append(str(refusal))
+    looked = preflight.look(config, processes=here["processes"] if here else 1, environment=here)
+    looked = dataclasses.replace(looked, refusals=(*refusals, *looked.refusals))
+    if as_json:
+        print(json.dumps({**looked.as_json(), "option_notices": notices}, indent=1))
+    else:
+        print("\n".join([*notices, *looked.lines()]))
+    return REFUSED if looked.refusals else FINISHED

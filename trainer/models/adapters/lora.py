@@ -1,0 +1,192 @@
+"""LoRA layers: put into a model with peft, as kohya's are, and filled from files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from trainer import randomness
+from trainer.models.adapters.base import NetworkFileError, Target
+from trainer.models.keys import Naming
+from trainer.options.config import Config
+
+NAME = "default"  # peft's, of the one adapter there is
+
+
+def _is_larger_kernel(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)
+
+
+class Lora:
+    """See `base.Adapter`."""
+
+    def add(self, target: Target, config: Config) -> None:
+        """Kaiming uniform (a = sqrt(5)) and zeros, as kohya's are; no global random numbers are read."""
+        chosen = target.layers(convolutions=bool(config.conv_dim))
+        larger = [path for path, layer in chosen.items() if _is_larger_kernel(layer)]
+        conv_dim = config.conv_dim or 1
+        lora = LoraConfig(
+            r=config.network_dim,
+            lora_alpha=config.network_alpha or config.network_dim,
+            target_modules=list(chosen),
+            rank_pattern=dict.fromkeys(larger, conv_dim),
+            alpha_pattern=dict.fromkeys(larger, config.conv_alpha or conv_dim),
+            init_lora_weights=False,
+        )
+        target.module.requires_grad_(False)
+        inject_adapter_in_model(lora, target.module, NAME)
+        for path, layer in layers(target).items():
+            down, up = layer.lora_A[NAME], layer.lora_B[NAME]
+            for matrix in (down, up):
+                matrix.to(torch.float32)
+                matrix.requires_grad_(True)
+            with torch.no_grad():
+                bound = 1 / math.sqrt(down.weight[0].numel())
+                draw = randomness.generator(config.seed, "init", target.name, path)
+                values = draw.uniform(-bound, bound, tuple(down.weight.shape)).astype("float32")
+                down.weight.copy_(torch.from_numpy(values))
+                up.weight.zero_()
+            if config.network_dropout or config.rank_dropout:
+                down.register_forward_hook(_dropout(config.network_dropout, config.rank_dropout))
+            if config.module_dropout:
+                up.register_forward_hook(_module_dropout(config.module_dropout))
+
+    def parameters(self, target: Target) -> dict[str, nn.Parameter]:
+        return {
+            f"{target.name}.{path}.{matrix}.weight": getattr(layer, matrix)[NAME].weight
+            for path, layer in layers(target).items()
+            for matrix in ("lora_A", "lora_B")
+        }
+
+    @torch.no_grad()
+    def limit_norms(self, target: Target, most: float) -> None:
+        """As sd-scripts does it: both matrices by the same factor. The host does not wait for the device."""
+        for layer in layers(target).values():
+            down, up = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+            norm = _norm_of_product(up.flatten(1), down.flatten(1)) * layer.scaling[NAME]
+            factor = (most / norm).clamp(max=1).sqrt()
+            factor = torch.where(torch.isfinite(norm) & (norm > 0), factor, torch.ones_like(factor))
+            down.mul_(factor)
+            up.mul_(factor)
+
+    def from_file(self, targets: Sequence[Target], naming: Naming, path: Path) -> None:
+        try:
+            tensors = safetensors.torch.load_file(path)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise NetworkFileError(f"network_weights: {path} cannot be read: {error}") from error
+        problems: list[str] = []
+        copies: list[tuple[Tensor, Tensor]] = []
+        plain = Naming("kohya", naming.targets)  # diffusers' paths, where kohya's are others
+        for target in targets:
+            for layer_path, layer in layers(target).items():
+                name = naming.kohya(target.name, layer_path)
+                others = {naming.kohya(target.name, layer_path), plain.kohya(target.name, layer_path)}
+                found = _take(tensors, sorted(others), f"{target.name}.{layer_path}")
+                if found is None:
+                    problems.append(f"{name} is not in it")
+                else:
+                    problems += _copies(name, layer, found, copies)
+        problems += [f"{name} has no place in this network" for name in tensors]
+        if problems:
+            more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+            raise NetworkFileError(f"network_weights: {path} does not fit: {'; '.join(problems[:3])}{more}")
+        with torch.no_grad():
+            for weight, loaded in copies:
+                weight.copy_(loaded.reshape(weight.shape))
+
+
+ADAPTER = Lora()
+
+
+Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
+
+
+def _dropout(rate: float, ranks: float) -> Hook:
+    """What kohya leaves out between the two matrices (peft would leave out inputs): values, then whole ranks."""
+
+    def hook(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if rate:
+            output = F.dropout(output, rate, module.training)
+        if ranks and module.training:
+            last = output.ndim - 1 if isinstance(module, nn.Linear) else 1  # where the ranks are
+            shape = [size if place in (0, last) else 1 for place, size in enumerate(output.shape)]
+            output = output * ((torch.rand(shape, device=output.device) > ranks) / (1 - ranks)).to(output.dtype)
+        return output
+
+    return hook
+
+
+def _module_dropout(rate: float) -> Hook:
+    """A layer that is left out gives nothing; its gradient is then zero."""
+
+    def hook(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not module.training:
+            return output
+        return output * (torch.rand((), device=output.device) >= rate).to(output.dtype)
+
+    return hook
+
+
+def _norm_of_product(up: Tensor, down: Tensor) -> Tensor:
+    """The Frobenius norm of up @ down, from two matrices of the rank's size instead of the weight's."""
+    return ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt()
+
+
+def layers(target: Target) -> Mapping[str, LoraLayer]:
+    """The LoRA layers of a component by path, in the model's order."""
+    return {path: layer for path, layer in target.module.named_modules() if isinstance(layer, LoraLayer)}
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """A layer as a file holds it. `alpha`: None where it is folded into `up`."""
+
+    down: Tensor
+    up: Tensor
+    alpha: float | None
+
+
+def _take(tensors: dict[str, Tensor], kohya: Sequence[str], ours: str) -> Found | None:
+    """Take a layer out of a file's tensors: in kohya's form, or in diffusers', whose alpha is folded in."""
+    forms = [(name, ("lora_down", "lora_up"), False) for name in kohya] + [(ours, ("lora_A", "lora_B"), True)]
+    for name, (first, second), folded in forms:
+        down, up = tensors.pop(f"{name}.{first}.weight", None), tensors.pop(f"{name}.{second}.weight", None)
+        if down is not None and up is not None:
+            alpha = tensors.pop(f"{name}.alpha", None)
+            if alpha is None:
+                return Found(down, up, None if folded else float(down.shape[0]))
+            return Found(down, up, float(alpha))
+    return None
+
+
+def _copies(name: str, layer: LoraLayer, found: Found, copies: list[tuple[Tensor, Tensor]]) -> list[str]:
+    """What is wrong with a layer of a file; `copies` get (weight, its new value) where it fits."""
+    rank, scale = layer.r[NAME], layer.scaling[NAME]
+    if found.down.shape[0] != rank:
+        own = found.down.shape[0]
+        return [f"{name} has rank {own}, network_dim is {rank}: set it to {own}"]
+    if found.alpha is not None and not math.isclose(found.alpha, scale * rank, rel_tol=1e-3):
+        return [
+            f"{name} has alpha {found.alpha:g}, network_alpha is {scale * rank:g}: set it to {found.alpha:g}",
+        ]
+    up = found.up / scale if found.alpha is None else found.up
+    problems = []
+    for matrix, loaded in ((layer.lora_A, found.down), (layer.lora_B, up)):
+        weight = matrix[NAME].weight
+        if weight.numel() == loaded.numel() and weight.shape[:2] == loaded.shape[:2]:
+            copies.append((weight, loaded))
+        else:
+            problems.append(f"{name} has the shape {tuple(loaded.shape)} instead of {tuple(weight.shape)}")
+    return problems

@@ -1,0 +1,98 @@
+"""What can be said of an architecture without loading it. Standard library only, so that every room may read it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+FLOW = "flow"  # rectified flow: float timesteps from 0 (picture) to 1 (noise), the target is noise minus picture
+DDPM = "ddpm"  # whole timesteps of a noise schedule; predicts noise or v
+CLIP_TEXT = "clip-text"  # captions in chunks of 75 tokens, with emphasis
+CLIP_SKIP = "clip-skip"  # an earlier layer of its text encoder can be used
+TRAINS_ENCODERS = "trains-encoders"  # its text encoders can get LoRA layers
+GUIDANCE = "guidance-embedding"  # the denoiser is told a guidance scale
+TWO_ENCODERS = "two-encoders"  # two text encoders can be trained, each at a rate of its own
+UPCASTS_VAE = "upcasts-vae"  # its VAE overflows in fp16, unless its config says that it does not
+CONVOLUTIONAL = "convolutional"  # the denoiser is made of convolutions
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component whose layers can be trained: the denoiser, or a text encoder.
+
+    The patterns are regular expressions, searched in the path of a layer with a matrix or a kernel. `layers` are
+    trained always, `convolutions` only with conv_dim; the rank of larger kernels is conv_dim, that of others
+    network_dim.
+    """
+
+    component: str  # its folder, and the first part of its parameters' names in a checkpoint
+    prefix: str  # of its keys in kohya's files
+    layers: str
+    convolutions: str = ""
+    path_prefix: str = ""  # put before a path in kohya's keys when it is not there
+    tokenizer: str = ""  # component; of text encoders
+    original: str = ""  # what its tensors begin with in a single file; empty: it has other names there
+    original_layers: str = ""  # the two patterns in the names of a single file
+    original_convolutions: str = ""
+    drops_last: bool = False  # diffusers leaves out the last layer of a text encoder in OpenCLIP's names
+    idle: str = ""  # layers that nothing ever reaches back to; {last} is the number of the last block
+
+    def idle_among(self, names: Iterable[str]) -> frozenset[str]:
+        """Of names that begin with layers' paths, all of one component: those that never get a gradient. Such layers
+        stay as they began, without effect, but are in the files."""
+        if not self.idle:
+            return frozenset()
+        names = list(names)
+        number = self.idle.replace("{last}", r"(\d+)")
+        last = max((int(match[1]) for name in names if (match := re.search(number, name))), default=-1)
+        return frozenset(name for name in names if re.search(self.idle.replace("{last}", str(last)), name))
+
+    def trains(self, path: str, *, convolutions: bool, original: bool = False) -> bool:
+        """Whether the layer of this path is trained. `original`: the path is one of a single file."""
+        layers = self.original_layers if original else self.layers
+        if layers and re.search(layers, path):
+            return True
+        pattern = self.original_convolutions if original else self.convolutions
+        return bool(convolutions and pattern and re.search(pattern, path))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """An architecture of base models. `module` is imported only to load a model."""
+
+    title: str
+    module: str
+    pipelines: tuple[str, ...]  # diffusers' classes in model_index.json; the first reads a single file
+    signature: tuple[str, ...]  # patterns; a single file with a tensor for each is of this architecture
+    components: tuple[str, ...]  # the subfolders of a diffusers model that are needed
+    denoiser: Part
+    encoders: tuple[Part, ...]
+    channels: int  # of the latents as they are trained and cached
+    factor: int  # pixels of a latent, along each side
+    granularity: int  # pixels of which every side of a picture must be a multiple
+    traits: frozenset[str]
+    version: str  # kohya's ss_base_model_version
+    architecture: str  # of modelspec
+    keys: str = "kohya"  # how a LoRA file names its tensors, see models/keys.py
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of options that are left to the family
+    guidance: float = 7.5  # of sample images
+    overrides: Mapping[str, str] = field(default_factory=lambda: {"vae": "vae"})  # option -> component it replaces
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """Everything that can be trained."""
+        return (self.denoiser, *(self.encoders if TRAINS_ENCODERS in self.traits else ()))
+
+    @property
+    def text_components(self) -> tuple[str, ...]:
+        """What decides how a caption is encoded."""
+        return tuple(name for part in self.encoders for name in (part.component, part.tokenizer))
+
+    def is_single_file(self, names: Mapping[str, Any]) -> bool:
+        """Whether a single file with tensors of these names is of this architecture."""
+        return bool(self.signature) and all(
+            any(pattern.search(name) for name in names) for pattern in map(re.compile, self.signature)
+        )

@@ -1,0 +1,171 @@
+"""The components of a base model, each loaded when it is first asked for: from a folder, a single file, an override."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import inspect
+import json
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DDPMScheduler
+from torch import nn
+from transformers.utils.logging import disable_progress_bar
+
+from trainer.models.base_model import INDEX, BaseModelMissing
+from trainer.models.families.facts import DDPM, UPCASTS_VAE
+from trainer.options.config import Config
+
+logger = logging.getLogger(__name__)
+LIBRARIES = ("diffusers", "transformers")  # of the classes that a model_index.json may name
+LOADING = (OSError, ValueError, TypeError, KeyError)  # what these raise for files that they cannot use
+
+
+class Parts:
+    """A base model's components by the names of their folders. Safe to use from several threads."""
+
+    def __init__(self, config: Config, path: Path, dtype: torch.dtype) -> None:
+        """`dtype`: of the weights; no_half_vae keeps those of the VAE in fp32."""
+        self._config = config
+        self.facts = config.facts
+        self.path = path
+        self._dtype = dtype
+        self._loaded: dict[str, Any] = {}
+        self._lock = threading.RLock()
+        self._overrides = {
+            component: (option, Path(getattr(config, option)))
+            for option, component in config.facts.overrides.items()
+            if getattr(config, option)
+        }
+
+    def dtype_of(self, component: str) -> torch.dtype:
+        """The precision in which a component is held."""
+        if component == "vae" and (self._config.no_half_vae or self._overflows):
+            return torch.float32
+        return self._dtype
+
+    @functools.cached_property
+    def _overflows(self) -> bool:
+        """Whether the VAE overflows in this precision: its config says so, or, of a single file, the family."""
+        if self._dtype != torch.float16 or UPCASTS_VAE not in self.facts.traits:
+            return False
+        path = self._overrides["vae"][1] if "vae" in self._overrides else self.path
+        for folder in (path / "vae", path):
+            with contextlib.suppress(OSError, ValueError):
+                return bool(json.loads((folder / "config.json").read_bytes()).get("force_upcast", True))
+        return True
+
+    def __getitem__(self, component: str) -> Any:
+        """The component. Raises BaseModelMissing where its files are missing or cannot be used."""
+        with self._lock:
+            if component not in self._loaded:
+                self._loaded |= self._load(component)
+            return self._loaded[component]
+
+    def forget(self, component: str) -> None:
+        """Give its memory back; it is loaded again when it is asked for."""
+        with self._lock:
+            self._loaded.pop(component, None)
+
+    def _load(self, component: str) -> dict[str, Any]:
+        disable_progress_bar()  # a bar a component says nothing, and fills the log
+        if component in self._overrides:
+            return {component: self._override(component)}
+        if self.path.is_dir():
+            try:
+                return {component: self._from_folder(component, self.path / component)}
+            except LOADING as error:
+                raise BaseModelMissing(
+                    f"pretrained_model_name_or_path: {self.path} cannot be loaded: {error}"
+                ) from error
+        return {name: module for name, module in self._from_file().items() if name not in self._loaded}
+
+    # --- folders ---------------------------------------------------------------------------------------------------
+
+    def _class_of(self, component: str) -> Any:
+        """The class that model_index.json names; a DDPM's schedule is always trained as one."""
+        if component == "scheduler" and DDPM in self._config.facts.traits:
+            return DDPMScheduler
+        library, name = json.loads((self.path / INDEX).read_bytes())[component]
+        if library not in LIBRARIES:
+            raise ValueError(f"its {component} is of {library}, which is not supported")
+        return getattr(importlib.import_module(library), name)
+
+    def _from_folder(self, component: str, folder: Path) -> Any:
+        kind = self._class_of(component)
+        if not issubclass(kind, nn.Module):
+            return kind.from_pretrained(folder, local_files_only=True)
+        return kind.from_pretrained(
+            folder,
+            dtype=self.dtype_of(component),
+            variant=variant_in(folder),
+            local_files_only=True,
+            use_safetensors=True,
+        )
+
+    # --- overrides -------------------------------------------------------------------------------------------------
+
+    def _override(self, component: str) -> Any:
+        option, path = self._overrides[component]
+        try:
+            if path.is_file():
+                kind = self._class_of(component) if self.path.is_dir() else diffusers.AutoencoderKL
+                return kind.from_single_file(path, dtype=self.dtype_of(component))
+            inner = path if (path / "config.json").is_file() else path / component
+            name = json.loads((inner / "config.json").read_bytes()).get("_class_name")
+            kind = getattr(diffusers, name) if name else self._class_of(component)
+            return kind.from_pretrained(
+                inner,
+                dtype=self.dtype_of(component),
+                variant=variant_in(inner),
+                local_files_only=True,
+                use_safetensors=True,
+            )
+        except LOADING as error:
+            raise BaseModelMissing(f"{option}: {path} cannot be loaded: {error}") from error
+
+    # --- single files ----------------------------------------------------------------------------------------------
+
+    def _from_file(self) -> dict[str, Any]:
+        facts, config = self._config.facts, self._config
+        described_by = Path(config.single_file_config) if config.single_file_config else None
+        kind = getattr(diffusers, facts.pipelines[0])
+        without = {name: None for name in ("safety_checker",) if name in inspect.signature(kind.__init__).parameters}
+        try:
+            pipeline = kind.from_single_file(
+                self.path,
+                config=str(described_by) if described_by else None,
+                local_files_only=described_by is not None,
+                dtype=self._dtype,
+                **without,
+            )
+        except LOADING as error:
+            way_out = (
+                "check that single_file_config describes this model"
+                if described_by
+                else "its configs are taken from Hugging Face, which may be out of reach: set single_file_config to a "
+                "diffusers folder of the same architecture"
+            )
+            first = str(error).strip().splitlines()[:1] or [type(error).__name__]
+            raise BaseModelMissing(
+                f"pretrained_model_name_or_path: {self.path} cannot be loaded: {first[0]}; {way_out}"
+            ) from error
+        loaded = {name: getattr(pipeline, name) for name in facts.components}
+        for name, module in loaded.items():
+            if isinstance(module, nn.Module):
+                module.to(self.dtype_of(name))
+        return loaded
+
+
+def variant_in(folder: Path) -> str | None:
+    """diffusers' name for files that exist in half precision only."""
+    stems = ("diffusion_pytorch_model", "model")
+    if any(any(folder.glob(f"{stem}.safetensors*")) or any(folder.glob(f"{stem}-0*.safetensors")) for stem in stems):
+        return None
+    return "fp16" if any(any(folder.glob(f"{stem}.fp16*.safetensors")) for stem in stems) else None

@@ -1,0 +1,134 @@
+"""The options of the section Watching. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainer.options.declaration import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watching:
+    """Watching"""
+
+    alarms: bool = option(
+        True,
+        "Watch losses, gradients, learning rate, speed, disk and GPU, and warn when something is wrong with them. It "
+        "never changes the training.",
+        on_resume="free",
+    )
+    alarm_window: int = option(
+        50,
+        "Steps that are taken together for an alarm. More: fewer false alarms, later ones.",
+        low=10,
+        high=10_000,
+        on_resume="free",
+        advanced=True,
+    )
+    alarm_divergence: float = option(
+        1.5,
+        "Warn when the loss is this many times its lowest level, and further above it than chance brings it.",
+        low=1.01,
+        high=1000,
+        on_resume="free",
+        advanced=True,
+    )
+    alarm_resume_drift: float = option(
+        0.15,
+        "Warn when the loss of the first steps after a resume is higher than before by more than this share, and by "
+        "more than chance brings.",
+        low=0.01,
+        high=100,
+        on_resume="free",
+        advanced=True,
+    )
+    alarm_plateau: float = option(
+        0.03,
+        "Say that the loss has settled when, over the last half of the run so far, it fell by less than this share "
+        "for certain. 0: never.",
+        low=0,
+        high=0.5,
+        on_resume="free",
+        advanced=True,
+    )
+    alarm_plateau_steps: int = option(
+        1000,
+        "Fewest steps over which the loss can be said to have settled.",
+        low=100,
+        on_resume="free",
+        advanced=True,
+    )
+    alarm_gradient: float = option(
+        10.0,
+        "Warn when gradients are this many times larger or smaller than they were.",
+        low=1.5,
+        high=1e6,
+        on_resume="free",
+        advanced=True,
+    )
+    alarm_low_rate: float = option(
+        0.01,
+        "Warn when the learning rate stays below this share of its peak while much of the run is still to come.",
+        low=0,
+        high=0.5,
+        on_resume="free",
+        advanced=True,
+    )
+    alarm_slowdown: float = option(
+        1.5,
+        "Warn when a step takes this many times as long as at the beginning of the session.",
+        low=1.05,
+        high=1000,
+        on_resume="free",
+        advanced=True,
+    )
+    alarm_disk_saves: int = option(
+        2, "Warn when the disk has room for fewer saves than this. 0: never.", low=0, on_resume="free", advanced=True
+    )
+    alarm_disk_hours: float = option(
+        2.0,
+        "Warn when the disk will be full within this many hours at the pace at which it fills. 0: never.",
+        low=0,
+        on_resume="free",
+        advanced=True,
+    )
+    alarm_text_encoder_drift: float = option(
+        0.15,
+        "Warn when what a trained text encoder makes of fixed captions is further than this from what it made before "
+        "the training (1 - cosine similarity). 0: never.",
+        low=0,
+        high=2,
+        on_resume="free",
+        advanced=True,
+    )
+    alarm_gpu_temperature: int = option(
+        87,
+        "Warn when the GPU stays at this temperature or above, in degrees Celsius. 0: never.",
+        low=0,
+        high=120,
+        on_resume="free",
+        advanced=True,
+    )
+    resources_every_n_seconds: float = option(
+        10.0,
+        "Record the load, temperature, power and memory of GPU and CPU this often. 0: never.",
+        low=0,
+        on_resume="free",
+        advanced=True,
+    )
+    max_gpu_temperature: int = option(
+        0,
+        "Pause between two steps while a GPU is at this temperature or above, in degrees Celsius, until it is 5 "
+        "degrees below. It changes nothing in the result. 0: never.",
+        low=0,
+        high=120,
+        on_resume="free",
+        advanced=True,
+    )
+    electricity_price: float = option(
+        0.0,
+        "Price of a kilowatt-hour, to tell what the GPU's energy costs, in whatever currency. 0: it is not told.",
+        low=0,
+        on_resume="free",
+        advanced=True,
+    )
