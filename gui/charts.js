@@ -148,6 +148,7 @@
       if (performance.now() >= next) {
         next = performance.now() + PULSE;
         query.append("have", have);
+        window.rekindleCharts.asked += 1;
         const [answer] = await Promise.all([fetch(`live/charts?${query}`), plotly()]);
         if (answer.ok) take(await answer.json());
       }
@@ -248,7 +249,8 @@
   // --- for the widgets -------------------------------------------------------------------------------------------
 
   window.rekindleCharts = {
-    drawn: 0,
+    drawn: 0, // how often a chart was drawn,
+    asked: 0, // and news of the curves asked for
     view,
     set: keep,
     compare: (runs) => {

@@ -8,10 +8,18 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sys
 from pathlib import Path
 
 import portalocker
 from portalocker import LockFlags
+
+if sys.platform == "win32":  # for shared and exclusive locks alike, and with an error that says who refuses
+    from portalocker.portalocker import Win32Locker
+
+    lock = Win32Locker().lock
+else:
+    lock = portalocker.lock
 
 
 class Held(Exception):
@@ -26,7 +34,7 @@ def hold(path: Path, *, shared: bool = False, create: bool = True) -> io.FileIO:
     """
     file = io.FileIO(os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o666), "r+")
     try:
-        portalocker.lock(file, (LockFlags.SHARED if shared else LockFlags.EXCLUSIVE) | LockFlags.NON_BLOCKING)
+        lock(file, (LockFlags.SHARED if shared else LockFlags.EXCLUSIVE) | LockFlags.NON_BLOCKING)
     except portalocker.AlreadyLocked as error:
         file.close()
         raise Held(f"{path} is locked") from error

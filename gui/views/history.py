@@ -106,7 +106,8 @@ class History:
         if step is None:
             return
         _HANDLERS.get(event["event"], History._phase)(self, step, event)
-        self.last_time = _number(event.get("time")) or self.last_time
+        if event["event"] != "evaluation":  # made whenever someone likes, not while the session lasts
+            self.last_time = _number(event.get("time")) or self.last_time
 
     def snapshot(self) -> History:
         """A copy that later events leave as it is."""

@@ -33,7 +33,7 @@ STEPS_A_SECOND = 5
 MOST_BYTES, MOST_NODES, MOST_SHARE = 10_000_000, 500, 0.05  # for 30 minutes; the share at any time
 HIDDEN_SECONDS = 15.0
 DRAWN = "() => rekindleCharts.drawn"
-ASKED = "() => performance.getEntriesByType('resource').filter(one => one.name.includes('live/charts')).length"
+ASKED = "() => rekindleCharts.asked"
 ZOOM = "() => document.querySelector('#loss-chart .js-plotly-plot')._fullLayout.xaxis.range.map(Math.round).join()"
 
 

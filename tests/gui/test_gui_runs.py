@@ -161,10 +161,11 @@ def test_a_chart_grows_in_place_keeps_its_zoom_and_rests_while_it_is_not_seen(pa
     ):
         leave()
         page.wait_for_timeout(1000)  # for what was under way
-        drawn, last = page.evaluate("() => rekindleCharts.drawn"), page.evaluate(LAST)
+        done = "() => [rekindleCharts.drawn, rekindleCharts.asked]"
+        before, last = page.evaluate(done), page.evaluate(LAST)
         write_session(run, of, 2, [last + 1])
         page.wait_for_timeout(5000)  # longer than between two drawings
-        assert (page.evaluate("() => rekindleCharts.drawn"), page.evaluate(LAST)) == (drawn, last)
+        assert (page.evaluate(done), page.evaluate(LAST)) == (before, last)
         come_back()
         page.wait_for_function(f"last => ({LAST})() === last", arg=last + 1)
     assert page.evaluate(RANGE) == [20, 60]

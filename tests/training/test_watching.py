@@ -60,7 +60,8 @@ def test_a_text_encoder_that_moves_far_is_told_at_the_same_step_after_a_resume(c
 
 
 def test_an_alarm_of_the_steps_is_a_warning_with_its_parts(config: Config) -> None:
-    run(config.replace(learning_rate=0.0, alarm_window=10, max_train_steps=40, alarm_low_rate=0.01))
+    falling = {"lr_scheduler": "polynomial", "lr_scheduler_power": 3.0, "alarm_low_rate": 0.5}
+    run(config.replace(**falling, alarm_window=10, max_train_steps=60, save_every_n_steps=0))
     (told,) = [event for event in events_of(config, "warning") if event["kind"] == "low_rate"]
-    assert told["global_step"] == 20 and told["seen"] in told["message"]
+    assert told["global_step"] == 40 and told["seen"] in told["message"]
     assert told["reasons"] and told["ways_out"]

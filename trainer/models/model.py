@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -233,9 +233,16 @@ class Model(nn.Module):
     def sample(
         self, prompts: Sequence[Prompt], sampler: str, device: torch.device, cached: TextSource | None = None
     ) -> list[Image.Image]:
-        """The prompts' images with the weights as they are. Reads no global random numbers.
+        """The prompts' images with the weights as they are; see `samples`."""
+        return list(self.samples(prompts, sampler, device, cached))
 
-        `cached`: where the prompts' texts are found encoded; without it they are encoded now.
+    def samples(
+        self, prompts: Sequence[Prompt], sampler: str, device: torch.device, cached: TextSource | None = None
+    ) -> Generator[Image.Image, None, None]:
+        """The prompts' images, each when it is made; then, or when the generator is closed, the model is as it was.
+
+        Reads no global random numbers. `cached`: where the prompts' texts are found encoded; without it they are
+        encoded now.
         """
         return previews.draw(self, prompts, sampler, device, cached)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
 from PIL import Image
+from torch import Tensor
 
 from trainer.models.families.facts import FLOW
 from trainer.options.sections.samples import SAMPLERS
@@ -16,21 +18,37 @@ from trainer.recipe.prompts import Prompt
 if TYPE_CHECKING:
     from trainer.models.model import Model, TextSource
 
+Conditioning = dict[str, Tensor]  # of one caption, as a batch of one
+
 
 @torch.no_grad()
 def draw(
     model: Model, prompts: Sequence[Prompt], sampler: str, device: torch.device, cached: TextSource | None
-) -> list[Image.Image]:
-    """See `Model.sample`."""
+) -> Generator[Image.Image, None, None]:
+    """See `Model.samples`."""
     training = model.training
     model.eval()
     try:
+        texts = conditionings(model, prompts, device, cached)
         with model.components.lent(["vae"], device):
             pipeline = model.family.pipeline(model.components, scheduler(model, sampler))
             pipeline.set_progress_bar_config(disable=True)
-            return [one_picture(model, pipeline, prompt, device, cached) for prompt in prompts]
+            for prompt, (text, negative) in zip(prompts, texts, strict=True):
+                yield one_picture(model, pipeline, prompt, text, negative)
     finally:
         model.train(training)
+
+
+def conditionings(
+    model: Model, prompts: Sequence[Prompt], device: torch.device, cached: TextSource | None
+) -> list[tuple[Conditioning, Conditioning]]:
+    """The conditioning of each prompt and of its negative; what has to be encoded is encoded in one go, so that text
+    encoders are on the device once and then not beside the VAE."""
+    with model.autocast(), nullcontext() if cached else model.lent_encoders(device):
+        return [
+            (model.conditioning_of(prompt.text, cached), model.conditioning_of(prompt.negative, cached))
+            for prompt in prompts
+        ]
 
 
 def scheduler(model: Model, sampler: str) -> Any:
@@ -46,16 +64,9 @@ def scheduler(model: Model, sampler: str) -> Any:
     return getattr(diffusers, name).from_config(settings)
 
 
-def one_picture(
-    model: Model, pipeline: Any, prompt: Prompt, device: torch.device, cached: TextSource | None
-) -> Image.Image:
+def one_picture(model: Model, pipeline: Any, prompt: Prompt, text: Conditioning, negative: Conditioning) -> Image.Image:
     """One prompt's picture."""
     with model.autocast():
-        if cached is None:
-            with model.lent_encoders(device):
-                text, negative = (model.conditioning_of(caption, None) for caption in (prompt.text, prompt.negative))
-        else:
-            text, negative = (model.conditioning_of(caption, cached) for caption in (prompt.text, prompt.negative))
         latents = pipeline(
             **model.family.sample(text, negative, prompt),
             width=prompt.width,

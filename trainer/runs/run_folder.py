@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,8 @@ from trainer.refusal import Refused
 RUN_VERSION = 1
 Status = Literal["new", "running", "interrupted", "stopped", "finished", "failed"]
 Request = Literal["stop", "save", "sample"]
+# Not by whether the folder is there: Wine shows programs of Windows the one of Linux, with the wrong processes.
+HAS_PROC = sys.platform == "linux"
 REQUESTS: tuple[Request, ...] = ("stop", "save", "sample")
 
 
@@ -90,23 +93,22 @@ class RunFolder:
 
 
 def boot_id() -> str:
-    """What tells one boot of a machine from the next; without /proc the machine alone, for there a process's start is a
-    date, which no later boot has again."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return socket.gethostname()
+    """What tells one boot of a machine from the next; elsewhere than on Linux the machine alone, for there a process's
+    start is a date, which no later boot has again."""
+    if HAS_PROC:
+        with contextlib.suppress(OSError):
+            return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return socket.gethostname()
 
 
 def process_start(pid: int) -> str | None:
     """When a process started, in a form that a changed clock does not alter; None when there is no such process."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] == "Z" else fields[19]  # clock ticks since boot; a zombie is dead
-    except (OSError, IndexError):
-        pass
-    if Path("/proc/self/stat").exists():
-        return None
+    if HAS_PROC:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return None if fields[0] == "Z" else fields[19]  # clock ticks since boot; a zombie is dead
+        except (OSError, IndexError):
+            return None
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else str(process.create_time())

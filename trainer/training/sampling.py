@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import threading
@@ -52,17 +53,19 @@ class Sampler:
         events, step, total = begun.session.events, state.global_step, len(begun.prompts)
         try:
             with self._aside, state.exported_weights():
-                for index, prompt in enumerate(begun.prompts):
-                    events.write("sampling", step, done=index, total=total)
-                    (image,) = state.model.sample([prompt], begun.config.sample_sampler, begun.device, self._text)
-                    self._write(index, prompt, image)
+                events.write("sampling", step, done=0, total=total)
+                images = state.model.samples(begun.prompts, begun.config.sample_sampler, begun.device, self._text)
+                with contextlib.closing(images):
+                    for index, (prompt, image) in enumerate(zip(begun.prompts, images, strict=True)):
+                        self._write(index, prompt, image)
+                        events.write("sampling", step, done=index + 1, total=total)
         except RuntimeError as error:  # most often the device's memory, which is too small for larger pictures
             advice = " Give smaller ones with --w and --h." if devices.ran_out_of_memory(error) else ""
             message = f"the sample images cannot be made: {error}.{advice}"
             logger.warning("Step %d: %s The training goes on without them.", step, message)
             events.write("warning", step, kind="sample_failed", message=message)
+            events.write("sampling", step, done=total, total=total)
             devices.give_back_memory(begun.device)
-        events.write("sampling", step, done=total, total=total)
 
     def _write(self, index: int, prompt: Prompt, image: Image.Image) -> None:
         begun, step = self._begun, self._state.global_step
