@@ -32,9 +32,10 @@ from gui.places import Places, usual_places
 from gui.server import runner, security, sessions
 from gui.server.early_script import EarlyScript
 from gui.server.security import Guard
-from gui.tabs import live, run_bar, train_tab
+from gui.tabs import launching, live, queue_tab, resume_tab, run_bar, train_tab
 from gui.tabs.dataset_tab import DatasetTab
 from gui.tabs.monitor_tab import MonitorTab, add_output_folder
+from gui.tabs.queue_tab import QueueTab
 from gui.tabs.resume_tab import ResumeTab
 from gui.tabs.run_bar import RunBar
 from gui.tabs.runs_tab import RunsTab
@@ -43,12 +44,19 @@ from gui.tabs.train_tab import TrainTab
 from gui.views import dataset_view, runs, thumbnails
 from gui.views.monitor import View, Watch
 from gui.wiring import QUIET, Updates, fresh_list, stamp_of_list
+from trainer.commands import queue_runner
+from trainer.options import checks
+from trainer.options.config import Config
+from trainer.runs import launch, queue
 from trainer.runs.console import write_utf8
+from trainer.runs.queue import Entry, QueueRefused
+from trainer.runs.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 QUEUE_SECONDS = 0.05  # how often Gradio's queue looks for events; by itself it does so every millisecond
 STOP_SECONDS = 60.0
-TABS = ("tab-train", "tab-dataset", "tab-resume", "tab-monitor", "tab-samples", "tab-runs")
+QUEUE_LOOK_SECONDS = 3.0
+TABS = ("tab-train", "tab-queue", "tab-dataset", "tab-resume", "tab-monitor", "tab-samples", "tab-runs")
 STOP_RUNS = "REKINDLE_STOP_RUNS_ON_EXIT"
 
 # For the js_on_load of a widget that nobody sees: charts.js calls for its event when there is something to show.
@@ -70,7 +78,9 @@ class Page:
             self.question = self.bar.question
             with gr.Tabs(selected="tab-train") as self.tabs:
                 with gr.Tab("Train", id="tab-train", elem_id="tab-train"):
-                    self.train = TrainTab(places)
+                    self.train = TrainTab(places, self.bar.form_run)
+                with gr.Tab("Queue", id="tab-queue", elem_id="tab-queue") as queue_item:
+                    self.queue = QueueTab(places, self.bar.message)
                 with gr.Tab("Dataset", id="tab-dataset", elem_id="tab-dataset") as dataset_item:
                     self.dataset = DatasetTab(places)
                 with gr.Tab("Resume", id="tab-resume", elem_id="tab-resume") as resume_item:
@@ -86,6 +96,7 @@ class Page:
             self.news = gr.HTML(visible="hidden", elem_id="run-news", js_on_load=CALLED_BY_THE_SCRIPT)
             self.form = self.train.form
             self._wire(resume_item)
+            self._wire_queue(queue_item)
             self.dataset.wire(self.form, dataset_item, QUIET)
             self.monitor.wire(places, self.bar.picker, monitor_item)
             self.monitor.remember(self.blocks)
@@ -99,7 +110,7 @@ class Page:
         run_parts |= {self.bar.picker, self.seen, self.bar.awaited, message}
 
         draft = self.train.outputs()
-        lists = {self.train.picker, self.train.name, self.train.about, self.train.opened_with, self.bar.opened_with}
+        lists = {self.train.opened_with, self.bar.opened_with}
         opening = (self.open, watched | {self.tab}, run_parts | draft | lists | {self.tabs})
         self.blocks.load(*opening, js=_as_before(watched | {self.tab}, self.bar.picker, self.tab), **QUIET).then(
             None, js="() => { rekindleOpened(); rekindleCharts.opened(); }", api_visibility="private"
@@ -115,54 +126,61 @@ class Page:
         add = {self.monitor.folder, self.bar.picker}
         self.monitor.add_folder.click(self.add_output_folder, add, {message, self.bar.picker}, **QUIET)
 
-        self.bar.start.click(
-            self.start, options | watched, run_parts | {message, self.tabs}, **(QUIET | {"concurrency_limit": 1})
-        )
+        asking = run_parts | {message, self.tabs} | self.question.outputs()
+        one_by_one = QUIET | {"concurrency_limit": 1}
+        self.bar.start.click(self.start, options | watched, asking, **one_by_one)
+        self.bar.resume.click(self.resume_run, options | watched, asking, **one_by_one)
+        self.bar.enqueue.click(self.add_to_queue, options, {message}, **one_by_one)
         self.bar.stop.click(self.stop, watched, run_parts | {message}, **QUIET)
         self.bar.save.click(self.save_now, watched, {message, self.bar.awaited}, **QUIET)
         self.bar.sample.click(self.sample_now, watched, {message, self.bar.awaited}, **QUIET)
         self.bar.kill.click(self.ask_kill, watched, {message} | self.question.outputs(), **QUIET)
         self.bar.command.click(self.print_command, options, {message}, **QUIET)
         self.question.no.click(self.question.close, None, self.question.outputs(), **QUIET)
-        answered = (
-            run_parts
-            | self.runs.outputs()
-            | {message, self.train.picker}
-            | self.question.outputs()
-            | self.train.about_outputs()
-        )
+        answered = asking | self.runs.outputs() | self.train.about_outputs()
+        answered |= {self.train.picker, self.train.name, self.train.about}
         self.question.yes.click(
             self.answer,
             watched | options | {self.runs.archived, self.question.pending, self.train.base, self.train.picker},
             answered,
             **QUIET,
         )
+        self.question.other.click(self.answer_otherwise, options | watched | {self.question.pending}, asking, **QUIET)
         self._wire_presets(options, message)
 
         self.resume.wire(resume_item)
         self.samples.wire(self.bar.picker, self.watch)
 
+    def _wire_queue(self, item: gr.Tab) -> None:
+        tab, message = self.train, self.bar.message
+        draft = self.form.inputs() | {tab.base, tab.stamp}
+        row = {tab.edit_row, tab.edit_text, tab.editing}
+        self.queue.wire(item, self.edit_entry, tab.outputs() | row | {self.tabs}, draft)
+        tab.edit_save.click(self.save_entry, draft | {tab.editing}, row | {message, self.tabs}, **QUIET)
+        tab.edit_leave.click(self.leave_entry, None, row | {message}, **QUIET)
+
     def _wire_presets(self, options: set[Any], message: gr.HTML) -> None:
         tab = self.train
-        draft = options | {tab.base}
-        filled = tab.outputs() | {message, tab.picker, tab.name, tab.about}
+        draft = options | {tab.base, tab.stamp}
+        filled = tab.outputs() | {message}
         tab.picker.focus(self.look_for_presets, {tab.listed, tab.opened_with}, {tab.listed}, queue=False, **QUIET)
         tab.listed.change(self.list_presets, {tab.picker}, {tab.picker}, queue=False, **QUIET)
-        tab.picker.input(self.tell_about, {tab.picker}, {tab.about}, **QUIET)
+        tab.picker.input(self.choose_preset, draft | {tab.picker}, filled, **QUIET)
         tab.load.click(self.load_preset, draft | {tab.picker}, filled, queue=False, **QUIET)
         tab.upload.upload(self.read_upload, tab.upload, tab.uploaded, **(QUIET | {"preprocess": True})).then(
             self.load_upload, draft | {tab.uploaded, tab.picker}, filled, **QUIET
         )
         tab.save.click(
             self.save_preset, draft | {tab.name},
-            {message, tab.picker, tab.about} | tab.about_outputs() | self.question.outputs(), queue=False, **QUIET,
+            {message, tab.picker, tab.about, tab.name} | tab.about_outputs() | self.question.outputs(),
+            queue=False, **QUIET,
         )  # fmt: skip
         tab.download.click(self.send_preset, options | {tab.name}, {tab.sent, message}, **QUIET).then(
             None, tab.sent, None, js="rekindleDownload", api_visibility="private"
         )
         tab.delete.click(self.ask_delete, {tab.picker}, {message} | self.question.outputs(), **QUIET)
         tab.revert.click(self.revert, draft, tab.outputs() | {message}, **QUIET)
-        tab.undo.click(self.undo_loading, None, filled, **QUIET)
+        tab.undo.click(self.undo_loading, {tab.stamp}, filled, **QUIET)
         edits = [item.blur if hasattr(item, "blur") else item.input for item in self.form.widgets.values()]
         gr.on(edits, self.edited, draft, tab.about_outputs(), **(QUIET | {"trigger_mode": "always_last"}))
 
@@ -170,19 +188,16 @@ class Page:
 
     def open(self, data: Mapping[Any, Any]) -> Updates:
         """A page was opened or reloaded: the form as it was left, the latest run, fresh lists."""
-        draft = drafts.read(self.places.draft_file) or drafts.afresh()
+        draft = drafts.read(self.places.draft_file) or train_tab.first_draft(self.places)
         updates = self.refresh({**data, self.seen: {}})
         run = runs.chosen(self.places, data[self.bar.picker])
         if run is not None:
             updates[self.bar.picker] = gr.update(choices=runs.choices(self.places), value=str(run.path))
-        begun_with = draft.name if draft.name in presets.listing(self.places) else train_tab.first_preset(self.places)
-        names = gr.update(choices=train_tab.preset_choices(self.places), value=begun_with)
         can_undo = self.places.put_aside_file.exists()
         return (
             updates
             | self.train.show_draft(draft, undo=can_undo, present=self.form.as_built())
-            | {self.train.picker: names, self.train.about: train_tab.about(self.places, begun_with)}
-            | {self.train.name: presets.own_name(draft.name)}
+            | {self.train.stamp: self.train.fillings.opened()}
             | {self.train.opened_with: stamp_of_list(train_tab.preset_choices(self.places))}
             | {self.bar.opened_with: stamp_of_list(runs.choices(self.places))}
             | {self.tabs: gr.update(selected=data[self.tab]) if data[self.tab] in TABS else gr.skip()}
@@ -246,8 +261,21 @@ class Page:
     # --- acting on a run --------------------------------------------------------------------------------------------
 
     def start(self, data: Mapping[Any, Any]) -> Updates:
-        values = self.form.values(data)
-        run, message = train_tab.start_training(self.places, values)
+        checked = launching.check(self.places, self.form.values(data))
+        if checked.exists is not None:
+            settings = checks.build(forms.check_values(self.form.values(data)).values)
+            return {self.bar.message: ""} | self.question.ask(
+                f"The run {settings.output_name} already holds checkpoints, up to step {checked.exists:,}. Resume it "
+                "with the form's options, or begin afresh? The old run is kept then, under another name.",
+                "start-resumed", "", yes=f"Resume from step {checked.exists:,}", no="Neither",
+                other=("Begin afresh", "start-afresh"), grave=False,
+            )  # fmt: skip
+        if checked.settings is None:
+            return {self.bar.message: launching.not_started(checked.problems)} | self.question.close()
+        return self.question.close() | self._begin(data, checked.settings, checked.notices)
+
+    def _begin(self, data: Mapping[Any, Any], settings: Config, notices: list[str]) -> Updates:
+        run, message = launching.begin(self.places, settings, notices)
         if run is None:
             return {self.bar.message: message}
         found = gr.update(choices=runs.choices(self.places), value=str(run.path))
@@ -258,12 +286,98 @@ class Page:
             self.tabs: gr.update(selected="tab-monitor"),
         }
 
+    def start_resumed(self, data: Mapping[Any, Any], subject: str) -> Updates:
+        """Start was pressed where the run exists, and it is to go on."""
+        return self._start_with(data, resume_from_checkpoint="latest")
+
+    def start_afresh(self, data: Mapping[Any, Any], subject: str) -> Updates:
+        """Start was pressed where the run exists, and the old one is to be moved aside."""
+        return self._start_with(data, overwrite_run=True)
+
+    def _start_with(self, data: Mapping[Any, Any], **changes: Any) -> Updates:
+        checked = launching.check(self.places, {**self.form.values(data), **changes})
+        if checked.settings is None:
+            return {self.bar.message: launching.not_started(checked.problems)}
+        return self._begin(data, checked.settings, checked.notices)
+
+    def resume_run(self, data: Mapping[Any, Any]) -> Updates:
+        """Continue the watched run from its latest checkpoint with its own options; ask where the form differs."""
+        run = runs.chosen(self.places, data[self.bar.picker])
+        if run is None:
+            return {self.bar.message: look.note("There is no run to resume.")}
+        differing = launching.differences(self.places, run, self.form.values(data))
+        if differing:
+            named = ", ".join(differing[: launching.MOST_NAMED]) + (" ..." if differing[launching.MOST_NAMED :] else "")
+            return {self.bar.message: ""} | self.question.ask(
+                f"The form has other values than {run.path.name} was trained with: {named}. Resume with the run's own "
+                "options (exactly as if it had never stopped), or look at the differences first?",
+                "resume-own", str(run.path), yes="Resume with its own options", no="Neither",
+                other=("Look at the differences", "resume-look"), grave=False,
+            )  # fmt: skip
+        return self.question.close() | self.resume_own(data, str(run.path))
+
+    def resume_own(self, data: Mapping[Any, Any], path: str) -> Updates:
+        values, message = resume_tab.adopted(self.places, runs.chosen(self.places, path))
+        if values is None:
+            return {self.bar.message: message}
+        if launching.has_checkpoints(RunFolder(Path(path))) is None:
+            values["resume_from_checkpoint"] = ""
+        checked = launching.check(self.places, values)
+        if checked.settings is None:
+            return {self.bar.message: launching.not_started(checked.problems)}
+        return self._begin(data, checked.settings, checked.notices)
+
+    def resume_look(self, data: Mapping[Any, Any], path: str) -> Updates:
+        told = "Choose Latest under Continue from; the differences are listed below it."
+        return {self.tabs: gr.update(selected="tab-resume"), self.bar.message: look.note(told)}
+
+    def add_to_queue(self, data: Mapping[Any, Any]) -> Updates:
+        checked = launching.check(self.places, self.form.values(data))
+        if checked.settings is None:
+            return {self.bar.message: launching.not_started(checked.problems)}
+        if refusals := launching.why_not_resumed(self.places, checked.settings):
+            return {self.bar.message: look.note("Not queued; the trainer would refuse:", refusals, kind="bad")}
+        try:
+            return {self.bar.message: launching.add_to_queue(self.places, checked.settings)}
+        except QueueRefused as error:
+            return {self.bar.message: look.note(f"Not queued. {error}", kind="bad")}
+
+    def edit_entry(self, data: Mapping[Any, Any], entry: Entry, config: Config) -> Updates:
+        """Put the options of an entry of the queue into the form."""
+        text = f"The form has the options of entry {entry.number} of the queue, {entry.name}."
+        filled = self.fill(data, queue_tab.values_of(config), f"queue {entry.number}: {entry.name}")
+        return filled | {
+            self.train.edit_row: gr.update(visible=True),
+            self.train.edit_text: look.note(text),
+            self.train.editing: entry.number,
+            self.tabs: gr.update(selected="tab-train"),
+            self.bar.message: "",
+        }
+
+    def save_entry(self, data: Mapping[Any, Any]) -> Updates:
+        """Give the entry that is edited the form's options."""
+        checked = forms.check_values(self.form.values(data))
+        if checked.problems:
+            return {self.bar.message: look.note("Change this first:", forms.linked(checked.problems), kind="bad")}
+        try:
+            told = queue_tab.change(self.places, data[self.train.editing], checked.values)
+        except QueueRefused as error:
+            return {self.bar.message: look.note(f"Not saved. {error}", kind="bad")}
+        return self.leave_entry() | {
+            self.bar.message: look.note(told, kind="good"),
+            self.tabs: gr.update(selected="tab-queue"),
+        }
+
+    def leave_entry(self) -> Updates:
+        return {self.train.edit_row: gr.update(visible=False), self.train.editing: 0, self.bar.message: ""}
+
     def stop(self, data: Mapping[Any, Any]) -> Updates:
         run = runs.chosen(self.places, data[self.bar.picker])
         if run is None:
             return {self.bar.message: look.note("There is no run to stop.")}
+        self._note_stop(run)
         loading = not self.watch.look(run).history.stepped
-        asked = runner.ask_stop(run, before_first_step=loading)
+        asked = launch.ask_stop(run, before_first_step=loading)
         message = "" if asked else look.note(f"{run.path.name} is not running.")
         return self.show(self.watch.look(run), data) | {self.bar.message: message}
 
@@ -301,18 +415,35 @@ class Page:
 
     def answer(self, data: Mapping[Any, Any]) -> Updates:
         """The question was answered with yes."""
-        action, subject = data[self.question.pending]
+        action, _, subject = data[self.question.pending]
         actions = {
             "kill": self.kill,
             "delete": self.delete_preset,
             "replace": self.replace_preset,
+            "start-resumed": self.start_resumed,
+            "resume-own": self.resume_own,
             "delete-run": self.runs.delete,
             "delete-result": self.runs.delete_result,
         }
         return self.question.close() | (actions[action](data, subject) if action else {})
 
+    def answer_otherwise(self, data: Mapping[Any, Any]) -> Updates:
+        """The question was answered with its second answer."""
+        _, action, subject = data[self.question.pending]
+        actions = {"start-afresh": self.start_afresh, "resume-look": self.resume_look}
+        return self.question.close() | (actions[action](data, subject) if action else {})
+
+    def _note_stop(self, run: RunFolder) -> None:
+        """What a person ends is not started again by the queue."""
+        try:
+            queue.note_stop(self.places.queue, run)
+        except QueueRefused as error:
+            logger.warning("the queue: %s", error)
+
     def kill(self, data: Mapping[Any, Any], path: str) -> Updates:
         run = runs.chosen(self.places, path)
+        if run is not None:
+            self._note_stop(run)
         if run is None or not runner.kill(run):
             return {self.bar.message: look.note("It had already ended by itself.")}
         return self.show(self.watch.look(run), data) | {
@@ -322,29 +453,33 @@ class Page:
     # --- presets ----------------------------------------------------------------------------------------------------
 
     def edited(self, data: Mapping[Any, Any]) -> Updates:
-        draft = self.train.draft(data)
-        drafts.keep(self.places.draft_file, draft)
-        return self.train.show_changes(draft)
+        draft = self.train.keep(data)
+        return {self.train.base: gr.skip()} if draft is None else self.train.show_changes(draft)
 
     def fill(self, data: Mapping[Any, Any], values: Mapping[str, Any], name: str) -> Updates:
         """Put other values into the form; what was in it and not saved can be had back."""
         can_undo = train_tab.put_aside(self.places, self.train.draft(data))
-        draft = Draft(values, name, values)
-        drafts.keep(self.places.draft_file, draft)
-        return self.train.show_draft(draft, undo=can_undo, present=data)
+        return self.train.fill(Draft(values, name, values), data, undo=can_undo)
+
+    def choose_preset(self, data: Mapping[Any, Any]) -> Updates:
+        """Load it at once where nothing can be lost by that; otherwise only say what it is."""
+        name = str(data[self.train.picker] or "")
+        values, message = (None, "") if self.train.draft(data).changes() else train_tab.load_preset(self.places, name)
+        if values is None or (name and name not in presets.listing(self.places)):
+            return self.tell_about(data)
+        filled = self.fill(data, values, name)
+        del filled[self.train.picker]  # a list that is sent again would undo what is chosen in it meanwhile
+        return filled | {self.bar.message: message}
 
     def load_preset(self, data: Mapping[Any, Any]) -> Updates:
         name = str(data[self.train.picker] or "")
+        draft = self.train.draft(data)
+        if name == draft.name and name not in presets.listing(self.places):  # of a run or a file
+            return self.revert(data)
         values, message = train_tab.load_preset(self.places, name)
-        listed = self.list_presets(data)
         if values is None:
-            return listed | {self.bar.message: message}
-        return (
-            listed
-            | self.fill(data, values, name)
-            | self.tell_about(data)
-            | {self.bar.message: message, self.train.name: presets.own_name(name)}
-        )
+            return self.list_presets(data) | {self.bar.message: message}
+        return self.fill(data, values, name) | {self.bar.message: message}
 
     def read_upload(self, path: str | None) -> tuple[str, bytes]:
         """Name and content of an uploaded file, which does not stay."""
@@ -361,8 +496,7 @@ class Page:
         values, message = train_tab.load_upload(content, name)
         if values is None:
             return {self.bar.message: message}
-        filled = self.fill(data, values, name)
-        return filled | {self.bar.message: message, self.train.name: Path(name).stem}
+        return self.fill(data, values, f"file {name}") | {self.bar.message: message}
 
     def save_preset(self, data: Mapping[Any, Any]) -> Updates:
         draft = self.train.draft(data)
@@ -381,8 +515,7 @@ class Page:
         values = forms.complete(forms.check_values(draft.values).values)
         draft = Draft(values, saved, values)
         drafts.keep(self.places.draft_file, draft)
-        names = gr.update(choices=train_tab.preset_choices(self.places), value=saved)
-        return self.train.show_changes(draft) | {self.bar.message: message, self.train.picker: names}
+        return self.train.show_changes(draft) | self.train.show_name(draft) | {self.bar.message: message}
 
     def send_preset(self, data: Mapping[Any, Any]) -> Updates:
         """What is in the form, as a file for the browser to keep."""
@@ -422,7 +555,7 @@ class Page:
         return {self.train.listed: gr.skip() if now == shown else now}
 
     def list_presets(self, data: Mapping[Any, Any]) -> Updates:
-        names = train_tab.preset_choices(self.places)
+        names = train_tab.preset_choices(self.places, data[self.train.picker])
         return {self.train.picker: fresh_list(names, data[self.train.picker], names[0][1])}
 
     def tell_about(self, data: Mapping[Any, Any]) -> Updates:
@@ -432,23 +565,15 @@ class Page:
         """The form as it began; what was changed can be had back."""
         draft = self.train.draft(data)
         shown = self.fill(data, draft.base, draft.name)
-        return shown | {self.bar.message: look.note("The changes were taken back.")}
+        return shown | {self.bar.message: look.note("The changes were reverted.")}
 
-    def undo_loading(self, data: Mapping[Any, Any] | None = None) -> Updates:
+    def undo_loading(self, data: Mapping[Any, Any]) -> Updates:
         draft = drafts.read(self.places.put_aside_file)
         if draft is None:
             return {self.train.undo: gr.update(visible=False)}
         self.places.put_aside_file.unlink(missing_ok=True)
-        drafts.keep(self.places.draft_file, draft)
-        names = train_tab.preset_choices(self.places)
-        known = draft.name in presets.listing(self.places)
-        listed = {self.train.picker: gr.update(choices=names, value=draft.name if known else names[0][1])}
-        return (
-            listed
-            | self.train.show_draft(draft, undo=False)
-            | {self.bar.message: look.note("The form is as it was before.", kind="good")}
-            | {self.train.name: presets.own_name(draft.name)}
-        )
+        filled = self.train.fill(draft, data, undo=False, present=False)
+        return filled | {self.bar.message: look.note("The form is as it was before.", kind="good")}
 
 
 def make_application(places: Places, *, root_path: str = "") -> security.App:
@@ -563,10 +688,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if known.inbrowser and not known.headless:
         opened = f"{address}?token={token}" if token else address
         threading.Timer(1.0, webbrowser.open, [opened]).start()
+    threading.Thread(target=keep_queue_going, args=(places.queue,), daemon=True).start()
     server.run(sockets=[listener])
     if os.environ.get(STOP_RUNS) == "1":
         stop_runs(places)
     return 0
+
+
+def keep_queue_going(folder: Path) -> None:
+    """See that somebody works on the queue while there is something to do, after a restart as after a kill."""
+    told = ""
+    while True:
+        try:
+            if queue_runner.needs_runner(folder):
+                queue_runner.start_in_background(folder)
+        except (QueueRefused, OSError) as error:
+            if str(error) != told:
+                logger.warning("the queue: %s", error)
+            told = str(error)
+        time.sleep(QUEUE_LOOK_SECONDS)
 
 
 def keep_heap_small() -> None:
@@ -633,6 +773,7 @@ def make_server(application: security.App) -> uvicorn.Server:
 
 def stop_runs(places: Places) -> None:
     """Where the runs end with this process, as in a container: have them saved first."""
+    queue_runner.ask_to_leave(places.queue)  # it would start the next, and take these for stopped by a person
     logger.warning("Asking the runs to save and stop; waiting up to %d seconds", STOP_SECONDS)
     for run in runner.stop_all(places, STOP_SECONDS):
         logger.warning("%s is still running", run.path)

@@ -54,6 +54,23 @@ a[data-option] { text-decoration: underline; color: inherit; padding: 0 !importa
 #run-bar .form, #run-bar .block { border-width: 0 !important; box-shadow: none; padding: 0; background: none; }
 #run-bar .run-buttons, .beside { align-items: end; }
 #run-bar button, #presets button { white-space: nowrap; font-size: .95rem; padding-left: .7rem; padding-right: .7rem; }
+@media (max-width: 640px) {
+  #page-title small { display: none; }
+  #run-bar { padding: 6px 8px; gap: 4px; } #run-bar .run-buttons { gap: 6px; flex-wrap: wrap; align-items: center; }
+  #run-bar .run-buttons > * { min-width: max-content !important; flex: 1 1 auto; width: auto !important; }
+  #run-bar .run-buttons > :has(input) { flex: 1 1 100%; min-width: 100% !important; }
+  #run-bar .run-buttons > #run-more-place { flex: 0 0 auto; }
+  #run-bar .run-buttons [data-testid="block-info"] { display: none; }
+  #run-bar button { min-height: 34px; padding: .2rem .5rem; font-size: .85rem; }
+  #run-bar:not(.all) :is(#save-now, #sample-now, #kill-training, #print-command, #add-to-queue, #form-run) {
+    display: none; }
+  #run-bar.all .run-buttons > button { flex: 1 1 40%; }
+  #run-more { display: inline-block !important; }
+  #run-bar:not(.all) :is(#run-notice, #form-message) { max-height: 3.4rem; overflow: auto !important; }
+  #run-bar .note { padding: .2rem .6rem; font-size: .9rem; line-height: 1.35; }
+  #run-bar .run-line { gap: 0 .7rem; font-size: .9rem; }
+}
+#run-more { display: none; } @media (min-width: 641px) { #run-more-place { display: none; } }
 #form-message:not(:has(.note)), #run-notice:not(:has(.note)), #resume-where:not(:has(.note)),
 #run-hint:not(:has(.note)) { display: none; }
 .run-line { display: flex; flex-wrap: wrap; gap: .35rem 1rem; align-items: center; line-height: 1.5; }
@@ -237,11 +254,12 @@ def table(headings: Iterable[str], rows: Iterable[Iterable[str]], *, name: str =
     )
 
 
-def button(words: str, action: str, value: str, *, title: str = "", pressed: bool = False) -> Html:
-    """A small button inside HTML; see wiring.TELL_CLICKS."""
+def button(words: str, action: str, value: str, *, title: str = "", of: str = "", pressed: bool = False) -> Html:
+    """A small button inside HTML; see wiring.TELL_CLICKS. `of`: what it acts on, where several have the same words."""
+    name = f' aria-label="{escape(f"{words}: {of}")}"' if of else ""
     return Html(
         f'<button type="button" class="small" data-action="{escape(action)}" data-value="{escape(value)}" '
-        f'title="{escape(title or words)}" aria-pressed="{str(pressed).lower()}">{escape(words)}</button>'
+        f'title="{escape(title or words)}"{name} aria-pressed="{str(pressed).lower()}">{escape(words)}</button>'
     )
 
 

@@ -195,6 +195,24 @@
     pause = setTimeout(() => field.dispatchEvent(new FocusEvent("blur")), 700);
   });
 
+  document.addEventListener("click", (event) => {
+    const more = event.target.closest?.("#run-more");
+    if (!more) return;
+    const all = find("run-bar").classList.toggle("all");
+    more.setAttribute("aria-expanded", String(all));
+    more.textContent = all ? "Less" : "More";
+  });
+
+  // Gradio leaves the list of a dropdown open when Tab leaves its field; Escape closes it.
+  document.addEventListener(
+    "keydown",
+    (event) => {
+      if (event.key !== "Tab" || event.target.getAttribute?.("role") !== "listbox") return;
+      event.target.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
+    },
+    true,
+  );
+
   // Gradio names an empty chart or gallery, but gives it no role to carry the name.
   let looking = 0;
   new MutationObserver(() => {

@@ -45,6 +45,11 @@ class Places:
         return self.state / "uploads"
 
     @property
+    def queue(self) -> Path:
+        """What `python -m trainer queue` works on too: see trainer.runs.queue.usual_folder."""
+        return self.state / "queue"
+
+    @property
     def token_file(self) -> Path:
         return self.state / "token"
 

@@ -12,6 +12,7 @@ from trainer.runs.console import write_utf8
 # Each command's module in trainer.commands, which is imported when the command is given, and what it does.
 COMMANDS = {
     "train": ("train", "train a preset, or resume a run"),
+    "queue": ("queue", "trainings in a row, one after another or one a GPU: add, list, run, remove ..."),
     "dataset": ("dataset", "report what the images of a preset are and what is wrong with them"),
     "drill": ("drill", "interrupt a few training steps on this machine and check that they resume bit-equal"),
     "environment": ("environment", "print what a result depends on besides options and images"),

@@ -23,11 +23,11 @@ import psutil
 
 from gui import look
 from gui.places import Places
-from gui.server import console_log, detached, runner
+from gui.server import console_log, runner
 from trainer import files
 from trainer.options import writing
 from trainer.options.config import Config
-from trainer.runs import run_folder
+from trainer.runs import detached, run_folder
 from trainer.runs.run_folder import RunFolder
 
 STEPS = 8

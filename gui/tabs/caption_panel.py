@@ -43,7 +43,9 @@ class CaptionPanel:
             with gr.Column(scale=2, min_width=260):
                 self.about = gr.HTML(look.note(CLICK))
                 self.caption = gr.Textbox(label="Caption", lines=4, elem_id="dataset-caption", interactive=False)
-                self.save = gr.Button("Save caption", elem_id="dataset-save", interactive=False)
+                with gr.Row():
+                    self.save = gr.Button("Save caption", elem_id="dataset-save", interactive=False)
+                    self.onward = gr.Button("Save and next", elem_id="dataset-save-next", interactive=False)
         gr.HTML("<b>Change the captions of all images that the filters above let through:</b>")
         with gr.Row(equal_height=False, elem_classes="beside"):
             self.action = gr.Dropdown(
@@ -58,15 +60,16 @@ class CaptionPanel:
             self.undo = gr.Button("Undo the last change", elem_id="dataset-undo", interactive=False)
         self.previewed = gr.HTML(elem_id="dataset-preview")
         self.chosen = gr.State("")  # the path of the chosen picture
+        self.unchanged = gr.State("")  # its caption as it was shown, to know what was typed since
         self.planned = gr.State("")  # a digest of the change that was previewed
 
     def inputs(self) -> set[Any]:
-        return {self.caption, self.action, self.old, self.new, self.chosen, self.planned}
+        return {self.caption, self.action, self.old, self.new, self.chosen, self.unchanged, self.planned}
 
     def outputs(self) -> set[Any]:
         return {
-            self.message, self.picture, self.about, self.caption, self.save, self.apply, self.undo, self.previewed,
-            self.chosen, self.planned,
+            self.message, self.picture, self.about, self.caption, self.save, self.onward, self.apply, self.undo,
+            self.previewed, self.chosen, self.unchanged, self.planned,
         }  # fmt: skip
 
     # --- one caption ------------------------------------------------------------------------------------------------
@@ -88,13 +91,22 @@ class CaptionPanel:
             self.about: view.about(item),
             self.caption: gr.update(value=text, interactive=editable),
             self.save: gr.update(interactive=editable),
+            self.onward: gr.update(interactive=editable),
             self.chosen: str(path),
+            self.unchanged: text,
         }
+
+    def has_unsaved(self, data: Data) -> bool:
+        """Whether something was typed for the chosen picture that its file does not have."""
+        return bool(data[self.chosen]) and str(data[self.caption] or "") != str(data[self.unchanged] or "")
 
     def after_a_look(self, looked: Looked | None, data: Data) -> Updates:
         """Nothing of a picture or a preview that is not in the dataset any more."""
         path = str(data[self.chosen] or "")
-        if not path or (looked and _item(looked, Path(path))):
+        item = _item(looked, Path(path)) if looked and path else None
+        if item is not None:
+            return {self.about: view.about(item)}
+        if not path:
             return {}
         return {
             self.message: "",
@@ -102,7 +114,9 @@ class CaptionPanel:
             self.about: look.note(CLICK),
             self.caption: gr.update(value="", interactive=False),
             self.save: gr.update(interactive=False),
+            self.onward: gr.update(interactive=False),
             self.chosen: "",
+            self.unchanged: "",
         }
 
     def save_one(self, looked: Looked, data: Data) -> Updates:
@@ -117,7 +131,7 @@ class CaptionPanel:
             return {self.message: look.note(view.printable(str(error)), kind="bad")}
         if edit is None:
             return {self.message: look.note("The caption is as it was.")}
-        return {self.message: self._make(f"caption of {view.printable(item.path.name)}", [edit])}
+        return {self.message: self._make(f"caption of {view.printable(item.path.name)}", [edit]), self.unchanged: text}
 
     # --- many captions ----------------------------------------------------------------------------------------------
 

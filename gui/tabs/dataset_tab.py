@@ -37,12 +37,12 @@ class DatasetTab:
                 "every caption.",
                 elem_id="dataset-about",
             )
-            self.refresh = gr.Button("Look again", elem_id="dataset-refresh", scale=0, min_width=130)
-            self.deeper = gr.Button("Look deeper", elem_id="dataset-deeper", scale=0, min_width=130)
+            self.refresh = gr.Button("Rescan", elem_id="dataset-refresh", scale=0, min_width=130)
+            self.deeper = gr.Button("Decode every file", elem_id="dataset-deeper", scale=0, min_width=130)
         self.summary = gr.HTML(elem_id="dataset-summary")
         with gr.Accordion("Problems", open=True):
             self.problems = gr.HTML(
-                look.note("Open this tab or press Look again. Look deeper decodes every picture: it finds hidden "
+                look.note("Open this tab or press Rescan. Decode every file opens every picture: it finds hidden "
                           "damage and near copies, and takes minutes for thousands of images."),
                 elem_id="dataset-problems",
             )  # fmt: skip
@@ -79,7 +79,7 @@ class DatasetTab:
         filters = {self.folder, self.kind, self.tag, self.text}
         pictures = {self.gallery, self.where, self.page, self.shown}
         everything = pictures | {self.summary, self.problems, self.folder, self.kind} | self.captions.outputs()
-        inputs = options | filters | {self.page, self.captions.chosen}
+        inputs = options | filters | {self.page, self.captions.chosen}  # `chosen` says what to highlight
         for trigger in (tab.select, self.refresh.click):
             trigger(self.look_at_images, inputs, everything, **quiet)
         self.deeper.click(self.look_deeper, inputs, everything, **quiet)
@@ -89,11 +89,12 @@ class DatasetTab:
         )  # fmt: skip
         self.back.click(self.previous_page, inputs, pictures, **quiet)
         self.on.click(self.next_page, inputs, pictures, **quiet)
-        self.gallery.select(self.choose, inputs | {self.shown}, self.captions.outputs(), **quiet)
+        self.gallery.select(self.choose, inputs | self.captions.inputs() | {self.shown}, everything, **quiet)
 
         panel = self.captions
         chosen = inputs | panel.inputs()
         panel.save.click(self.save_caption, chosen, everything, **quiet)
+        panel.onward.click(self.save_and_go_on, chosen | {self.shown}, everything, **quiet)
         panel.preview.click(self.preview_change, chosen, panel.outputs(), **quiet)
         panel.apply.click(self.apply_change, chosen, everything, **quiet)
         panel.undo.click(self.undo_change, chosen, everything, **quiet)
@@ -169,12 +170,16 @@ class DatasetTab:
         page = min(max(page, 0), pages - 1)
         shown = items[page * PAGE_ITEMS : (page + 1) * PAGE_ITEMS]
         first = page * PAGE_ITEMS + 1
+        paths, chosen = [str(item.path) for item in shown], self.captions.chosen
         where = f"{first:,} to {first + len(shown) - 1:,} of {len(items):,} images" if shown else "No image matches"
         return {
-            self.gallery: gr.update(value=view.small_pictures(shown, self._places.thumbnails), selected_index=None),
+            self.gallery: gr.update(
+                value=view.small_pictures(shown, self._places.thumbnails),
+                selected_index=next((place for place, path in enumerate(paths) if path == data[chosen]), None),
+            ),
             self.where: f"<p>{where}</p>",
             self.page: page,
-            self.shown: [str(item.path) for item in shown],
+            self.shown: paths,
         }
 
     def first_page(self, data: Data) -> Updates:
@@ -189,13 +194,39 @@ class DatasetTab:
     # --- captions ---------------------------------------------------------------------------------------------------
 
     def choose(self, data: Data, event: gr.SelectData) -> Updates:
-        """A picture was clicked. The page's pictures are remembered here, so that no path comes from a browser."""
+        """A picture was clicked; what was typed for the one before is saved first, which can be undone.
+
+        The page's pictures are remembered here, so that no path comes from a browser.
+        """
         paths = list(data[self.shown] or [])
         looked = self._looked(data)
         place = event.index if isinstance(event.index, int) else -1
         if looked is None or not 0 <= place < len(paths):
             return {}
-        return self.captions.show(looked, Path(paths[place]))
+        return self._save_and_show(looked, data, paths[place])
+
+    def save_and_go_on(self, data: Data) -> Updates:
+        """Save the caption and show the picture after this one on the page."""
+        looked, paths = self._looked(data), list(data[self.shown] or [])
+        if looked is None:
+            return {}
+        here = paths.index(data[self.captions.chosen]) if data[self.captions.chosen] in paths else len(paths)
+        if here + 1 < len(paths):
+            return self._save_and_show(looked, data, paths[here + 1])
+        told = self.captions.save_one(looked, data)
+        return self._again(data, told)
+
+    def _save_and_show(self, looked: Looked, data: Data, path: str) -> Updates:
+        """Show another picture; what was typed for the one before is saved."""
+        if not self.captions.has_unsaved(data):
+            return self.captions.show(looked, Path(path))
+        saved = self.captions.save_one(looked, data)
+        if self.captions.unchanged not in saved:  # it could not be: what was typed stays in sight
+            return saved
+        told = self._again(dict(data) | {self.captions.chosen: path}, {})
+        fresh = self._looked(data)
+        shown = self.captions.show(fresh, Path(path)) if fresh else {}
+        return told | shown | {self.captions.message: saved[self.captions.message]}
 
     def save_caption(self, data: Data) -> Updates:
         looked = self._looked(data)

@@ -184,8 +184,8 @@ def _best_checkpoint(view: View) -> list[str]:
 
 def _elapsed(here: float, whole: float) -> str:
     if whole - here < 1:
-        return monitor.duration(here)
-    return f"{monitor.duration(here)}; {monitor.duration(whole)} in all sessions"
+        return quantities.brief_duration(here)
+    return f"{quantities.brief_duration(here)}; {quantities.brief_duration(whole)} in all sessions"
 
 
 def _epoch(view: View) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 import gradio as gr
 
 from gui import look
-from gui.forms import draft as drafts
 from gui.forms import form as forms
 from gui.forms.draft import Draft
 from gui.places import Places
@@ -120,7 +119,7 @@ class ResumeTab:
                     info="keep the checkpoint's curve, stretch it over the new length, or restart a new one here.",
                 ),
                 "resume_lr_scale": gr.Number(
-                    label="Times", elem_id="resume-scale", minimum=0, step=0.1,
+                    label="LR multiplier", elem_id="resume-scale", minimum=0, step=0.1,
                     info="A factor on the curve (resume_lr_scale).",
                 ),
                 "resume_warmup_steps": gr.Number(
@@ -162,7 +161,7 @@ class ResumeTab:
 
     def wire(self, item: gr.Tab) -> None:
         options = self._form.inputs()
-        here, shown = options | {self.folder, self._train.base}, self.outputs()
+        here, shown = options | {self.folder, self._train.base, self._train.stamp}, self.outputs()
         changed = shown | self._train.outputs() | {self._message}
 
         for event in (item.select, self.folder.submit, self.folder.blur, self.keep.click):
@@ -269,8 +268,7 @@ class ResumeTab:
         before = self._train.draft(data)
         values = {**before.values, **changes}
         draft = Draft(values, before.name, before.base)
-        drafts.keep(self._places.draft_file, draft)
-        first = self._form.show(changes) | self._train.show_changes(draft) | {self._message: said}
+        first = self._train.fill(draft, data, undo=None) | self._form.show(changes) | {self._message: said}
         for updates in self._show(values, str(data[self.folder] or "") if typed is None else typed, request):
             yield first | updates
             first = {}
@@ -331,8 +329,7 @@ class ResumeTab:
             return
         can_undo = train_tab.put_aside(self._places, self._train.draft(data))
         draft = Draft(values, f"run {run.path.name}", values)
-        drafts.keep(self._places.draft_file, draft)
-        first = self._train.show_draft(draft, undo=can_undo) | {self._message: message, self.folder: ""}
+        first = self._train.fill(draft, data, undo=can_undo) | {self._message: message, self.folder: ""}
         for updates in self._show(values, "", request):
             yield first | updates
             first = {}

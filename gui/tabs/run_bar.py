@@ -12,13 +12,18 @@ import gradio as gr
 
 from gui import look
 from gui.places import Places
+from gui.tabs import launching
 from gui.tabs.question import Question
 from gui.views import advice, monitor, runs
 from gui.views.monitor import View
 from gui.wiring import fresh_list
+from trainer import quantities
 from trainer.options import checks, problems
 from trainer.runs.run_folder import RunFolder
 
+MORE = (  # on a narrow screen, where there is no room for all buttons; page.js does it
+    '<button type="button" class="small" id="run-more" aria-expanded="false" aria-controls="run-bar">More</button>'
+)
 STOPPED = (4, -signal.SIGTERM)  # exit codes of a trainer that was asked to leave
 
 
@@ -31,6 +36,9 @@ class RunBar:
                 self.picker = gr.Dropdown(
                     choices=[], value=None, label="Run", elem_id="run-picker", scale=4, min_width=220, interactive=True
                 )
+                self.resume = gr.Button(
+                    "Resume", variant="primary", elem_id="resume-training", scale=1, min_width=210, visible=False
+                )
                 self.start = gr.Button(
                     "Start training", variant="primary", elem_id="start-training", scale=1, min_width=150
                 )
@@ -40,7 +48,10 @@ class RunBar:
                 self.save = gr.Button("Save now", elem_id="save-now", scale=1, min_width=110, interactive=False)
                 self.sample = gr.Button("Sample now", elem_id="sample-now", scale=1, min_width=125, interactive=False)
                 self.kill = gr.Button("Kill", elem_id="kill-training", scale=1, min_width=80, interactive=False)
+                self.enqueue = gr.Button("Add to queue", elem_id="add-to-queue", scale=1, min_width=125)
                 self.command = gr.Button("Print training command", elem_id="print-command", scale=1, min_width=215)
+                gr.HTML(MORE, elem_id="run-more-place")
+            self.form_run = gr.HTML(elem_id="form-run")
             self.listed = gr.Number(0, visible="hidden")  # stands for the runs that the picker lists now,
             self.opened_with = gr.State(0)  # and this for those that it lists until that one changes
             gr.HTML(look.live(), elem_id="run-status")
@@ -53,17 +64,22 @@ class RunBar:
             self.awaited = gr.State(None)  # what a message speaks of that is yet to happen
 
     def outputs(self) -> set[Any]:
-        return {self.watched, self.notice, self.stop, self.save, self.sample, self.kill}
+        return {
+            self.watched, self.notice, self.start, self.resume, self.stop, self.save, self.sample, self.kill,
+        }  # fmt: skip
 
     def show(self, view: View | None, news: int) -> dict[Any, Any]:
         """`news`: stands for what is shown now; see live.news."""
         path = "" if view is None else str(view.run.path)
         can_ask = view is not None and view.condition == "running"
         can_stop = view is not None and view.condition in ("running", "starting")
+        to_resume = _way_on_in_short(view) if view is not None else ""
         return {
             self.watched: f'<i data-run="{escape(path)}" data-news="{news}"></i>',
             self.notice: notice(view),
-            self.stop: gr.update(interactive=can_stop),
+            self.start: gr.update(variant="secondary" if to_resume or can_stop else "primary"),
+            self.resume: gr.update(visible=bool(to_resume), value=to_resume or "Resume"),
+            self.stop: gr.update(interactive=can_stop, visible=True if can_stop else "hidden"),
             self.save: gr.update(interactive=can_ask),
             self.sample: gr.update(interactive=can_ask),
             self.kill: gr.update(interactive=view is not None and view.active),
@@ -87,6 +103,14 @@ class RunBar:
             return {}
         shown = {self.message: ""} if data[self.message] == awaited["message"] else {}
         return shown | {self.awaited: None}
+
+
+def _way_on_in_short(view: View) -> str:
+    """What the button says that continues a run which ended before its time; empty for any other."""
+    if view.condition not in ("stopped", "interrupted", "failed") or not view.run.config_file.is_file():
+        return ""
+    saved = launching.has_checkpoints(view.run)
+    return "Begin again" if saved is None else f"Resume from step {saved:,}"
 
 
 # --- which run -----------------------------------------------------------------------------------------------------
@@ -168,7 +192,7 @@ def time_left(view: View) -> str:
     pace = view.history.seconds_per_step()
     if pace is None or view.history.total_steps is None or not view.active:
         return ""
-    return "about " + monitor.duration(pace * max(0, view.history.total_steps - view.history.step))
+    return "about " + quantities.brief_duration(pace * max(0, view.history.total_steps - view.history.step))
 
 
 def progress_bar(view: View | None) -> str:
@@ -195,20 +219,17 @@ def notice(view: View | None) -> str:
             kind="bad",
         )
     if view.condition == "interrupted":
-        last = f"; its last checkpoint is at step {history.checkpoints[-1]}" if history.checkpoints else ""
+        saved = launching.has_checkpoints(view.run)
+        where = "" if saved is None else f"; its last checkpoint is at step {saved}"
         return look.note(
-            f"The process ended without a message after step {history.step}{last}. "
-            "To go on: Resume tab, Continue this run, then Start training.",
+            f"The process ended without a message after step {history.step}{where}. " + way_on(saved),
             [advice.of_disappearance(view.started.exit_code if view.started else None)],
             kind="warn",
         )
     if view.condition == "stopped" and not history.stepped:
         return look.note("Stopped before the first step, so there was nothing to save.")
     if view.condition == "stopped":
-        return look.note(
-            f"Stopped after step {history.step} and saved. "
-            "To go on: Resume tab, Continue this run, then Start training."
-        )
+        return look.note(f"Stopped after step {history.step} and saved. " + way_on(launching.has_checkpoints(view.run)))
     if view.condition == "finished":
         return look.note(
             f"Finished: {history.step} steps. The result is {view.run.path}.safetensors. "
@@ -218,6 +239,13 @@ def notice(view: View | None) -> str:
     if view.active and history.warnings:
         return look.note("Warnings from the trainer:", list(history.warnings)[-3:], kind="warn")
     return ""
+
+
+def way_on(saved: int | None) -> str:
+    """What to press after an end before the time. `saved`: the step of the newest checkpoint."""
+    if saved is None:
+        return "It had saved nothing yet; press Begin again to start over with the same options."
+    return f"Press Resume to go on from step {saved:,}; to change something first, Resume tab, Continue this run."
 
 
 def _why_not_started(view: View) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -15,18 +17,15 @@ from gui.forms import presets
 from gui.forms.draft import Draft
 from gui.forms.form import Form
 from gui.forms.presets import NameRefused
-from gui.places import Places, placed
+from gui.places import Places
 from gui.server import runner
+from gui.tabs import launching
 from gui.views import plan
 from trainer import files
-from trainer.checkpoints import choosing, preflight
 from trainer.models import base_model, families
 from trainer.models.base_model import BaseModelMissing
-from trainer.options import checks
-from trainer.options.config import OPTIONS, Config
-from trainer.options.problems import Checked, ConfigError, Problem
-from trainer.runs import manifest, run_folder
-from trainer.runs.run_folder import RunFolder
+from trainer.options.config import OPTIONS
+from trainer.options.problems import Checked, ConfigError
 
 DEMO = "demo"
 DEFAULTS = ("Defaults of every option", "")
@@ -39,8 +38,9 @@ SEARCH = """<div class="option-search" role="search">
 
 
 class TrainTab:
-    def __init__(self, places: Places) -> None:
+    def __init__(self, places: Places, form_run: gr.HTML) -> None:
         self.places = places
+        self.form_run = form_run  # says beside Start what it would start
         with gr.Column(elem_id="presets"):
             with gr.Row(equal_height=False, elem_classes="beside"):
                 self.picker = gr.Dropdown(
@@ -65,18 +65,23 @@ class TrainTab:
             self.about = gr.HTML(elem_id="preset-about")
             with gr.Row(equal_height=False, elem_classes="beside"):
                 self.changes = gr.HTML(elem_id="form-changes")
-                self.revert = gr.Button(
-                    "Take the changes back", elem_id="form-revert", visible=False, scale=0, min_width=190
-                )
+                self.revert = gr.Button("Revert changes", elem_id="form-revert", visible=False, scale=0, min_width=190)
                 self.undo = gr.Button("Undo loading", elem_id="form-undo", visible=False, scale=0, min_width=140)
             self.plan = gr.HTML(elem_id="training-plan")
             self.hiding = gr.HTML(elem_id="hidden-options")  # a style that hides what the model does not have
+            with gr.Row(visible=False, equal_height=False, elem_id="queue-editing") as self.edit_row:
+                self.edit_text = gr.HTML(elem_id="queue-editing-text")
+                self.edit_save = gr.Button("Save to the queue", elem_id="queue-edit-save", scale=0, min_width=170)
+                self.edit_leave = gr.Button("Leave it as it was", elem_id="queue-edit-leave", scale=0, min_width=170)
         gr.HTML(SEARCH)
         self.form = Form()
+        self.fillings = drafts.Fillings()
+        self.stamp = gr.Textbox("", visible="hidden")  # another one after each filling: see Fillings
         self.base = gr.State({"name": "", "values": forms.complete({})})  # what the form began with
         self.listed = gr.Number(0, visible="hidden")  # stands for the presets that the picker lists now,
         self.opened_with = gr.State(0)  # and this for those that it lists until that one changes
         self.uploaded = gr.State(("", b""))
+        self.editing = gr.State(0)  # the queue's entry that the form has the options of; 0: of none
         self.sent = gr.JSON(visible="hidden", elem_id="preset-text")  # a preset on its way to the browser's downloads
 
     # --- the form and what it began with ----------------------------------------------------------------------------
@@ -88,14 +93,44 @@ class TrainTab:
 
     def outputs(self) -> set[Any]:
         """What `show_draft` changes."""
-        return self.form.inputs() | self.about_outputs()
+        return self.form.inputs() | self.about_outputs() | {self.stamp, self.picker, self.name, self.about}
 
     def about_outputs(self) -> set[Any]:
         """What `show_changes` changes."""
-        return {self.base, self.changes, self.revert, self.undo, self.plan, self.hiding}
+        return {self.base, self.changes, self.revert, self.undo, self.plan, self.form_run, self.hiding}
 
-    def show_draft(self, draft: Draft, *, undo: bool, present: Mapping[Any, Any] | None = None) -> dict[Any, Any]:
-        return self.form.show(draft.values, present) | self.show_changes(draft, undo=undo)
+    def fill(self, draft: Draft, data: Mapping[Any, Any], *, undo: bool | None, present: bool = True) -> dict[Any, Any]:
+        """Put a draft into the form and keep it; edits that were made before and arrive later are dropped.
+
+        `present`: the data has every option, and what is there already is not sent again.
+        """
+        with self.fillings.lock:
+            stamp = self.fillings.filled(data.get(self.stamp))
+            drafts.keep(self.places.draft_file, draft)
+        return self.show_draft(draft, undo=undo, present=data if present else None) | {self.stamp: stamp}
+
+    def keep(self, data: Mapping[Any, Any], draft: Draft | None = None) -> Draft | None:
+        """Keep what was edited; None where the form was filled anew since."""
+        with self.fillings.lock:
+            if self.fillings.is_late(data.get(self.stamp)):
+                return None
+            draft = draft or self.draft(data)
+            drafts.keep(self.places.draft_file, draft)
+            return draft
+
+    def show_draft(
+        self, draft: Draft, *, undo: bool | None, present: Mapping[Any, Any] | None = None
+    ) -> dict[Any, Any]:
+        shown = self.form.show(draft.values, present) | self.show_changes(draft, undo=undo)
+        return shown | self.show_name(draft)
+
+    def show_name(self, draft: Draft) -> dict[Any, Any]:
+        """Picker, description and the name to save under, which all speak of what the form began with."""
+        return {
+            self.picker: gr.update(choices=preset_choices(self.places, draft.name), value=draft.name),
+            self.about: about(self.places, draft.name),
+            self.name: suggested_name(draft.name),
+        }
 
     def show_changes(self, draft: Draft, *, undo: bool | None = None) -> dict[Any, Any]:
         """What differs from the base. `undo`: whether a draft was put aside that can come back; None: as before."""
@@ -105,6 +140,7 @@ class TrainTab:
             self.changes: changes_line(draft, changes),
             self.revert: gr.update(visible=bool(changes)),
             self.plan: look.line("", plan.told(self.places, draft.values)),
+            self.form_run: launching.form_line(self.places, draft.values),
             self.hiding: forms.hiding(family_of(self.places, draft.values)),
         }
         return shown if undo is None else shown | {self.undo: gr.update(visible=undo)}
@@ -114,7 +150,7 @@ def changes_line(draft: Draft, changes: list[str]) -> str:
     """How many options are no longer as in the preset, and which, each leading to its field."""
     origin = draft.name or "the defaults"
     if not changes:
-        return look.line(f"As in {origin}.")
+        return look.line(f"Matches {origin}.")
     count = "1 unsaved change" if len(changes) == 1 else f"{len(changes)} unsaved changes"
     named = [
         look.to_option(name, f"{forms.label(OPTIONS[name])} {_short(draft.base[name])} → {_short(draft.values[name])}")
@@ -136,8 +172,19 @@ def _short(value: Any) -> str:
 # --- presets -------------------------------------------------------------------------------------------------------
 
 
-def preset_choices(places: Places) -> list[tuple[str, str]]:
-    return [DEFAULTS, *((name, name) for name in presets.listing(places))]
+def preset_choices(places: Places, present: Any = "") -> list[tuple[str, str]]:
+    """(label, value) of the picker. `present`: what the form began with, which may be no preset."""
+    listed = [DEFAULTS, *((name, name) for name in presets.listing(places))]
+    if present and str(present) not in [value for _, value in listed]:
+        listed.insert(1, (f"{present} (not a preset)", str(present)))
+    return listed
+
+
+def suggested_name(name: str) -> str:
+    """The name to save under what began with a preset, a run, a file or an entry of the queue."""
+    if name.startswith("file "):
+        return Path(name.removeprefix("file ")).stem
+    return presets.own_name(re.sub(r"^(run |queue \d+: )", "", name))
 
 
 def first_preset(places: Places) -> str:
@@ -148,7 +195,16 @@ def first_preset(places: Places) -> str:
 def about(places: Places, name: Any) -> str:
     """What a preset is for, in its own words."""
     said = presets.about(places, str(name or ""))
+    if name and str(name) not in presets.listing(places):
+        said = f"The options of {name}, which is no preset yet; Save keeps them as one."
     return look.paragraph(said) if said else ""
+
+
+def first_draft(places: Places) -> Draft:
+    """What the form begins with where nothing was left in it: the preset that the picker shows then."""
+    name = first_preset(places)
+    values = load_preset(places, name)[0]
+    return Draft(values, name, values) if values is not None else drafts.afresh()
 
 
 def load_preset(places: Places, name: Any) -> tuple[dict[str, Any] | None, str]:
@@ -216,26 +272,6 @@ def would_replace(places: Places, name: Any, begun_with: str) -> str:
 # --- launch --------------------------------------------------------------------------------------------------------
 
 
-def checked_settings(places: Places, values: Mapping[str, Any]) -> tuple[Config | None, list[str], list[str]]:
-    """The config to train with, or None; every problem that can be known without loading anything; notices."""
-    checked = forms.check_values(values)
-    settings = checks.build(checked.values)
-    # The trainer looks closer, at every image and every byte.
-    problems = [*checked.problems, *preflight.missing(settings, places.home, known=checked.problems)]
-    model = "pretrained_model_name_or_path"
-    if model not in {problem.key for problem in problems}:
-        wrong = base_model.unusable(places.home / settings.pretrained_model_name_or_path)
-        problems += [Problem(model, wrong)] if wrong else []
-        said = {(problem.key, problem.message) for problem in problems}
-        unfit = preflight.with_settled_family(settings, places.home)[1]
-        problems += [problem for problem in unfit if (problem.key, problem.message) not in said]
-    if not {"output_dir", "output_name"} & {problem.key for problem in checked.problems}:
-        problems += _in_the_way(RunFolder(places.home / settings.run_dir), settings)
-    if not problems and (problem := preflight.too_small_disk(placed(places, settings))):
-        problems = [problem]
-    return None if problems else settings, forms.linked(problems), checked.notices
-
-
 def family_of(places: Places, values: Mapping[str, Any]) -> str | None:
     """The family that the form names or whose files it names; None where neither tells."""
     family, model = values.get("family"), values.get("pretrained_model_name_or_path")
@@ -248,54 +284,13 @@ def family_of(places: Places, values: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _in_the_way(run: RunFolder, settings: Config) -> list[Problem]:
-    """Checkpoints where there should be none, or none where there should be."""
-    have = manifest.listing(run.checkpoints)
-    named = choosing.wanted(settings.resume_from_checkpoint)
-    if have and named == "nothing" and not settings.overwrite_run:
-        return [
-            Problem(
-                "resume_from_checkpoint",
-                f"the run {run.path.name} already holds checkpoints, the newest of step {have[0].step:,}. Continue it "
-                "(write latest here), choose another output_name, or turn on overwrite_run, which moves the old run "
-                "aside and deletes nothing",
-            )
-        ]
-    if named == "latest" and not have:
-        return [
-            Problem(
-                "resume_from_checkpoint",
-                f"the run {run.path.name} has no checkpoints yet, so there is nothing to continue. Leave this empty to "
-                "start afresh, or give output_dir and output_name of the run you mean",
-            )
-        ]
-    return []
-
-
-def start_training(places: Places, values: Mapping[str, Any]) -> tuple[RunFolder | None, str]:
-    """Start the run that the form describes; None when it was not started. And a message in HTML."""
-    settings, problems, notices = checked_settings(places, values)
-    if settings is None:
-        count = "One thing" if len(problems) == 1 else f"{len(problems)} things"
-        return None, look.note(f"Not started. {count} to change first:", problems, kind="bad")
-    try:
-        run = runner.start(settings, places)
-    except runner.StartRefused as error:
-        return None, look.note(f"Not started. {error}", kind="bad")
-    others = [
-        other.path.name for other in places.known_runs() if other != run and run_folder.status(other) == "running"
-    ]
-    remarks = [f"{name} is training too; the two share this machine's memory and speed." for name in others]
-    return run, look.note("Started. Note:", notices + remarks, kind="warn") if notices or others else ""
-
-
 def print_command(places: Places, values: Mapping[str, Any]) -> str:
     """The line for a shell that does what Start training does, in HTML."""
-    settings, problems, _ = checked_settings(places, values)
-    if settings is None:
-        return look.note("Change this first; the command would not work yet:", problems, kind="bad")
+    checked = launching.check(places, values)
+    if checked.settings is None:
+        return look.note("Change this first; the command would not work yet:", checked.problems, kind="bad")
     try:
-        line = runner.shell_line(settings, places)
+        line = runner.shell_line(checked.settings, places)
     except OSError as error:
         return look.note(f"The config file cannot be written: {error}", kind="bad")
     return look.note("Start training runs this, in a process of its own. It works in a shell as well:", log=line)

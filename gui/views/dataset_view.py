@@ -37,6 +37,8 @@ CSS = """
   margin-top: .8rem; }
 .dataset-parts h3 { font-size: 1rem; font-weight: 600; margin: 0 0 .2rem 0; }
 .dataset-parts table.plain th, .dataset-parts table.plain td:not(:first-child) { overflow-wrap: normal; }
+.dataset-parts .scroll table.plain { min-width: 0; }
+.dataset-parts .scroll table.plain td:first-child { white-space: normal; overflow-wrap: anywhere; }
 .buckets .shape { display: inline-block; background: var(--border-color-primary); border-radius: 2px;
   vertical-align: middle; }
 .buckets td:first-child { width: 36px; text-align: center; } .buckets td:nth-child(2) { white-space: nowrap; }

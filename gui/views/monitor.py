@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 import psutil
 
-from gui.server import console_log, runner
-from gui.server.runner import Started
+from gui.server import console_log
 from gui.views.history import History, first_rate
-from trainer.runs import events, run_folder
+from trainer.quantities import brief_duration
+from trainer.runs import events, launch, run_folder
+from trainer.runs.launch import Started
 from trainer.runs.run_folder import RunFolder, RunUnreadable
 
 CHUNK_BYTES = 1 << 20  # read at once: the memory it takes does not grow with the file
-LONGEST = 3e9  # seconds that anything takes, a century
 LOOK_SECONDS = 0.3  # a look reads for so long at most
 MOST_REMEMBERED = 500_000_000  # bytes of events: about two runs of a million steps, whose curves take 36 MB each
 
@@ -72,12 +72,12 @@ class View:
 
 def condition(run: RunFolder, started: Started | None) -> Condition:
     """How the run stands: from its own record, unless a start from the browser is newer than that."""
-    if started is not None and runner.is_unrecorded(run, started):
+    if started is not None and launch.is_unrecorded(run, started):
         if not started.alive:
             return "refused"
-        return "stopping" if runner.stop_asked(run) else "starting"
+        return "stopping" if launch.stop_asked(run) else "starting"
     status = run_folder.status(run)
-    if status == "running" and runner.stop_asked(run):
+    if status == "running" and launch.stop_asked(run):
         return "stopping"
     return status
 
@@ -111,7 +111,7 @@ class _Reader:
                 self._file_id, self._offset, self._taken, self._history = file_id, 0, 0, History()
             if self._read_on() or not self._offset:
                 self._shown = self._history.snapshot()
-            started = runner.read_started(self._run)
+            started = launch.read_started(self._run)
             state = condition(self._run, started)
             message = ""
             if state == "refused" and started is not None:
@@ -177,22 +177,6 @@ class Watch:
 # --- words ---------------------------------------------------------------------------------------------------------
 
 
-def duration(seconds: float) -> str:
-    """A length of time in two units at most: 45 s, 3 min, 2 h 5 min, 3 d 4 h; a dash when a clock was badly wrong."""
-    if seconds > LONGEST:
-        return "–"
-    total = round(seconds)
-    if total < 60:
-        return f"{total} s"
-    minutes = round(total / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{hours // 24} d {hours % 24} h" if hours % 24 else f"{hours // 24} d"
-
-
 def speed(seconds_per_step: float) -> str:
     """2.4 it/s, or 3.1 s/it where a step takes longer than a second."""
     if seconds_per_step <= 0:
@@ -215,5 +199,5 @@ def phase_line(view: View) -> str:
         return ""
     if phase.name == "sampling":  # the one that is being made, not those that are
         return f"Sampling {min(phase.done + 1, phase.total)} of {phase.total}"
-    left = f", about {duration(phase.seconds_left)} left" if phase.seconds_left is not None else ""
+    left = f", about {brief_duration(phase.seconds_left)} left" if phase.seconds_left is not None else ""
     return f"{phase.name[:1].upper()}{phase.name[1:]}: {phase.done:,} of {phase.total:,}{left}"

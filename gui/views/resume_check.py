@@ -20,7 +20,7 @@ import plotly.graph_objects as go
 from gui import look
 from gui.forms import form as forms
 from gui.places import Places, placed
-from gui.server import detached, runner
+from gui.server import runner
 from gui.views import charts, comparison, monitor
 from trainer import files, quantities
 from trainer.checkpoints import choosing, preflight, resume
@@ -30,7 +30,7 @@ from trainer.options import checks, writing
 from trainer.options.config import OPTIONS, Config
 from trainer.options.problems import ConfigError
 from trainer.recipe.schedule import LrCurve
-from trainer.runs import branches, manifest
+from trainer.runs import branches, detached, manifest
 from trainer.runs.run_folder import RunFolder
 
 # The page asks no other machine for anything: a base model that is not here yet is the trainer's to fetch.

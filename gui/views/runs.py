@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from gui.places import Places
-from gui.server import runner
-from gui.server.runner import Started
 from gui.views.charts import Curves
 from gui.views.monitor import Condition, Watch, condition
 from trainer.file_memory import stamp_of
 from trainer.recipe import loss_average
-from trainer.runs import events, run_folder
+from trainer.runs import events, launch, run_folder
+from trainer.runs.launch import Started
 from trainer.runs.run_folder import RunFolder, RunUnreadable
 
 WORDS: dict[Condition, str] = {
@@ -63,7 +62,7 @@ class Summary:
 
 def paths(places: Places) -> list[Path]:
     """The folder of every run, the one that was active last first; those that are only begun among them."""
-    begun = sorted(runner.begun_runs(places.output_folders()), key=lambda entry: entry[0], reverse=True)
+    begun = sorted(launch.begun_runs(places.output_folders()), key=lambda entry: entry[0], reverse=True)
     found = [run.path for run in places.known_runs()]
     for when, run in begun:
         older = (place for place, path in enumerate(found) if run_folder.last_active(RunFolder(path)) < when)
@@ -79,7 +78,7 @@ def chosen(places: Places, value: Any) -> RunFolder | None:
     if path.parent not in places.output_folders():
         return None
     run = RunFolder(path)
-    return run if path.name not in ("", ".", "..") and runner.is_there(run) else None
+    return run if path.name not in ("", ".", "..") and launch.is_there(run) else None
 
 
 def choices(places: Places, *, archived: bool = False) -> list[tuple[str, str]]:
@@ -132,7 +131,7 @@ def summary(run: RunFolder) -> Summary:
     record: Mapping[str, Any] = NOTHING
     with contextlib.suppress(RunUnreadable):
         record = run_folder.read_run(run) or NOTHING
-    begun = runner.read_started(run)
+    begun = launch.read_started(run)
     step, total, loss = _end(run)
     sessions = record.get("sessions") or [NOTHING]
     parent = record.get("parent") or NOTHING
@@ -149,7 +148,7 @@ def summary(run: RunFolder) -> Summary:
 
 
 def _newer(run: RunFolder, begun: Started) -> bool:
-    return runner.is_unrecorded(run, begun)
+    return launch.is_unrecorded(run, begun)
 
 
 def _end(run: RunFolder) -> tuple[int | None, int | None, float | None]:

@@ -66,9 +66,22 @@ def test_other_precisions_round_as_torch_does(trained: Config, precision: str, d
     assert torch.equal(torch.from_numpy(stored["lora_unet_a.lora_down.weight"].array), expected)
 
 
-def test_a_file_that_is_there_is_not_overwritten(trained: Config) -> None:
-    with pytest.raises(ExportRefused, match=r"run-step00000001\.safetensors is there already"):
-        export.model_file(checkpoint_of(trained, 1))
+def test_a_file_that_a_scheduled_save_has_written_is_the_export(trained: Config) -> None:
+    written = branches.step_file(trained, 1)
+    before = written.stat()
+    assert export.model_file(checkpoint_of(trained, 1)) == written
+    assert written.stat() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"no model at all"], ids=["empty", "other"])
+def test_a_file_of_something_else_is_not_overwritten(trained: Config, tmp_path: Path, content: bytes) -> None:
+    target = tmp_path / "taken.safetensors"
+    target.write_bytes(content)
+    with pytest.raises(ExportRefused, match=r"taken\.safetensors is there already and holds other weights"):
+        export.model_file(checkpoint_of(trained, 1), target)
+    export.model_file(checkpoint_of(trained, 1), tmp_path / "first.safetensors")
+    with pytest.raises(ExportRefused, match="holds other weights"):
+        export.model_file(checkpoint_of(trained, 2), tmp_path / "first.safetensors")
 
 
 def test_a_damaged_checkpoint_is_not_exported(trained: Config, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from gui.forms import presets
 from gui.forms.draft import Draft
 from gui.forms.form import Form
 from gui.places import CODE, Places
-from gui.tabs import train_tab
+from gui.tabs import launching, train_tab
 from gui.views import plan
 from tests.gui.test_gui_fake_run import make_run
 from trainer import files
@@ -263,16 +263,18 @@ def test_options_that_do_not_go_together_yet_can_be_saved_with_a_remark(places: 
 
 def test_starting_with_mistakes_lists_all_of_them_and_starts_nothing(places: Places) -> None:
     values = forms.complete({"network_dim": 0, "learning_rate": -1.0, "output_name": "a/b"})
-    run, message = train_tab.start_training(places, values)
-    assert run is None
+    checked = launching.check(places, values)
+    assert checked.settings is None
+    message = launching.not_started(checked.problems)
     for words in ("5 things", "Network dim", "Learning rate", "Output name", "Pretrained model", "Train data folder"):
         assert words in message
     assert list(places.home.iterdir()) == []
 
 
 def test_starting_without_a_model_or_images_says_so(places: Places) -> None:
-    run, message = train_tab.start_training(places, forms.complete({}))
-    assert run is None
+    checked = launching.check(places, forms.complete({}))
+    assert checked.settings is None
+    message = launching.not_started(checked.problems)
     assert "Pretrained model name or path: is empty" in message
     assert "Train data folder: is empty" in message
 
@@ -366,8 +368,9 @@ def test_what_is_missing_is_listed_before_anything_is_started(places: Places) ->
             "resume_from_checkpoint": "latest",
         }
     )
-    run, message = train_tab.start_training(places, values)
-    assert run is None
+    checked = launching.check(places, values)
+    assert checked.settings is None
+    message = launching.not_started(checked.problems)
     for option in values.keys() & {
         "pretrained_model_name_or_path", "train_data_dir", "vae", "sample_prompts", "resume_from_checkpoint"
     }:  # fmt: skip
@@ -381,7 +384,7 @@ def test_a_folder_or_file_that_is_no_model_is_told_before_anything_is_started(pl
     (places.home / "model.ckpt").touch()
     for model, words in (("images", "has no model_index.json"), ("model.ckpt", "is not a .safetensors file")):
         values = forms.complete({"pretrained_model_name_or_path": model, "train_data_dir": "images"})
-        _, problems, _ = train_tab.checked_settings(places, values)
+        problems = launching.check(places, values).problems
         assert ['data-option="pretrained_model_name_or_path"' in line and words in line for line in problems] == [True]
 
 
@@ -389,7 +392,7 @@ def test_a_folder_or_file_that_is_no_model_is_told_before_anything_is_started(pl
 def test_a_name_that_no_disk_can_hold_is_a_name_of_nothing(places: Places, name: str) -> None:
     places.home.mkdir(exist_ok=True)
     folders = ("pretrained_model_name_or_path", "train_data_dir", "vae")
-    _, problems, _ = train_tab.checked_settings(places, forms.complete(dict.fromkeys(folders, name)))
+    problems = launching.check(places, forms.complete(dict.fromkeys(folders, name))).problems
     assert [option for option in folders if f'data-option="{option}"' in "".join(problems)] == list(folders)
     pictures(places.home / "images", 1)
     told = plan.told(places, forms.complete({"train_data_dir": "images", "output_dir": name}))
@@ -401,9 +404,9 @@ def test_a_disk_without_room_for_a_checkpoint_is_told_before_the_start(
 ) -> None:
     pictures(places.home / "images", 2)
     options = {"train_data_dir": "images", "pretrained_model_name_or_path": str(tiny_model)}
-    assert train_tab.checked_settings(places, forms.complete(options))[1] == []
+    assert launching.check(places, forms.complete(options)).problems == []
     monkeypatch.setattr(files, "SPARE_BYTES", 1 << 60)
-    [problem] = train_tab.checked_settings(places, forms.complete(options))[1]
+    [problem] = launching.check(places, forms.complete(options)).problems
     assert 'data-option="output_dir"' in problem and "the disk is too small" in problem
 
 

@@ -16,16 +16,16 @@ import pytest
 from gui.app import Page
 from gui.places import Places
 from gui.server import console_log, runner
-from gui.server.runner import Started
 from gui.tabs import live, monitor_tab, run_bar
 from gui.views import advice, charts, comparison, curves, monitor, runs
 from gui.views.charts import Asked, Curves
 from gui.views.history import History, Sample
 from gui.views.monitor import Watch
 from tests.gui.test_gui_fake_run import loss_at, make_run, settings, write_session
-from trainer import files
+from trainer import files, quantities
 from trainer.recipe import loss_average
-from trainer.runs import events, run_folder, shelf
+from trainer.runs import events, launch, run_folder, shelf
+from trainer.runs.launch import Started
 from trainer.runs.run_folder import RunFolder
 
 
@@ -494,10 +494,10 @@ def started(run: RunFolder, *, alive: bool, exit_code: int | None = None, offset
         host=here["host"],
         time=time.time(),
         console_offset=offset,
-        before=runner._identity(run_folder.read_run(run)),
+        before=launch.identity(run_folder.read_run(run)),
         exit_code=exit_code,
     )
-    runner._write_started(run, begun)
+    launch.write_started(run, begun)
 
 
 def test_a_start_whose_process_lives_is_starting_until_the_run_says_more(tmp_path: Path) -> None:
@@ -526,8 +526,8 @@ def test_a_record_of_another_process_than_before_the_start_decides_whatever_the_
 ) -> None:
     run = make_run(tmp_path, status="finished")
     when = time.time() + 3600 * hours
-    begun = runner.Started(1, "gone", "", "", time=when, console_offset=0, before="of an earlier session", exit_code=3)
-    runner._write_started(run, begun)
+    begun = launch.Started(1, "gone", "", "", time=when, console_offset=0, before="of an earlier session", exit_code=3)
+    launch.write_started(run, begun)
     assert Watch().look(run).condition == "finished"
 
 
@@ -548,14 +548,14 @@ def test_a_run_whose_process_is_gone_is_interrupted_and_tells_the_way_on(tmp_pat
 def test_a_run_that_was_asked_to_stop_is_stopping(tmp_path: Path) -> None:
     run = make_run(tmp_path, status="running", alive=True)
     assert Watch().look(run).condition == "running"
-    assert runner.ask_stop(run)
+    assert launch.ask_stop(run)
     assert Watch().look(run).condition == "stopping"
     assert run_folder.take_requests(run) == {"stop"}
 
 
 def test_a_session_is_not_stopping_because_the_one_before_it_was_asked_to(tmp_path: Path) -> None:
     run = make_run(tmp_path, status="running", alive=True)
-    assert runner.ask_stop(run)
+    assert launch.ask_stop(run)
     record = run_folder.read_run(run)
     assert record is not None
     parent = {"pid": os.getppid(), "process_start": run_folder.process_start(os.getppid())}
@@ -586,7 +586,7 @@ def test_steps_written_in_one_go_do_not_make_the_speed_infinite() -> None:
     [(4, "4 s"), (125, "2 min"), (3600, "1 h"), (7500, "2 h 5 min"), (273_600, "3 d 4 h"), (1e300, "–")],
 )
 def test_times_are_told_in_two_units_at_most(seconds: float, words: str) -> None:
-    assert monitor.duration(seconds) == words
+    assert quantities.brief_duration(seconds) == words
 
 
 # --- which run ---

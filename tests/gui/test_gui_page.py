@@ -272,7 +272,7 @@ def test_the_whole_way_from_a_preset_to_a_finished_run_with_the_servers_sudden_e
         expect(page.locator("#resume-verdict")).to_contain_text("It continues exactly")
         expect(page.locator("#resume-table")).to_contain_text(f"{stopped_at:,}")
         open_tab(page, "Train")
-        expect(page.locator("#form-changes")).to_contain_text("As in run journey.")
+        expect(page.locator("#form-changes")).to_contain_text("Matches run journey.")
         field(page, "learning_rate").fill("0.5")
         expect(page.locator("#form-changes")).to_contain_text("→ 0.5")
         open_tab(page, "Resume")
@@ -295,7 +295,7 @@ def test_the_whole_way_from_a_preset_to_a_finished_run_with_the_servers_sudden_e
         open_tab(page, "Train")
         field(page, "resume_from_checkpoint").fill("")
         page.locator("#start-training").click()
-        expect(page.locator("#form-message")).to_contain_text("already holds checkpoints")
+        expect(page.locator("#question-text")).to_contain_text("already holds checkpoints")
     finally:
         page.close()
         server.stop()

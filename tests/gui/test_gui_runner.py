@@ -14,11 +14,11 @@ import pytest
 
 from gui.places import CODE, Places
 from gui.server import runner
-from gui.server.runner import Started
 from tests.gui.test_gui_fake_run import make_run, settings
 from tests.support import posix
 from trainer.options import checks
-from trainer.runs import run_folder
+from trainer.runs import launch, run_folder
+from trainer.runs.launch import Started
 from trainer.runs.run_folder import RunFolder
 
 # Stands in for a trainer, which would take long to load: leaves when asked to, as if it had saved.
@@ -59,7 +59,7 @@ def test_a_running_run_is_not_started_again(places: Places, running: RunFolder) 
 def test_a_starting_run_is_not_started_again(places: Places) -> None:
     run = RunFolder(places.home / "output" / "new")
     here = run_folder.this_process()
-    runner._write_started(run, Started(**here, time=time.time(), console_offset=0))
+    launch.write_started(run, Started(**here, time=time.time(), console_offset=0))
     with pytest.raises(runner.StartRefused, match=f"already starting; its trainer is process {os.getpid()}"):
         runner.start(settings(run.path.parent, "new"), places)
 
@@ -134,7 +134,7 @@ def test_the_arguments_are_those_of_the_command_line() -> None:
 
 def wait_for_end(run: RunFolder) -> Started:
     for _ in range(600):
-        begun = runner.read_started(run)
+        begun = launch.read_started(run)
         assert begun is not None
         if begun.exit_code is not None:
             return begun

@@ -94,19 +94,19 @@ def test_every_option_goes_from_a_preset_to_the_form_and_back_unchanged(page: Pa
 def test_unsaved_changes_are_counted_and_come_back_after_another_preset_was_loaded(page: Page) -> None:
     load_preset(page, "demo")
     changes = page.locator("#form-changes")
-    expect(changes).to_contain_text("As in demo.")
+    expect(changes).to_contain_text("Matches demo.")
     field(page, "learning_rate").fill("0.003")
     page.locator("#opt-flip_aug input").check()
     expect(changes).to_contain_text("2 unsaved changes since demo:")
     expect(changes).to_contain_text("Learning rate 0.002 → 0.003")
     load_preset(page, "sd15-lora-style-8gb")
-    expect(changes).to_contain_text("As in sd15-lora-style-8gb.")
+    expect(changes).to_contain_text("Matches sd15-lora-style-8gb.")
     page.locator("#form-undo").click()
     expect(changes).to_contain_text("2 unsaved changes since demo:")
     expect(field(page, "learning_rate")).to_have_value("0.003")
     expect(page.locator("#opt-flip_aug input")).to_be_checked()
     page.locator("#form-revert").click()
-    expect(changes).to_contain_text("As in demo.")
+    expect(changes).to_contain_text("Matches demo.")
     expect(field(page, "learning_rate")).to_have_value("0.002")
 
 
@@ -291,7 +291,10 @@ def test_on_a_narrow_screen_everything_can_be_reached_without_scrolling_sideways
     open_page(page, served)
     for name in tabs(page):
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
-    for button in ("start-training", "stop-training", "save-now", "sample-now", "kill-training", "print-command"):
+    bar = page.locator("#run-bar").bounding_box()
+    assert bar and bar["height"] <= 200  # a quarter of the screen
+    page.locator("#run-more").click()
+    for button in ("start-training", "save-now", "sample-now", "kill-training", "print-command", "add-to-queue"):
         box = page.locator(f"#{button}").bounding_box()
         assert box and box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] >= 30, button
     open_tab(page, "Train")

@@ -20,10 +20,9 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-from gui.server import detached
 from tests.support.browser import chromium, field, load_preset, open_tab
 from tests.support.forked_trainer import REPOSITORY, free_port
-from trainer.runs import manifest
+from trainer.runs import detached, manifest
 from trainer.runs.events import read_events
 from trainer.runs.run_folder import RunFolder
 

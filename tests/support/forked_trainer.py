@@ -12,13 +12,15 @@ import datetime
 import gc
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import psutil
 
@@ -26,8 +28,10 @@ from tests.support.faults import Fault
 from trainer import files
 from trainer.options.config import Config
 from trainer.options.writing import to_toml
+from trainer.runs import launch
 from trainer.runs.run_folder import RunFolder
 
+FORK_TRAININGS = "REKINDLE_TEST_FORK_TRAININGS"
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -88,6 +92,13 @@ class Server:
         )
         return Trainer(self, pid, printed)
 
+    def start_queue(self, arguments: Sequence[str], printed: Path) -> int:
+        """Start to work on a queue, whose trainings are forks in their turn; returns the process's number."""
+        pid: int = self.ask(
+            arguments=list(arguments), printed=str(printed), run="", fault=None, environment={FORK_TRAININGS: "1"}
+        )
+        return pid
+
     def start_several(
         self, config: Config, count: int, faults: Mapping[int, Fault] | None = None, patience: int = 1800
     ) -> list[Trainer]:
@@ -132,13 +143,14 @@ class Trainer:
 
 
 def _train(
-    arguments: Sequence[str], printed: str, run: str, fault: dict[str, Any] | None, environment: dict[str, str]
-) -> None:
+    arguments: Sequence[str], printed: str, run: str, fault: dict[str, Any] | None, environment: dict[str, str],
+    output: int | None = None,
+) -> None:  # fmt: skip
     """What a child does. Does not return."""
     code = 1
     try:
         os.environ.update(environment)
-        to = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        to = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666) if output is None else output
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.dup2(to, 1)
@@ -148,6 +160,10 @@ def _train(
         from tests.support import faults
         from trainer.__main__ import main
 
+        if environment.get(FORK_TRAININGS):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            here = SimpleNamespace(start=forked_training)
+            setattr(launch, "detached", here)  # noqa: B010 - a type checker knows it as a module
         if patience := os.environ.get("TEST_PATIENCE"):
             distributed_c10d.default_pg_timeout = datetime.timedelta(seconds=int(patience))
         if fault:
@@ -159,6 +175,34 @@ def _train(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def forked_training(
+    arguments: Sequence[str], folder: Path, output: IO[bytes], more: Mapping[str, str] | None = None
+) -> ForkedTraining:
+    """In place of `detached.start`."""
+    return ForkedTraining(arguments, folder, output, more or {})
+
+
+class ForkedTraining:
+    """What `launch.start` needs of a process: a fork that trains, in place of one that imports everything first."""
+
+    def __init__(self, arguments: Sequence[str], folder: Path, output: IO[bytes], more: Mapping[str, str]) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
+            os.chdir(folder)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            _train(list(arguments)[3:], "", "", None, {**more, FORK_TRAININGS: ""}, output=output.fileno())
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
 
 
 def serve() -> None:

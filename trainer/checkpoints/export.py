@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 import safetensors.numpy
 
@@ -24,6 +26,7 @@ class ExportRefused(Refused):
 
 def model_file(checkpoint: Path, target: Path | None = None) -> Path:
     """Write the checkpoint's weights (their moving average, where it has one) as the trainer would have; returns where.
+    A file that holds them already is left as it is.
 
     `target`: None for kohya's name of that step beside the run. Raises ExportRefused, CheckpointDamaged or OSError.
     """
@@ -39,8 +42,6 @@ def model_file(checkpoint: Path, target: Path | None = None) -> Path:
             "the trainer writes the model file"
         )
     target = target or _usual_place(checkpoint, config, verified.step)
-    if target.exists():
-        raise ExportRefused(f"{target} is there already; move it away first")
     averaged = checkpoint / "ema.safetensors"
     weights = safetensors.numpy.load_file(averaged if averaged.exists() else checkpoint / "weights.safetensors")
     tensors = adapters.tensors_of_file(weights, Naming.from_record(state["export"]), config)
@@ -50,8 +51,29 @@ def model_file(checkpoint: Path, target: Path | None = None) -> Path:
         "ss_epoch": str(verified.epoch),
     }
     described |= keys.hashes(tensors, described)
+    if target.exists():
+        if _holds(target, keys.file_bytes(tensors, {})):  # a scheduled save of that step has written it
+            return target
+        raise ExportRefused(f"{target} is there already and holds other weights; move it away first")
     files.write_bytes(target, keys.file_bytes(tensors, described))
     return target
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Whether a file holds the same tensors as this content of one, whatever is written about them. Raises OSError."""
+    there, ours = _header_and_rest(path.read_bytes()), _header_and_rest(content)
+    return there is not None and there == ours
+
+
+def _header_and_rest(data: bytes) -> tuple[dict[str, Any], bytes] | None:
+    """What a safetensors file says of its tensors, and their bytes; None where it is no such file."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    try:
+        header = json.loads(data[8:end])
+    except ValueError:
+        return None
+    header.pop("__metadata__", None)
+    return header, data[end:]
 
 
 def _usual_place(checkpoint: Path, config: Config, step: int) -> Path:

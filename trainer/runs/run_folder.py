@@ -193,6 +193,12 @@ def _read_holder(run: RunFolder) -> dict[str, Any]:
     return holder if isinstance(holder, dict) else {}
 
 
+def holder(run: RunFolder) -> dict[str, Any] | None:
+    """The live process that holds the run's lock; None when there is none."""
+    found = _read_holder(run)
+    return found if is_alive(found) else None
+
+
 # --- run.json ------------------------------------------------------------------------------------------------------
 
 

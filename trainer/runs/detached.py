@@ -1,4 +1,4 @@
-"""Processes that outlive the page which starts them, and their end. No torch here."""
+"""Processes that outlive whoever starts them, and their end. No torch here."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 import psutil
 
-from gui.places import CODE
-
+CODE = Path(__file__).resolve().parents[2]  # the folder that `import trainer` begins in
 SECRETS = ("REKINDLE_USERNAME", "REKINDLE_PASSWORD")
 
 
@@ -25,9 +24,11 @@ def environment() -> dict[str, str]:
     return ours | said
 
 
-def start(arguments: Sequence[str], folder: Path, output: IO[bytes]) -> subprocess.Popen[bytes]:
+def start(
+    arguments: Sequence[str], folder: Path, output: IO[bytes], more: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """Start a process in a folder; what it prints goes to `output`. It hears neither a closed terminal nor Ctrl-C in
-    ours, and goes on when we end. Raises OSError."""
+    ours, and goes on when we end. `more`: what its environment has besides ours. Raises OSError."""
     if sys.platform == "win32":
         flags, own_session = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW, False
     else:
@@ -35,7 +36,7 @@ def start(arguments: Sequence[str], folder: Path, output: IO[bytes]) -> subproce
     return subprocess.Popen(
         arguments,
         cwd=folder,
-        env=environment(),
+        env=environment() | dict(more or {}),
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
