@@ -370,6 +370,17 @@ def test_after_a_resume_of_a_branch_left_behind_the_latest_is_of_that_branch(con
     assert kept == ["before-session-003"]
 
 
+def test_older_states_of_the_other_branch_move_aside_too(config: Config) -> None:
+    path, _ = two_branches(config)
+    newest = path.with_name("step-00000008")  # the other branch has a step 6 of its own
+    history = history_of(newest)
+    resumed = Training(config.replace(resume_from_checkpoint=str(newest)))
+    resumed.kill()
+    listed = manifest.listing(resumed.run.checkpoints)
+    assert [found.step for found in listed] == [8, 4, 2]
+    assert all(history_of(found.path) == history[: found.step] for found in listed)
+
+
 def test_a_damaged_latest_gives_way_to_an_older_state_of_its_own_branch(config: Config) -> None:
     path, history = two_branches(config)
     resumed = session(config.replace(resume_from_checkpoint=str(path)), 2)
