@@ -16,6 +16,7 @@ from trainer import quantities
 from trainer.checkpoints import resume
 from trainer.checkpoints.choosing import AUTO, LATEST
 from trainer.file_memory import stamp_of
+from trainer.models import families
 from trainer.options.checks import read_config
 from trainer.options.config import OPTIONS, Config
 from trainer.options.problems import ConfigError
@@ -181,6 +182,8 @@ def fit(item: Found, now: Config | None) -> str:
     then = config_of(item.path) if item.manifest else None
     if now is None or then is None:
         return "–"
+    left = {name: getattr(then, name) for name in OPTIONS if getattr(now, name) == families.AUTO}
+    now = now.replace(**left)  # what the form leaves to the base model's files, which are compared by content
     try:
         differences = resume.compare_options(then, now, processes_of(item.path), 1)
     except CheckpointDamaged:
