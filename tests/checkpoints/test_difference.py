@@ -68,10 +68,10 @@ def test_a_changed_option_is_told_with_its_class(known: Option, trained: Config)
     here = environment.describe(trained, beginning.make_accelerator(trained).device, 1)
     try:
         inputs = preflight.look_at_inputs(config)
-    except Refused as error:  # a file that is not there
+        verdict = preflight.look_at_checkpoint(inputs, here)
+    except Refused as error:  # a file that is not there, an argument that the schedule does not have
         assert known.name in str(error)
         return
-    verdict = preflight.look_at_checkpoint(inputs, here)
     assert verdict
     [difference] = [item for item in verdict.differences if item.name == known.name]
     assert difference.on_resume == known.on_resume

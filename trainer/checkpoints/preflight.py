@@ -22,7 +22,6 @@ from trainer.data.dataset import Scan
 from trainer.data.folder_scan import Progress, nobody
 from trainer.models import base_model
 from trainer.models.base_model import BaseModelMissing
-from trainer.models.families import AUTO
 from trainer.models.network_file import RanksUnknown
 from trainer.options.checks import build, check
 from trainer.options.config import OPTIONS, Config
@@ -210,8 +209,6 @@ def look_at_checkpoint(inputs: Inputs, environment: Mapping[str, Any] | None) ->
     if starts_from_scratch(config):
         require_fresh(config)
         return None
-    if config.family == AUTO:
-        config = base_model.with_family(config, inputs.config.family)
     return resume.examine(
         config,
         choosing.choose(config),
