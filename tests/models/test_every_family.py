@@ -329,14 +329,15 @@ def test_a_resumed_run_is_bit_equal(
 ) -> None:
     if not options and TRAINS_ENCODERS not in facts.traits:
         options = {"flip_aug": True}
-    common = {"resolution": str(SIDE), "max_train_steps": 3, "gradient_checkpointing": bool(options), **options}
+    common = {"resolution": str(SIDE), "max_train_steps": 2, "gradient_checkpointing": bool(options), **options}
+    common["save_every_n_steps"] = 0  # the last step is always saved
     straight = config_for(folder, tiny_images, tmp_path / "straight", **common)
     assert run(straight) == "finished"
     halved = config_for(folder, tiny_images, tmp_path / "halved", **common)
     run(halved.replace(max_train_steps=1))
     run(halved.replace(resume_from_checkpoint="latest"))
     assert steps_of(halved) == steps_of(straight)
-    assert_bit_equal(tensors_of(halved, 3), tensors_of(straight, 3))
+    assert_bit_equal(tensors_of(halved, 2), tensors_of(straight, 2))
 
 
 # --- on paper ------------------------------------------------------------------------------------------------------

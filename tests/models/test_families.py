@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +18,7 @@ from trainer.models import base_model, families
 from trainer.models import model as models
 from trainer.models.base_model import BaseModelMissing
 from trainer.models.model import Model
+from trainer.models.parts import Parts
 from trainer.options.config import Config
 from trainer.options.sections.samples import SAMPLERS
 from trainer.recipe.objectives import Diffusion
@@ -281,3 +283,21 @@ def test_a_vae_of_another_architecture_is_refused(folder: Path, tmp_path: Path) 
     tiny.make_vae(latent_channels=8).save_pretrained(tmp_path)
     with pytest.raises(BaseModelMissing, match="its latents have 8 channels of 8 pixels a side"):
         load(folder, vae=str(tmp_path)).encode_images(some_pixels())
+
+
+def test_a_component_that_is_loaded_beside_the_training_leaves_torchs_default_precision_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = Parts(base_model.settle(Config(), folder), folder, torch.bfloat16)
+    changes: list[torch.dtype] = []
+    change = torch.set_default_dtype
+
+    def recorded(dtype: torch.dtype) -> None:
+        changes.append(dtype)
+        change(dtype)
+
+    monkeypatch.setattr(torch, "set_default_dtype", recorded)
+    with ThreadPoolExecutor(1) as pool:
+        loaded = pool.submit(lambda: [parts[name] for name in ("text_encoder", "vae")]).result()
+    assert set(changes) <= {torch.float32}
+    assert {module.dtype for module in loaded} == {torch.bfloat16}

@@ -27,6 +27,7 @@ from trainer.data.dataset import Entry
 from trainer.data.pictures import PictureChanged, PictureError, PictureGone
 from trainer.options.config import Config
 from trainer.recipe import timesteps
+from trainer.recipe.timesteps import Density, FlowTimesteps
 from trainer.training import loader
 from trainer.training.loader import Loader, MicroBatch, Origin, Plan, SampleFailed, Samples, Sources, Step, Use
 
@@ -249,3 +250,19 @@ def test_worker_threads_prepare_for_the_gpu_of_their_process(monkeypatch: pytest
         with loader.thread_pool(1, "loader", torch.device(device)) as pool:
             pool.submit(int).result()
     assert chosen == [torch.device("cuda:1")]
+
+
+def test_a_batch_does_not_depend_on_torchs_default_precision(config: Config) -> None:
+    """Loading a component in half precision changes that default for a moment, for all threads."""
+    density = Density("sigmoid", 1.0, 1.0, "none", 0.0, 1.0, 1.29)
+    found = dataset.scan(config).entries[0]
+    sources = Sources(tokenize, None, None, 4, 8, torch.device("cpu"), FlowTimesteps(density))
+    uses = [Use(found, 0, 0)]
+    expected = Samples(config, sources).micro_batch(uses, 1 / 3).tensors
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        tensors = Samples(config, sources).micro_batch(uses, 1 / 3).tensors
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, tensor in expected.items():
+        assert tensors[name].dtype == tensor.dtype and torch.equal(tensors[name], tensor), name

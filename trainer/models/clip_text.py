@@ -67,7 +67,7 @@ class ClipTokens:
         )
         padding = room - len(tokens)
         row = torch.tensor([begin, *tokens, end, *[pad] * padding])
-        weighed = torch.tensor([1.0, *weights, 1.0, *[1.0] * padding])
+        weighed = torch.tensor([1.0, *weights, 1.0, *[1.0] * padding], dtype=torch.float32)
         if chunks == 1:
             return row, weighed
         return self._in_chunks(row, chunks), self._split(weighed, chunks, weighed[-1])

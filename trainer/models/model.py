@@ -116,6 +116,12 @@ class Model(nn.Module):
             self.components.release(self._frozen_encoders)
         devices.give_back_memory(device)
 
+    def load_for_steps(self, *, latents_cached: bool, text_cached: bool) -> None:
+        """Load what every step uses, before other threads prepare batches: loading in half precision changes torch's
+        default precision for all threads until it is done."""
+        for name in (*(() if latents_cached else ("vae",)), *(() if text_cached else self._frozen_encoders)):
+            self.components[name]
+
     def lent_encoders(self, device: torch.device) -> AbstractContextManager[None]:
         """Within, frozen text encoders are on the device."""
         return self.components.lent(self._frozen_encoders, device)

@@ -66,7 +66,19 @@ class Parts:
         with self._lock:
             if component not in self._loaded:
                 self._loaded |= self._load(component)
+                self._to_precision()
             return self._loaded[component]
+
+    @property
+    def _load_dtype(self) -> torch.dtype | None:
+        """The precision to load in. Off the main thread it is torch's own default, since loading in another one changes
+        that default for a moment, also for the step that the main thread computes; the cast follows."""
+        return None if threading.current_thread() is threading.main_thread() else torch.float32
+
+    def _to_precision(self) -> None:
+        for name, module in self._loaded.items():
+            if isinstance(module, nn.Module) and module.dtype != self.dtype_of(name):
+                module.to(self.dtype_of(name))
 
     def forget(self, component: str) -> None:
         """Give its memory back; it is loaded again when it is asked for."""
@@ -103,7 +115,7 @@ class Parts:
             return kind.from_pretrained(folder, local_files_only=True)
         return kind.from_pretrained(
             folder,
-            dtype=self.dtype_of(component),
+            dtype=self._load_dtype or self.dtype_of(component),
             variant=variant_in(folder),
             local_files_only=True,
             use_safetensors=True,
@@ -116,13 +128,13 @@ class Parts:
         try:
             if path.is_file():
                 kind = self._class_of(component) if self.path.is_dir() else diffusers.AutoencoderKL
-                return kind.from_single_file(path, dtype=self.dtype_of(component))
+                return kind.from_single_file(path, dtype=self._load_dtype or self.dtype_of(component))
             inner = path if (path / "config.json").is_file() else path / component
             name = json.loads((inner / "config.json").read_bytes()).get("_class_name")
             kind = getattr(diffusers, name) if name else self._class_of(component)
             return kind.from_pretrained(
                 inner,
-                dtype=self.dtype_of(component),
+                dtype=self._load_dtype or self.dtype_of(component),
                 variant=variant_in(inner),
                 local_files_only=True,
                 use_safetensors=True,
@@ -142,7 +154,7 @@ class Parts:
                 self.path,
                 config=str(described_by) if described_by else None,
                 local_files_only=described_by is not None,
-                dtype=self._dtype,
+                dtype=self._load_dtype or self._dtype,
                 **without,
             )
         except LOADING as error:
@@ -156,11 +168,7 @@ class Parts:
             raise BaseModelMissing(
                 f"pretrained_model_name_or_path: {self.path} cannot be loaded: {first[0]}; {way_out}"
             ) from error
-        loaded = {name: getattr(pipeline, name) for name in facts.components}
-        for name, module in loaded.items():
-            if isinstance(module, nn.Module) and module.dtype != self.dtype_of(name):
-                module.to(self.dtype_of(name))
-        return loaded
+        return {name: getattr(pipeline, name) for name in facts.components}
 
 
 def variant_in(folder: Path) -> str | None:

@@ -213,8 +213,13 @@ class Samples:
         prior = self._config.prior_loss_weight
         tensors = {name: self._stacked([row[name] for row in rows]) for name in rows[0]}
         others = {
-            "timesteps": torch.tensor(timesteps),
-            "weights": torch.tensor([weight * prior if use.entry.subset.is_reg else weight for use in uses]),
+            # Not torch's default precision, which another thread changes while it loads a component.
+            "timesteps": torch.from_numpy(
+                np.array(timesteps, np.int64 if isinstance(timesteps[0], int) else np.float32)
+            ),
+            "weights": torch.tensor(
+                [weight * prior if use.entry.subset.is_reg else weight for use in uses], dtype=torch.float32
+            ),
         }
         captions: tuple[str, ...] = ()
         if self._sources.text:

@@ -146,6 +146,7 @@ def prepare_sources(begun: Beginning, model: Model, aside: threading.Lock) -> So
         prompted = {text for prompt in begun.prompts for text in (prompt.text, prompt.negative)}
         text = filling.text_source(config, entries, captions, begun.agreement, meter("captions"), prompted)
     model.prepare(device, **cached)
+    model.load_for_steps(**cached)
     return Sources(
         tokenize=model.tokenize,
         latents=latents,
