@@ -5,9 +5,8 @@ The trainers here are small programs that write what a trainer writes; real ones
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from trainer.__main__ import main
@@ -111,7 +111,8 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
     yield made
     for entry in queue.read(made.folder).among("running"):
         if entry.process:
-            os.kill(entry.process["pid"], signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(entry.process["pid"]).kill()
 
 
 def test_each_runs_once_in_order_and_what_fails_does_not_stop_the_rest(work: Work) -> None:
@@ -232,7 +233,7 @@ def test_what_a_person_stops_is_not_started_again_and_what_a_shutdown_stops_is(w
     (work.run_of("shut down").control / "stop").touch()
     process = queue.read(work.folder).entry(2).process
     assert process
-    os.waitpid(process["pid"], 0)  # nobody of the queue saw it
+    psutil.Process(process["pid"]).wait()  # nobody of the queue saw it
     (work.run_of("shut down").control / "stop").unlink()
     work.until(work.runner(), lambda states: queue.read(work.folder).entry(2).starts == 2)
 

@@ -99,7 +99,7 @@ def _add_some(folder: Path, who: int) -> None:
 
 
 def test_processes_that_add_at_once_lose_nothing(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # as everywhere, also on Windows
     processes = [context.Process(target=_add_some, args=(tmp_path, who)) for who in range(3)]
     for process in processes:
         process.start()

@@ -160,7 +160,7 @@ def _train(
         from tests.support import faults
         from trainer.__main__ import main
 
-        if environment.get(FORK_TRAININGS):
+        if sys.platform != "win32" and environment.get(FORK_TRAININGS):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             here = SimpleNamespace(start=forked_training)
             setattr(launch, "detached", here)  # noqa: B010 - a type checker knows it as a module
@@ -177,32 +177,33 @@ def _train(
         os._exit(code)
 
 
-def forked_training(
-    arguments: Sequence[str], folder: Path, output: IO[bytes], more: Mapping[str, str] | None = None
-) -> ForkedTraining:
-    """In place of `detached.start`."""
-    return ForkedTraining(arguments, folder, output, more or {})
+if sys.platform != "win32":
 
+    def forked_training(
+        arguments: Sequence[str], folder: Path, output: IO[bytes], more: Mapping[str, str] | None = None
+    ) -> ForkedTraining:
+        """In place of `detached.start`."""
+        return ForkedTraining(arguments, folder, output, more or {})
 
-class ForkedTraining:
-    """What `launch.start` needs of a process: a fork that trains, in place of one that imports everything first."""
+    class ForkedTraining:
+        """What `launch.start` needs of a process: a fork that trains, in place of one that imports everything first."""
 
-    def __init__(self, arguments: Sequence[str], folder: Path, output: IO[bytes], more: Mapping[str, str]) -> None:
-        self.returncode: int | None = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.setsid()
-            os.chdir(folder)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            _train(list(arguments)[3:], "", "", None, {**more, FORK_TRAININGS: ""}, output=output.fileno())
+        def __init__(self, arguments: Sequence[str], folder: Path, output: IO[bytes], more: Mapping[str, str]) -> None:
+            self.returncode: int | None = None
+            self.pid = os.fork()
+            if self.pid == 0:
+                os.setsid()
+                os.chdir(folder)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                _train(list(arguments)[3:], "", "", None, {**more, FORK_TRAININGS: ""}, output=output.fileno())
 
-    def poll(self) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.returncode = os.waitstatus_to_exitcode(status)
-        return self.returncode
+        def poll(self) -> int | None:
+            if self.returncode is None:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                if pid:
+                    self.returncode = os.waitstatus_to_exitcode(status)
+            return self.returncode
 
 
 def serve() -> None:

@@ -8,14 +8,13 @@ are forks of a process that has imported everything.
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from tests.support.browser import Served
@@ -131,8 +130,8 @@ class ForkedHost:
 def _kill(pid: int | None) -> bool:
     if pid is None:
         return False
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(pid).kill()
         return True
     return False
 
