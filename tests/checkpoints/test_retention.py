@@ -160,7 +160,9 @@ class Checkpoints(RuleBasedStateMachine):
         verdict = preflight.look_at_checkpoint(dataclasses.replace(of.inputs, config=config), of.here)
         session = Session(config, self.run, verdict, of.inputs.total_steps)
         self.session.enter_context(session.recorded())
-        self.plan = plan = Plan(config, of.inputs.found.entries, 2, verdict.origin if verdict else Origin())
+        self.plan = plan = Plan(
+            config, of.inputs.found.entries, of.inputs.batches_per_step, verdict.origin if verdict else Origin()
+        )
         self.resumed_from = verdict.step if verdict else None
         of.state.global_step = verdict.step if verdict else 0
         if verdict:

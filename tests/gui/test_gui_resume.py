@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
@@ -307,13 +308,15 @@ def test_a_drill_that_is_refused_says_why(trained: Config, places: Places, run: 
 
 
 def test_a_verdict_of_a_drill_is_shown_first_and_in_its_colour() -> None:
-    text = "Training 8 steps straight ...\nResuming ...\nPASSED: bit-equal.\n8 steps; killed after step 4"
+    stage = json.dumps({"stage": 1, "of": 3, "doing": "Training 8 steps straight"})
+    verdict = {"version": 1, "verdict": "passed", "lines": ["PASSED: bit-equal.", "8 steps; killed after step 4"]}
+    text = f"{stage}\na warning of a library\n{json.dumps(verdict)}\n"
     shown = drills.show(drills.Drill(100.0, False, text), 200.0)
     assert 'class="note good"' in shown
     assert "PASSED: bit-equal." in shown
     assert "killed after step 4" in shown
-    going = drills.show(drills.Drill(100.0, True, "Training 8 steps straight ..."), 130.0)
-    assert "stage 1 of 3, for 30 s: Training 8 steps straight" in going
+    going = drills.show(drills.Drill(100.0, True, f"{stage}\na warning of a library"), 130.0)
+    assert "for 30 s, stage 1 of 3: Training 8 steps straight" in going
 
 
 # --- the tab itself ---

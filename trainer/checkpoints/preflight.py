@@ -46,6 +46,7 @@ class Inputs:
     images: Mapping[str, Any]  # what dataset.json keeps
     model_path: Path
     base_model: Mapping[str, str]  # digests by option
+    batches_per_step: int
     steps_per_epoch: int
     total_steps: int
 
@@ -146,7 +147,7 @@ def look_at_inputs(
         lambda: dataset.scan(config, progress=progress, workers=SCAN_WORKERS),
         lambda: locate_model(config),
     )
-    batches = config.gradient_accumulation_steps * processes
+    batches = resume.batches_per_step(config, processes)
     steps_per_epoch = found.steps_per_epoch(batches)
     epochs = config.max_train_epochs
     return Inputs(
@@ -155,6 +156,7 @@ def look_at_inputs(
         images=dataset.record(found, config, batches),
         model_path=model_path,
         base_model=base_model.digests(config, model_path, model_progress),
+        batches_per_step=batches,
         steps_per_epoch=steps_per_epoch,
         total_steps=config.max_train_steps if epochs is None else epochs * steps_per_epoch,
     )

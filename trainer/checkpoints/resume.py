@@ -123,9 +123,14 @@ class Verdict:
 # --- comparing -----------------------------------------------------------------------------------------------------
 
 
+def batches_per_step(config: Config, processes: int) -> int:
+    """Batches a step trains, over all processes."""
+    return config.gradient_accumulation_steps * processes
+
+
 def global_batch(config: Config, processes: int) -> int:
-    """Images a step trains: per device x processes x accumulation."""
-    return config.train_batch_size * config.gradient_accumulation_steps * processes
+    """Samples a step trains, of images without a batch size of their own."""
+    return config.train_batch_size * batches_per_step(config, processes)
 
 
 def compare_options(

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
 from trainer import quantities
-from trainer.checkpoints import choosing, preflight, resume
+from trainer.checkpoints import choosing, preflight
 from trainer.checkpoints.checkpoint_size import SizeUnknown
 from trainer.checkpoints.choosing import ResumeRefused
 from trainer.checkpoints.preflight import Inputs
@@ -109,7 +109,6 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
         size = checkpoint_bytes(config, inputs, verdict)
         preflight.require_disk_space(config, size or 0)
         planned_steps = verdict.state.get("planned_steps", inputs.total_steps) if verdict else inputs.total_steps
-        global_batch = resume.global_batch(config, processes.count)
         origin = verdict.origin if verdict else Origin()
         this_session = (Session if accelerator.is_main_process else SilentSession)(
             config, run, verdict, inputs.total_steps
@@ -124,7 +123,7 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
             environment=here,
             inputs=inputs,
             verdict=verdict,
-            plan=Plan(config, inputs.found.entries, global_batch, origin, planned_steps),
+            plan=Plan(config, inputs.found.entries, inputs.batches_per_step, origin, planned_steps),
             planned_steps=planned_steps,
             curve=verdict.curve if verdict else schedule.new_curve(config, inputs.total_steps),
             prompts=tuple(sample_prompts),
