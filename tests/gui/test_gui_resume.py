@@ -437,9 +437,11 @@ def test_a_new_run_branches_off_an_older_step_and_knows_where_it_came_from(page:
     page.locator("#start-training").click()
     run = RunFolder(served.home / "output" / "vixen")
     expect(page.locator("#run-picker input")).to_have_value(re.compile("^vixen · "))
-    expect(page.locator("#run-status")).to_contain_text("finished", timeout=90_000)
-    record = run_folder.read_run(run)
-    assert record is not None
+    deadline = time.monotonic() + 90
+    while (record := run_folder.read_run(run)) is None or run_folder.status(run) != "finished":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    expect(page.locator("#run-status")).to_contain_text("finished")
     assert record["parent"]["step"] == 2
     assert [event["step"] for event in events.read_events(run.events_file)[0] if event["event"] == "resumed"] == [2]
 
