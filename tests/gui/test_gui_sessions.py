@@ -22,7 +22,10 @@ def holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StateHol
     monkeypatch.setattr(sessions, "SECONDS", 0.01)
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # put back afterwards
     application: Any = app.make_application(Places(tmp_path, tmp_path / "state"))
-    [found] = [route.app.state_holder for route in application.routes if hasattr(route, "app")]
+    inner = application
+    while not hasattr(inner, "routes"):  # what is around the page
+        inner = inner._app
+    [found] = [route.app.state_holder for route in inner.routes if hasattr(route, "app")]
     with TestClient(application):
         yield found
 

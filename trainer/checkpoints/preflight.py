@@ -126,6 +126,11 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
                 f"there is no folder or file {home / model}, and it is no Hugging Face id like owner/name",
             )
         )
+    if config.checkpoint_mirror:
+        from trainer.checkpoints import mirror  # and with it fsspec, which takes a moment
+
+        if why := mirror.why_unusable(config.checkpoint_mirror):
+            problems.append(Problem("checkpoint_mirror", why))
     try:
         prompts.read(config)
     except ConfigError as error:
@@ -391,7 +396,8 @@ def look(config: Config, *, processes: int = 1, environment: Mapping[str, Any] |
     try:
         inputs = look_at_inputs(config, processes)
         config = inputs.config
-        verdict = look_at_checkpoint(inputs, environment)
+        if not choosing.may_be_fetched(config):
+            verdict = look_at_checkpoint(inputs, environment)
         refusals += verdict.refusals if verdict else ()
         if not (verdict and verdict.finished):
             needed = bytes_of_save(config, inputs, verdict)

@@ -102,6 +102,7 @@ class Session:
             "grade": verdict.grade if verdict else None,
             "resumed_from": str(verdict.path.absolute()) if verdict else None,
             "id": self.id,
+            "lineage": self.for_checkpoints()["lineage"],
             "learning_rate": dataclasses.asdict(verdict.decision) if verdict and verdict.decision else None,
             "words": list(decisions.given(self._config)),
             "allowed": [dataclasses.asdict(item) for item in verdict.permitted] if verdict else [],
