@@ -25,7 +25,8 @@ def holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StateHol
     inner = application
     while not hasattr(inner, "routes"):  # what is around the page
         inner = inner._app
-    [found] = [route.app.state_holder for route in inner.routes if hasattr(route, "app")]
+    apps = [route.app for route in inner.routes if hasattr(route, "app")]
+    [found] = [inside.state_holder for inside in apps if hasattr(inside, "state_holder")]
     with TestClient(application):
         yield found
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from trainer.options.config import Config
 from trainer.runs import manifest
 from trainer.runs.manifest import Found
+from trainer.runs.run_folder import RunFolder
+
+
+def prune(run: RunFolder, config: Config, resumed_from: int | None) -> None:
+    """Delete what no rule keeps; what cannot be deleted now is tried again after the next save."""
+    found = manifest.listing(run.checkpoints)
+    for step in steps_to_delete(found, config, resumed_from):
+        with contextlib.suppress(OSError):
+            manifest.delete(run.checkpoints / manifest.folder_name(step))
 
 
 def steps_to_delete(found: Sequence[Found], config: Config, resumed_from: int | None) -> list[int]:

@@ -22,7 +22,7 @@ from trainer.options.config import Config
 from trainer.options.writing import to_toml
 from trainer.recipe import optimizers
 from trainer.recipe.schedule import LrCurve
-from trainer.runs import branches, manifest
+from trainer.runs import branches
 from trainer.runs.branches import epoch_file, step_file
 from trainer.runs.events import EventWriter
 from trainer.runs.run_folder import RunFolder
@@ -197,18 +197,12 @@ class Saver:
             )
         try:
             if saved.path:
-                self._prune_checkpoints()
+                retention.prune(self._run, self._config, self._kept_step)
             self._prune_model_files(step)
         except OSError as error:
             logger.warning("Older files could not be deleted: %s. It is tried again after the next save.", error)
         if self._mirroring:
             self._mirroring.wake()
-
-    def _prune_checkpoints(self) -> None:
-        found = manifest.listing(self._run.checkpoints)
-        for step in retention.steps_to_delete(found, self._config, self._kept_step):
-            with contextlib.suppress(OSError):  # tried again after the next save
-                manifest.delete(self._run.checkpoints / manifest.folder_name(step))
 
     def _prune_model_files(self, step: int) -> None:
         config, epoch = self._config, self._plan.place(step)[0]

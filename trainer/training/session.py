@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trainer import files
-from trainer.checkpoints import decisions, resume
+from trainer.checkpoints import decisions, resume, retention
 from trainer.checkpoints.choosing import ResumeRefused
 from trainer.checkpoints.resume import Verdict
 from trainer.options.config import Config
@@ -26,8 +26,9 @@ logger = logging.getLogger(__name__)
 
 
 def record_finished(config: Config, run: RunFolder, step: int) -> None:
-    """Complete the record of a run whose process was killed after the last checkpoint and before it could say so."""
+    """Complete the work on a run whose process was killed after the last checkpoint and before it could say so."""
     branches.remove_temporary(config, run)
+    retention.prune(run, config, None)
     record = run_folder.read_run(run)
     if record and record["status"] == "running":
         EventWriter(run.events_file).write("run_finished", step, reason="finished")
