@@ -12,6 +12,7 @@ from trainer import files
 from trainer.data.folder_scan import Progress, nobody
 from trainer.file_memory import sha256_of
 from trainer.models import families, file_header
+from trainer.models.families.facts import Facts
 from trainer.models.file_header import HeaderUnreadable, Shapes
 from trainer.models.network_file import with_ranks_of_file
 from trainer.options.config import Config
@@ -164,16 +165,27 @@ def settle(config: Config, path: Path) -> Config:
             f"family: {path} is {families.TABLE[str(detected)].title}, not {families.TABLE[family].title}; set family "
             f'to "{detected}" or "{families.AUTO}"'
         )
-    facts = families.TABLE[family]
-    given = {component for option, component in facts.overrides.items() if getattr(config, option)}
-    if path.is_dir():
-        missing = [name for name in facts.components if name not in given and not (path / name).is_dir()]
-        if missing:
-            raise BaseModelMissing(
-                f"pretrained_model_name_or_path: {path} is not a whole {facts.title} model: it has no "
-                f"{', '.join(missing)}"
-            )
+    _require_whole(config, path, families.TABLE[family])
     return with_family(config, family)
+
+
+def _require_whole(config: Config, path: Path, facts: Facts) -> None:
+    """Raises BaseModelMissing where a component is missing."""
+    given = {component for option, component in facts.overrides.items() if getattr(config, option)}
+    option, folder = "pretrained_model_name_or_path", path
+    if path.is_file():
+        if not facts.denoiser_alone:
+            return
+        option, folder = "single_file_config", Path(config.single_file_config)
+        given.add(facts.denoiser.component)
+        if not config.single_file_config:
+            raise BaseModelMissing(
+                f"{option}: {path} holds the transformer of {facts.title} alone: name a diffusers folder that has the "
+                f"other components ({', '.join(name for name in facts.components if name not in given)})"
+            )
+    missing = [name for name in facts.components if name not in given and not (folder / name).is_dir()]
+    if missing:
+        raise BaseModelMissing(f"{option}: {folder} is not a whole {facts.title} model: it has no {', '.join(missing)}")
 
 
 def with_family(config: Config, family: str) -> Config:
@@ -220,6 +232,8 @@ def identity_of(config: Config, path: Path, components: Collection[str]) -> str:
     digests_of: dict[str, str] = {}
     for component in components:
         override = getattr(config, options[component]) if component in options else ""
+        if not override and path.is_file() and facts.denoiser_alone and component != facts.denoiser.component:
+            override = config.single_file_config
         source = Path(override) if override else path
         inner = source / component
         digests_of[component] = digest(inner if inner.is_dir() else source, (), memory)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -131,6 +131,48 @@ def _fused(layers: Mapping[str, Layer], naming: Naming) -> dict[str, Array]:
         alpha = joined[0].alpha * len(down) / len(joined[0].down)
         tensors |= _as_kohya(name, Layer(down, up, alpha))
     return tensors
+
+
+def unfused(tensors: Mapping[str, Any], naming: Naming, component: str, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """A file's tensors with joined layers of FLUX.1 taken apart, under kohya's names of diffusers' paths.
+
+    `sizes`: path -> outputs of each layer of the component. A part gets its own ranks where those of the others do not
+    reach it (so does what `_fused` joined), or all of them (so does what was trained as one). Arrays or tensors.
+    """
+    prefix, _ = naming.targets[component]
+    groups: dict[str, dict[int, str]] = {}
+    for path in sizes:
+        name, place = flux_place(path)
+        groups.setdefault(f"{prefix}_{name}".replace(".", "_"), {})[place] = path
+    result = dict(tensors)
+    for name, members in groups.items():
+        if f"{name}.lora_up.weight" not in tensors:
+            continue
+        down, up = result.pop(f"{name}.lora_down.weight"), result.pop(f"{name}.lora_up.weight")
+        alpha = result.pop(f"{name}.alpha", None)
+        scale = (len(down) if alpha is None else float(alpha)) / len(down)
+        paths = [members[place] for place in sorted(members)]
+        row, share = 0, len(down) // len(paths)
+        apart = len(down) % len(paths) == 0 and _is_block_diagonal(up, [sizes[path] for path in paths], share)
+        for number, path in enumerate(paths):
+            rows, own = up[row : row + sizes[path]], slice(number * share, (number + 1) * share)
+            row += sizes[path]
+            layer = (down[own], rows[:, own]) if apart else (down, rows)
+            ours = f"{prefix}_{path}".replace(".", "_")
+            result[f"{ours}.lora_down.weight"], result[f"{ours}.lora_up.weight"] = layer
+            result[f"{ours}.alpha"] = scale * len(layer[0])
+    return result
+
+
+def _is_block_diagonal(up: Any, heights: Sequence[int], rank: int) -> bool:
+    """Whether each block of rows uses its own columns alone."""
+    row = 0
+    for number, height in enumerate(heights):
+        rows, column = up[row : row + height], number * rank
+        if rows[:, :column].any() or rows[:, column + rank :].any():
+            return False
+        row += height
+    return True
 
 
 SCHEMES: dict[str, Callable[[Mapping[str, Layer], Naming], dict[str, Array]]] = {

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-RENAMED = {"caption_extention": "caption_extension"}
+RENAMED = {
+    "caption_extention": "caption_extension",
+    "ae": "vae",
+    **dict.fromkeys(("qwen3", "gemma2"), "text_encoder"),
+    **dict.fromkeys(
+        ("t5xxl_max_token_length", "qwen3_max_token_length", "gemma2_max_token_length"), "max_sequence_length"
+    ),
+}
 
 # They cannot change what is trained: accepted, with a notice.
 WITHOUT_EFFECT = {
@@ -43,16 +50,16 @@ WITHOUT_EFFECT = {
     ),
     **dict.fromkeys(
         ("split_mode",
-         "double_blocks_to_swap", "single_blocks_to_swap", "clip_l", "clip_g", "t5xxl", "ae",
-         "controlnet_model_name_or_path", "t5xxl_max_token_length", "apply_t5_attn_mask", "apply_lg_attn_mask",
+         "double_blocks_to_swap", "single_blocks_to_swap",
+         "controlnet_model_name_or_path", "apply_t5_attn_mask", "apply_lg_attn_mask",
          "model_prediction_type",
          "model_type", "train_t5xxl", "use_t5xxl_cache_only", "save_clip", "save_t5xxl", "t5xxl_device", "t5xxl_dtype",
          "clip_l_dropout_rate", "clip_g_dropout_rate", "t5_dropout_rate", "pos_emb_random_crop_rate",
-         "enable_scaled_pos_embed", "training_shift", "gemma2", "gemma2_max_token_length", "use_flash_attn",
-         "use_sage_attn", "system_prompt", "sample_batch_size", "qwen3", "llm_adapter_path", "llm_adapter_lr",
-         "self_attn_lr", "cross_attn_lr", "mlp_lr", "mod_lr", "t5_tokenizer_path", "qwen3_max_token_length",
+         "enable_scaled_pos_embed", "training_shift", "use_flash_attn",
+         "use_sage_attn", "system_prompt", "sample_batch_size", "llm_adapter_path", "llm_adapter_lr",
+         "self_attn_lr", "cross_attn_lr", "mlp_lr", "mod_lr", "t5_tokenizer_path",
          "t5_max_token_length", "attn_mode", "split_attn", "vae_chunk_size", "vae_disable_cache", "qwen_image_vae_2d",
-         "unsloth_offload_checkpointing", "text_encoder", "byt5", "fp8_scaled", "fp8_vl", "text_encoder_cpu",
+         "unsloth_offload_checkpointing", "byt5", "fp8_scaled", "fp8_vl", "text_encoder_cpu",
          "show_timesteps", "show_timesteps_resolution", "compile", "compile_backend", "compile_cache_size_limit",
          "compile_dynamic", "compile_fullgraph", "compile_mode"),
         "it belongs to another architecture",
