@@ -12,6 +12,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.support import tiny, tiny_families
@@ -21,9 +22,11 @@ from trainer.checkpoints import checkpoint, checkpoint_size
 from trainer.models import adapters, base_model, families, previews
 from trainer.models import model as models
 from trainer.models.adapters.base import Target
+from trainer.models.base_model import BaseModelMissing
 from trainer.models.families.facts import CONVOLUTIONAL, FLOW, TRAINS_ENCODERS, Facts
 from trainer.models.keys import Naming
 from trainer.models.model import TEXT, Model
+from trainer.models.parts import Parts
 from trainer.options.config import Config
 from trainer.recipe.prompts import Prompt
 
@@ -234,6 +237,53 @@ def test_the_official_pipeline_draws_the_same_with_the_file(
     for target in again.targets:
         for name, parameter in adapter.parameters(target).items():
             torch.testing.assert_close(parameter.detach().numpy(), weights[name], msg=name)
+
+
+# --- files of one component ----------------------------------------------------------------------------------------
+
+
+def merged(folder: Path) -> dict[str, Tensor]:
+    """The weights in a component's folder."""
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def test_a_file_of_the_denoiser_alone_is_known_and_loaded(folder: Path, facts: Facts, tmp_path: Path) -> None:
+    if not facts.denoiser_alone:
+        pytest.skip("its single files are whole models")
+    weights = merged(folder / facts.denoiser.component)
+    file = tmp_path / "transformer.safetensors"
+    save_file(weights, file)
+    with pytest.raises(BaseModelMissing, match=f"single_file_config: .* holds the transformer of {facts.title} alone"):
+        base_model.settle(Config(), file)
+    config = base_model.settle(Config(single_file_config=str(folder), cache_dir=str(tmp_path)), file)
+    assert families.TABLE[config.family] is facts
+    parts = Parts(config, file, torch.float32)
+    loaded = parts[facts.denoiser.component].state_dict()
+    assert loaded.keys() == weights.keys() and all(torch.equal(loaded[name], weights[name]) for name in weights)
+    encoders = [part.component for part in facts.encoders]
+    identities = [base_model.identity_of(config, path, encoders) for path in (file, folder)]
+    assert identities[0] == identities[1]  # so that a cache serves both
+
+
+def test_each_component_can_be_taken_from_a_file_of_its_weights(folder: Path, facts: Facts, tmp_path: Path) -> None:
+    named = {option: component for option, component in facts.overrides.items() if option != "vae"}
+    files = {}
+    for option, component in named.items():
+        weights = {name: tensor * 2 for name, tensor in merged(folder / component).items()}
+        save_file(weights, tmp_path / f"{option}.safetensors")
+        files[option] = str(tmp_path / f"{option}.safetensors")
+    config = base_model.settle(Config(cache_dir=str(tmp_path), **files), folder)
+    parts, plain = (
+        Parts(config, folder, torch.float32),
+        Parts(config.replace(**dict.fromkeys(files, "")), folder, torch.float32),
+    )
+    for component in named.values():
+        ours, theirs = (dict(of[component].named_parameters()) for of in (parts, plain))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name] * 2) for name in ours)
+        assert base_model.identity_of(config, folder, [component]) != base_model.identity_of(
+            config.replace(**dict.fromkeys(files, "")), folder, [component]
+        )
+    assert base_model.digests(config, folder).keys() == {"pretrained_model_name_or_path", *files}
 
 
 # --- training ------------------------------------------------------------------------------------------------------

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from trainer.models import families, flow, keys
+from tests.support import tiny_families
+from trainer.models import base_model, families, flow, keys
 from trainer.models.adapters.base import Target
 from trainer.models.families.facts import FLOW
 from trainer.models.keys import Naming
+from trainer.models.parts import Parts
+from trainer.options.config import Config
 from trainer.options.sections.samples import SAMPLERS
 
 FLOWING = {name: sampler.flow for name, sampler in SAMPLERS.items() if sampler.flow}
@@ -97,3 +105,31 @@ def test_diffusers_finds_every_layer_of_flux_in_kohyas_file() -> None:
         down, up = (read[f"transformer.{path}.lora_{matrix}.weight"].float() for matrix in "AB")
         ours = weights[f"transformer.{path}.lora_B.weight"] @ weights[f"transformer.{path}.lora_A.weight"] * 0.5
         np.testing.assert_allclose((up @ down).numpy(), ours, rtol=1e-3, atol=1e-4)
+
+
+# --- files in the names of other programs --------------------------------------------------------------------------
+
+
+def in_comfys_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A transformer of Z-Image as ComfyUI's files have it: queries, keys and values in one."""
+    names = {"to_out.0": "out", "norm_q": "q_norm", "norm_k": "k_norm"}
+    result: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        if match := re.fullmatch(r"(.+)\.to_q\.weight", name):
+            parts = [weights[f"{match[1]}.to_{part}.weight"] for part in "qkv"]
+            result[f"model.diffusion_model.{match[1]}.qkv.weight"] = torch.cat(parts)
+        elif not re.search(r"\.to_[kv]\.weight$", name):
+            name = name.replace("all_x_embedder.2-1", "x_embedder").replace("all_final_layer.2-1", "final_layer")
+            for ours, theirs in names.items():
+                name = name.replace(f".attention.{ours}.", f".attention.{theirs}.")
+            result[f"model.diffusion_model.{name}"] = tensor
+    return result
+
+
+def test_a_transformer_in_comfyuis_names_is_the_same(tmp_path: Path) -> None:
+    folder = tiny_families.make_z_image(tmp_path / "model")
+    weights = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    save_file(in_comfys_names(weights), tmp_path / "z_image.safetensors")
+    config = base_model.settle(Config(single_file_config=str(folder)), tmp_path / "z_image.safetensors")
+    loaded = Parts(config, tmp_path / "z_image.safetensors", torch.float32)["transformer"].state_dict()
+    assert loaded.keys() == weights.keys() and all(torch.equal(loaded[name], weights[name]) for name in weights)
