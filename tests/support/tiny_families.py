@@ -8,15 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from diffusers import (
+    AnimaTextConditioner,
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     ChromaPipeline,
     ChromaTransformer2DModel,
+    ClassifierFreeGuidance,
+    CosmosTransformer3DModel,
+    DiffusionPipeline,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
@@ -26,6 +31,7 @@ from diffusers import (
     FluxTransformer2DModel,
     Krea2Pipeline,
     Krea2Transformer2DModel,
+    ModularPipeline,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -35,6 +41,8 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
+from diffusers.modular_pipelines.anima import before_denoise
+from diffusers.modular_pipelines.anima.modular_blocks_anima import AnimaAutoBlocks
 from torch import nn
 from transformers import (
     CLIPTextModel,
@@ -65,6 +73,7 @@ class Tiny:
     are counted on the meta device: `layers`, and `with_convolutions` when conv_dim is given. `call`: what the official
     pipeline is called with so that it asks the denoiser once a step, without guidance; `guided`: with a guidance of 2
     and this `negative` prompt. `same`: makes the arguments that it gives the denoiser those of ours that mean the same.
+    `official`: the official pipeline of a folder.
     """
 
     make: Callable[[Path], Path]
@@ -75,6 +84,7 @@ class Tiny:
     guided: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 2.0})
     negative: str = ""
     same: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    official: Callable[[Path], Any] = lambda folder: DiffusionPipeline.from_pretrained(folder, local_files_only=True)
 
 
 def make_sdxl(folder: Path) -> Path:
@@ -410,6 +420,71 @@ def make_sd3(folder: Path) -> Path:
     return written(StableDiffusion3Pipeline, folder, parts)
 
 
+def make_anima(folder: Path) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipeline = AnimaAutoBlocks().init_pipeline()
+        pipeline.update_components(
+            transformer=CosmosTransformer3DModel(
+                num_attention_heads=2,
+                attention_head_dim=16,
+                num_layers=2,
+                text_embed_dim=32,
+                adaln_lora_dim=8,
+                max_size=(4, 32, 32),
+                extra_pos_embed_type=None,
+                rope_scale=(1.0, 4.0, 4.0),
+            ),
+            text_conditioner=AnimaTextConditioner(
+                source_dim=32,
+                target_dim=32,
+                model_dim=32,
+                num_layers=1,
+                num_attention_heads=2,
+                target_vocab_size=260,
+                min_sequence_length=16,
+            ),
+            vae=qwen_vae(),
+            text_encoder=Qwen3Model(qwen3()),
+            tokenizer=tiny.make_chat_tokenizer(),
+            t5_tokenizer=tiny.make_chat_tokenizer(),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        )
+    pipeline.save_pretrained(str(folder), overwrite_modular_index=True)
+    return folder
+
+
+class OfficialAnima:
+    """The modular pipeline, called as others are."""
+
+    draws = before_denoise  # the module that draws its noise
+
+    def __init__(self, folder: Path) -> None:
+        self._pipeline = ModularPipeline.from_pretrained(str(folder))
+        self._pipeline.load_components()
+        self.load_lora_weights = self._pipeline.load_lora_weights
+        self.set_progress_bar_config = self._pipeline.set_progress_bar_config
+
+    @property
+    def transformer(self) -> Any:
+        return self._pipeline.transformer
+
+    @property
+    def scheduler(self) -> Any:
+        return self._pipeline.scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: Any) -> None:
+        self._pipeline.update_components(scheduler=scheduler)
+
+    def __call__(
+        self, guidance_scale: float, negative_prompt: str = "", output_type: str = "pil", **arguments: Any
+    ) -> Any:
+        self._pipeline.update_components(guider=ClassifierFreeGuidance(guidance_scale=guidance_scale))
+        output = "latents" if output_type == "latent" else "images"
+        return SimpleNamespace(images=self._pipeline(negative_prompt=negative_prompt, **arguments, output=output))
+
+
 def without_masked_text(arguments: dict[str, Any]) -> dict[str, Any]:
     """A denoiser's arguments without the text that its mask hides, where the text's order says nothing."""
     arguments = dict(arguments)
@@ -447,6 +522,13 @@ FAMILIES: dict[str, Tiny] = {
         guided={"guidance_scale": 3.5, "true_cfg_scale": 2.0},
     ),
     "qwen_image": Tiny(make_qwen_image, QwenImageTransformer2DModel, 720, 720, call={}, guided={"true_cfg_scale": 2.0}),
+    "anima": Tiny(
+        make_anima,
+        lambda: CosmosTransformer3DModel(num_attention_heads=16, extra_pos_embed_type=None),
+        280,
+        280,
+        official=OfficialAnima,
+    ),
     "krea2": Tiny(
         make_krea2, Krea2Transformer2DModel, 224, 224, call={"guidance_scale": 0.0}, same=without_masked_text
     ),

@@ -21,7 +21,7 @@ from trainer.refusal import Refused
 WEIGHTS = (".safetensors",)
 DESCRIPTIONS = (".json", ".txt", ".model")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-INDEX = "model_index.json"  # of a diffusers folder
+INDEXES = ("model_index.json", "modular_model_index.json")  # of a diffusers folder, one of them
 # What else people have as a single file, by a tensor of it that no other has. To say what a file is.
 OTHERS = (
     (
@@ -62,11 +62,16 @@ def locate(name: str, family: str = families.AUTO, *, download: bool = True) -> 
 
 def unusable(path: Path) -> str:
     """Why what is there cannot be a base model, as its names tell; empty where it may be one or nothing is there."""
-    if path.is_dir() and not (path / INDEX).is_file():
+    if path.is_dir() and not index_of(path).is_file():
         return f"{path} is not a diffusers model: it has no model_index.json"
     if path.is_file() and path.suffix != ".safetensors":
         return f"{path} is not a .safetensors file; other formats can run code when they are loaded, convert it first"
     return ""
+
+
+def index_of(folder: Path) -> Path:
+    """What says which components a diffusers folder has."""
+    return next((folder / name for name in INDEXES if (folder / name).is_file()), folder / INDEXES[0])
 
 
 def _from_hub(name: str, family: str, download: bool) -> Path:
@@ -85,10 +90,10 @@ def _from_hub(name: str, family: str, download: bool) -> Path:
 
     try:
         if family == families.AUTO:
-            family = detect(fetch([INDEX])) or next(iter(families.TABLE))
+            family = detect(fetch(INDEXES)) or next(iter(families.TABLE))
         kinds = (*WEIGHTS, *DESCRIPTIONS)
         components = families.TABLE[family].components
-        return fetch([INDEX, *(f"{component}/*{suffix}" for component in components for suffix in kinds)])
+        return fetch([*INDEXES, *(f"{component}/*{suffix}" for component in components for suffix in kinds)])
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         if not download:
             raise BaseModelMissing(f"pretrained_model_name_or_path: {name} is not downloaded yet") from error
@@ -124,10 +129,10 @@ def detect(path: Path) -> str | None:
 
 def _family_of_folder(path: Path) -> str | None:
     try:
-        pipeline = json.loads((path / INDEX).read_bytes())["_class_name"]
+        pipeline = json.loads(index_of(path).read_bytes())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise BaseModelMissing(f"pretrained_model_name_or_path: {path / INDEX} cannot be read: {reason}") from error
+        raise BaseModelMissing(f"pretrained_model_name_or_path: {index_of(path)} cannot be read: {reason}") from error
     for name, facts in families.TABLE.items():
         if pipeline in facts.pipelines:
             return name

@@ -47,6 +47,8 @@ class Naming:
         path = path if path.startswith(before) else before + path
         if component == "unet" and self.scheme == "sai":
             path = original_unet_path(path)
+        if component == "transformer" and self.scheme == "cosmos":
+            path = cosmos_path(path)
         return f"{prefix}_{path}".replace(".", "_")
 
 
@@ -133,6 +135,29 @@ def _fused(layers: Mapping[str, Layer], naming: Naming) -> dict[str, Array]:
     return tensors
 
 
+def _cosmos(layers: Mapping[str, Layer], naming: Naming) -> dict[str, Array]:
+    """`_folded` under the names of Cosmos' original file, which ComfyUI and diffusers read of Anima."""
+    renamed = {f"{ORIGINAL}{cosmos_path(ours.partition('.')[2])}": layer for ours, layer in layers.items()}
+    return _folded(renamed, naming)
+
+
+def in_our_names(
+    tensors: Mapping[str, Any], naming: Naming, component: str, sizes: Mapping[str, int]
+) -> dict[str, Any]:
+    """A file's tensors so that each layer of a component has its own; `sizes`: path -> outputs of each layer."""
+    if component == "transformer" and naming.scheme == "fused":
+        return unfused(tensors, naming, component, sizes)
+    if component == "transformer" and naming.scheme == "cosmos":
+        ours = {f"{ORIGINAL}{cosmos_path(path)}": f"{component}.{path}" for path in sizes}
+        layer = re.compile(r"(.+)\.(lora_[AB]\.weight)$")
+        names = {name: match for name in tensors if (match := layer.match(name)) and match[1] in ours}
+        return {
+            f"{ours[names[name][1]]}.{names[name][2]}" if name in names else name: tensor
+            for name, tensor in tensors.items()
+        }
+    return dict(tensors)
+
+
 def unfused(tensors: Mapping[str, Any], naming: Naming, component: str, sizes: Mapping[str, int]) -> dict[str, Any]:
     """A file's tensors with joined layers of FLUX.1 taken apart, under kohya's names of diffusers' paths.
 
@@ -180,7 +205,9 @@ SCHEMES: dict[str, Callable[[Mapping[str, Layer], Naming], dict[str, Array]]] = 
     "sai": _kohya,  # with the U-Net's original paths
     "folded": _folded,
     "fused": _fused,
+    "cosmos": _cosmos,
 }
+ORIGINAL = "diffusion_model."  # before the paths of an original file
 
 
 # --- original paths ------------------------------------------------------------------------------------------------
@@ -257,6 +284,28 @@ def flux_place(path: str) -> tuple[str, int]:
         raise ValueError(f"{path} has no name in FLUX.1's original file")
     name, place = table[match[3]]
     return f"{'single' if match[1] else 'double'}_blocks.{match[2]}.{name}", place
+
+
+_COSMOS = {
+    "attn1.to_q": "self_attn.q_proj",
+    "attn1.to_k": "self_attn.k_proj",
+    "attn1.to_v": "self_attn.v_proj",
+    "attn1.to_out.0": "self_attn.output_proj",
+    "attn2.to_q": "cross_attn.q_proj",
+    "attn2.to_k": "cross_attn.k_proj",
+    "attn2.to_v": "cross_attn.v_proj",
+    "attn2.to_out.0": "cross_attn.output_proj",
+    "ff.net.0.proj": "mlp.layer1",
+    "ff.net.2": "mlp.layer2",
+}
+
+
+def cosmos_path(path: str) -> str:
+    """A layer's path in the original file of Cosmos and Anima, "blocks.0.self_attn.q_proj", from diffusers' path."""
+    match = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", path)
+    if not match or match[2] not in _COSMOS:
+        raise ValueError(f"{path} has no name in Cosmos' original file")
+    return f"blocks.{match[1]}.{_COSMOS[match[2]]}"
 
 
 # --- the file ------------------------------------------------------------------------------------------------------

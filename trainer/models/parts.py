@@ -21,7 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from trainer.models.base_model import INDEX, BaseModelMissing
+from trainer.models.base_model import BaseModelMissing, index_of
 from trainer.models.families.facts import CLIP_TEXT, DDPM, UPCASTS_VAE
 from trainer.options.config import Config
 
@@ -78,7 +78,7 @@ class Parts:
         """What model_index.json says besides the components."""
         if self._folder is None:
             return {}
-        index: dict[str, Any] = json.loads((self._folder / INDEX).read_bytes())
+        index: dict[str, Any] = json.loads(index_of(self._folder).read_bytes())
         return {
             name: value
             for name, value in index.items()
@@ -130,7 +130,7 @@ class Parts:
         """The class that model_index.json names; a DDPM's schedule is always trained as one."""
         if component == "scheduler" and DDPM in self._config.facts.traits:
             return DDPMScheduler
-        library, name = json.loads(((self._folder or self.path) / INDEX).read_bytes())[component]
+        library, name, *_ = json.loads(index_of(self._folder or self.path).read_bytes())[component]
         if library not in LIBRARIES:
             raise ValueError(f"its {component} is of {library}, which is not supported")
         return getattr(importlib.import_module(library), name)

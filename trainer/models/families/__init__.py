@@ -228,6 +228,33 @@ TABLE: dict[str, Facts] = {
         overrides={"vae": "vae", "text_encoder": "text_encoder"},
         denoiser_alone=True,
     ),
+    "anima": Facts(
+        title="Anima",
+        module="trainer.models.families.anima",
+        pipelines=("AnimaModularPipeline",),
+        signature=(
+            r"(^|\.)(llm_adapter\.|transformer_blocks\.0\.norm3\.linear_1\.weight$)",
+            r"(^|\.)(blocks\.0\.cross_attn\.q_proj|transformer_blocks\.0\.attn2\.to_q)\.weight$",
+        ),
+        components=(*TRANSFORMER_COMPONENTS, "text_conditioner", "t5_tokenizer"),
+        denoiser=Part("transformer", "lora_unet", r"^transformer_blocks\.\d+\.(attn1\.to_|attn2\.to_|ff\.net\.)"),
+        encoders=(
+            Part("text_encoder", "", "", tokenizer="tokenizer"),
+            Part("text_conditioner", "", "", tokenizer="t5_tokenizer"),
+        ),
+        channels=16,
+        factor=8,
+        granularity=16,
+        traits=frozenset({FLOW}),
+        version="anima",
+        architecture="anima-preview",
+        keys="cosmos",
+        # sd-scripts' document of Anima: sigmoid with a shift of 1.0; diffusers' pipeline: guidance 4.0
+        defaults={"sample_sampler": "euler", "timestep_sampling": "sigmoid"},
+        guidance=4.0,
+        overrides={"vae": "vae", "text_encoder": "text_encoder"},
+        denoiser_alone=True,
+    ),
     "krea2": Facts(
         title="Krea 2",
         module="trainer.models.families.krea2",
