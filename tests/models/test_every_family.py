@@ -267,7 +267,7 @@ def test_a_file_of_the_denoiser_alone_is_known_and_loaded(folder: Path, facts: F
 
 def test_each_component_can_be_taken_from_a_file_of_its_weights(folder: Path, facts: Facts, tmp_path: Path) -> None:
     named = {option: component for option, component in facts.overrides.items() if option != "vae"}
-    files = {}
+    files: dict[str, Any] = {}
     for option, component in named.items():
         weights = {name: tensor * 2 for name, tensor in merged(folder / component).items()}
         save_file(weights, tmp_path / f"{option}.safetensors")

@@ -139,6 +139,7 @@ TABLE: dict[str, Facts] = {
         defaults={"sample_sampler": "euler", "timestep_sampling": "shift", "discrete_flow_shift": 2.0},
         guidance=4.0,
         overrides={"vae": "vae", "text_encoder": "text_encoder"},
+        trained_instead="Z-Image",
         denoiser_alone=True,
     ),
     "flux2": Facts(
@@ -165,6 +166,7 @@ TABLE: dict[str, Facts] = {
         guidance=4.0,
         embedded_guidance=4.0,
         overrides={"vae": "vae", "text_encoder": "text_encoder"},
+        trained_instead="FLUX.2 klein base",
         denoiser_alone=True,
     ),
     "flux": Facts(
@@ -200,6 +202,7 @@ TABLE: dict[str, Facts] = {
         defaults={"sample_sampler": "euler", "timestep_sampling": "flux_shift", "guidance_scale": 1.0},
         guidance=1.0,
         overrides={"vae": "vae", "clip_l": "text_encoder", "t5xxl": "text_encoder_2"},
+        trained_instead="FLUX.1 dev",
         denoiser_alone=True,
     ),
     "qwen_image": Facts(
@@ -274,6 +277,7 @@ TABLE: dict[str, Facts] = {
         defaults={"sample_sampler": "euler", "timestep_sampling": "shift", "discrete_flow_shift": 2.5},
         guidance=4.5,
         overrides={"vae": "vae", "text_encoder": "text_encoder"},
+        trained_instead="Krea 2 Raw",
         denoiser_alone=True,
     ),
     "chroma": Facts(

@@ -81,6 +81,7 @@ class Facts:
     guidance: float = 7.5  # of sample images
     embedded_guidance: float = 3.5  # of sample images, where the denoiser is told it
     overrides: Mapping[str, str] = field(default_factory=lambda: {"vae": "vae"})  # option -> component it replaces
+    trained_instead: str = ""  # the base model for training, where there is one distilled for few steps as well
     denoiser_alone: bool = False  # a single file is read for the denoiser; the rest is of single_file_config
 
     @cached_property
