@@ -45,6 +45,8 @@ def file_with(path: Path, *names: str, channels: int = 4) -> Path:
             "qwen_image",
         ),
         (("txtfusion.projector.weight",), "krea2"),
+        (("net.blocks.0.cross_attn.q_proj.weight", "net.llm_adapter.out_proj.weight"), "anima"),
+        (("layers.0.adaLN_sa_ln.weight", "layers.0.mlp.gate_proj.weight"), "ernie"),
         (("distilled_guidance_layer.in_proj.weight", "double_blocks.0.img_attn.qkv.weight"), "chroma"),
         (
             (

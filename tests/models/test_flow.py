@@ -16,12 +16,14 @@ from torch import Tensor
 
 from tests.support import tiny_families
 from trainer.models import base_model, families, flow, keys
+from trainer.models import model as models
 from trainer.models.adapters.base import Target
 from trainer.models.families.facts import FLOW
 from trainer.models.keys import Naming
 from trainer.models.parts import Parts
 from trainer.options.config import Config
 from trainer.options.sections.samples import SAMPLERS
+from trainer.recipe.prompts import Prompt
 
 FLOWING = {name: sampler.flow for name, sampler in SAMPLERS.items() if sampler.flow}
 OWN = {"shift": 3.0, "num_train_timesteps": 1000}
@@ -39,6 +41,16 @@ def test_a_straight_path_is_followed_to_its_end(name: str, own: dict[str, Any]) 
     for timestep in scheduler.timesteps:
         latents = scheduler.step(noise - picture, timestep, latents, return_dict=False)[0]
     torch.testing.assert_close(latents, picture, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("variant", ["z_image", "flux"])
+def test_every_sampler_makes_a_picture_through_the_official_pipeline(variant: str, tmp_path: Path) -> None:
+    folder = tiny_families.FAMILIES[variant].make(tmp_path)
+    config = Config(pretrained_model_name_or_path=str(folder), network_dim=1, max_sequence_length=16)
+    model = models.load(config, folder, torch.float32, torch.device("cpu"))
+    prompt = Prompt("a thing", "", 64, 64, seed=3, guidance_scale=0.0, steps=3)
+    drawn = {name: model.sample([prompt], name, torch.device("cpu"))[0].tobytes() for name in FLOWING}
+    assert len(set(drawn.values())) == len(drawn)
 
 
 def test_every_family_of_flow_is_sampled_as_its_own_scheduler_does_where_nothing_else_is_asked_for() -> None:

@@ -22,6 +22,8 @@ from diffusers import (
     ClassifierFreeGuidance,
     CosmosTransformer3DModel,
     DiffusionPipeline,
+    ErnieImagePipeline,
+    ErnieImageTransformer2DModel,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
@@ -49,6 +51,7 @@ from transformers import (
     CLIPTextModelWithProjection,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
+    Mistral3Model,
     MistralConfig,
     PixtralVisionConfig,
     Qwen2_5_VLConfig,
@@ -232,23 +235,10 @@ def make_flux2_klein(folder: Path) -> Path:
 
 def make_flux2_dev(folder: Path) -> Path:
     def parts() -> dict[str, Any]:
-        text = {
-            "vocab_size": 260,
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_hidden_layers": 30,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "head_dim": 8,
-        }
-        sight = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        config = Mistral3Config(
-            text_config=MistralConfig(**text), vision_config=PixtralVisionConfig(**sight), image_token_index=259
-        )
         return {
             "transformer": flux2_transformer(3 * 16),
             "vae": flux2_vae(),
-            "text_encoder": Mistral3ForConditionalGeneration(config),
+            "text_encoder": Mistral3ForConditionalGeneration(mistral3()),
             "tokenizer": tiny.make_chat_tokenizer("left"),
             "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         }
@@ -485,6 +475,45 @@ class OfficialAnima:
         return SimpleNamespace(images=self._pipeline(negative_prompt=negative_prompt, **arguments, output=output))
 
 
+def mistral3() -> Mistral3Config:
+    text = {
+        "vocab_size": 260,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+    }
+    sight = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return Mistral3Config(
+        text_config=MistralConfig(**text), vision_config=PixtralVisionConfig(**sight), image_token_index=259
+    )
+
+
+def make_ernie(folder: Path) -> Path:
+    def parts() -> dict[str, Any]:
+        transformer = ErnieImageTransformer2DModel(
+            hidden_size=32,
+            num_attention_heads=2,
+            num_layers=2,
+            ffn_hidden_size=48,
+            text_in_dim=16,
+            rope_axes_dim=(4, 6, 6),
+        )
+        for layer in (transformer.adaLN_modulation[-1], transformer.final_linear):  # which begin as zeros
+            torch.nn.init.normal_(layer.weight, std=0.1)
+        return {
+            "transformer": transformer,
+            "vae": flux2_vae(),
+            "text_encoder": Mistral3Model(mistral3()),
+            "tokenizer": tiny.make_chat_tokenizer(),
+            "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
+        }
+
+    return written(ErnieImagePipeline, folder, parts)
+
+
 def without_masked_text(arguments: dict[str, Any]) -> dict[str, Any]:
     """A denoiser's arguments without the text that its mask hides, where the text's order says nothing."""
     arguments = dict(arguments)
@@ -551,4 +580,5 @@ FAMILIES: dict[str, Tiny] = {
         337,
         337,
     ),
+    "ernie": Tiny(make_ernie, lambda: ErnieImageTransformer2DModel(num_layers=36), 252, 252),
 }

@@ -24,14 +24,14 @@ def remarks(config: Config, path: Path) -> list[str]:
     if is_distilled(config, path):
         base = facts.trained_instead or "the model that it was made from"
         result.append(
-            f"The base model {path.name} is distilled for few steps, as its files or its name show, and loses that when it "
-            f"is trained as it is: train {base}, and use the LoRA with this one"
+            f"The base model {path.name} is distilled for few steps, as its files or its name show, and loses that "
+            f"when it is trained as it is: train {base}, and use the LoRA with this one"
         )
     told = GUIDANCE in facts.traits and _description(path, config).get("guidance_embeds")
     if told and config.guidance_scale not in (None, 1):
         result.append(
-            f"guidance_scale is {config.guidance_scale:g}: a guidance-distilled model is usually trained with 1; that of "
-            "the sample images is --g"
+            f"guidance_scale is {config.guidance_scale:g}: a guidance-distilled model is usually trained with 1; that "
+            "of the sample images is --g"
         )
     return result
 

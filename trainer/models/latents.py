@@ -123,6 +123,11 @@ class VideoLatents(Latents):
 class BatchNormLatents(Latents):
     """FLUX.2's latents: squares of two by two as channels, each channel scaled by the VAE's running statistics."""
 
+    def __init__(self, components: Components, epsilon: float | None = None) -> None:
+        """`epsilon`: added to the variance instead of what the VAE's config says."""
+        super().__init__(components)
+        self._epsilon = epsilon
+
     def _layout(self, vae: Any) -> tuple[int, int]:
         channels, side = super()._layout(vae)
         return 4 * channels, 2 * side
@@ -144,7 +149,8 @@ class BatchNormLatents(Latents):
         mean, variance = (
             values.float().view(1, -1, 1, 1).to(like.device) for values in (vae.bn.running_mean, vae.bn.running_var)
         )
-        return (variance + vae.config.batch_norm_eps).rsqrt(), mean
+        epsilon = vae.config.batch_norm_eps if self._epsilon is None else self._epsilon
+        return (variance + epsilon).rsqrt(), mean
 
 
 # --- layouts -------------------------------------------------------------------------------------------------------

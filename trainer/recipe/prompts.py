@@ -129,7 +129,8 @@ def _prompt(fields: Any, config: Config, index: int, *, by_letter: bool) -> Prom
     """The prompt that fields describe; `by_letter`: they came from a line. Raises ValueError."""
     if not isinstance(fields, Mapping):
         raise ValueError(f"{fields!r} is neither a text nor a table")
-    width, height = (max(8, side // 8 * 8) for side in config.resolution_size)
+    step = config.facts.granularity
+    width, height = (max(step, side // step * step) for side in config.resolution_size)
     values: dict[str, Any] = {
         "negative": "",
         "width": width,
@@ -170,7 +171,6 @@ def _prompt(fields: Any, config: Config, index: int, *, by_letter: bool) -> Prom
             raise ValueError(
                 f"{letters.get(field, field)} {values[name]} is not finite; {config.facts.guidance} is usual"
             )
-    step = config.facts.granularity
     for side in ("width", "height"):
         if not step <= values[side] <= 4096 or values[side] % step:
             raise ValueError(f"{side} {values[side]} is not a multiple of {step} between {step} and 4096")

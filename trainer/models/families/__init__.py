@@ -340,6 +340,30 @@ TABLE: dict[str, Facts] = {
         overrides={"vae": "vae", "clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5xxl": "text_encoder_3"},
         denoiser_alone=True,
     ),
+    "ernie": Facts(
+        title="ERNIE-Image",
+        module="trainer.models.families.ernie",
+        pipelines=("ErnieImagePipeline",),
+        signature=(
+            r"(^|\.)layers\.0\.adaLN_sa_ln\.weight$",
+            r"(^|\.)layers\.0\.mlp\.gate_proj\.weight$",
+        ),
+        components=TRANSFORMER_COMPONENTS,
+        denoiser=Part("transformer", "lora_unet", r"^layers\.\d+\.(self_attention|mlp)\."),
+        encoders=(Part("text_encoder", "", "", tokenizer="tokenizer"),),
+        channels=128,
+        factor=16,
+        granularity=16,
+        traits=frozenset({FLOW}),
+        version="ernie_image",
+        architecture="Ernie-Image",
+        keys="folded",
+        # OneTrainer's preset of ERNIE-Image: logit-normal; diffusers' pipeline: guidance 4.0
+        defaults={"sample_sampler": "euler", "timestep_sampling": "sigmoid"},
+        guidance=4.0,
+        overrides={"vae": "vae", "text_encoder": "text_encoder"},
+        denoiser_alone=True,
+    ),
 }
 
 
