@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -43,13 +43,18 @@ CHAT = (
 )
 
 
-def make_chat_tokenizer(padding_side: str = "right") -> PreTrainedTokenizerFast:
-    """A language model's tokenizer over single bytes, with a chat template."""
+def make_chat_tokenizer(padding_side: str = "right", *, begins: bool = False) -> PreTrainedTokenizerFast:
+    """A language model's tokenizer over single bytes, with a chat template. `begins`: each text with a token for it."""
     words = {symbol: number for number, symbol in enumerate(bytes_to_unicode().values())}
     tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    if begins:
+        begin = "<|im_start|>"
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A", special_tokens=[(begin, tokenizer.token_to_id(begin))]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<|endoftext|>",

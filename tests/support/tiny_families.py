@@ -33,6 +33,8 @@ from diffusers import (
     FluxTransformer2DModel,
     Krea2Pipeline,
     Krea2Transformer2DModel,
+    Lumina2Pipeline,
+    Lumina2Transformer2DModel,
     ModularPipeline,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
@@ -49,6 +51,8 @@ from torch import nn
 from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Gemma2Config,
+    Gemma2Model,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     Mistral3Model,
@@ -514,6 +518,47 @@ def make_ernie(folder: Path) -> Path:
     return written(ErnieImagePipeline, folder, parts)
 
 
+def make_lumina2(folder: Path) -> Path:
+    def parts() -> dict[str, Any]:
+        text = Gemma2Config(
+            vocab_size=260,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            query_pre_attn_scalar=16,
+        )
+        return {
+            "transformer": Lumina2Transformer2DModel(
+                sample_size=8,
+                hidden_size=32,
+                num_layers=2,
+                num_refiner_layers=1,
+                num_attention_heads=2,
+                num_kv_heads=1,
+                multiple_of=8,
+                axes_dim_rope=(4, 6, 6),
+                axes_lens=(300, 32, 32),
+                cap_feat_dim=32,
+            ),
+            "vae": flux_vae(),
+            "text_encoder": Gemma2Model(text),
+            "tokenizer": tiny.make_chat_tokenizer(begins=True),
+            "scheduler": FlowMatchEulerDiscreteScheduler(shift=6.0),
+        }
+
+    return written(Lumina2Pipeline, folder, parts)
+
+
+def with_the_text_that_counts(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A denoiser's arguments without the padding behind the text."""
+    mask = arguments["encoder_attention_mask"]
+    states = arguments["encoder_hidden_states"][:, mask[0].bool()]
+    return arguments | {"encoder_hidden_states": states, "encoder_attention_mask": mask[:, mask[0].bool()]}
+
+
 def without_masked_text(arguments: dict[str, Any]) -> dict[str, Any]:
     """A denoiser's arguments without the text that its mask hides, where the text's order says nothing."""
     arguments = dict(arguments)
@@ -581,4 +626,11 @@ FAMILIES: dict[str, Tiny] = {
         337,
     ),
     "ernie": Tiny(make_ernie, lambda: ErnieImageTransformer2DModel(num_layers=36), 252, 252),
+    "lumina2": Tiny(
+        make_lumina2,
+        lambda: Lumina2Transformer2DModel(cap_feat_dim=2304),
+        182,
+        182,
+        same=with_the_text_that_counts,
+    ),
 }

@@ -29,7 +29,6 @@ OTHERS = (
         r"(\.lora_(down|A)\.|\.hada_|lokr_)",
     ),
     ("a model made like FLUX.1", r"(^|\.)double_blocks\.0\.img_attn\."),
-    ("Lumina 2", r"(^|\.)layers\.0\.adaLN_modulation\.1\.weight$"),
     ("a text encoder alone, which text_encoder or t5xxl takes", r"^(model\.layers\.0\.self_attn|encoder\.block\.0)\."),
     ("the Stable Diffusion XL refiner", r"^conditioner\.embedders\.0\.model\.transformer\.resblocks\.31\."),
     ("Stable Diffusion XL", r"^conditioner\.embedders\.1\.model\.transformer\.resblocks\."),

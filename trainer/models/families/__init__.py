@@ -364,6 +364,30 @@ TABLE: dict[str, Facts] = {
         overrides={"vae": "vae", "text_encoder": "text_encoder"},
         denoiser_alone=True,
     ),
+    "lumina2": Facts(
+        title="Lumina Image 2.0",
+        module="trainer.models.families.lumina2",
+        pipelines=("Lumina2Pipeline", "Lumina2Text2ImgPipeline"),
+        signature=(
+            r"(^|\.)noise_refiner\.0\.",
+            r"(^|\.)layers\.0\.(adaLN_modulation\.1|norm1\.linear)\.weight$",
+        ),
+        components=TRANSFORMER_COMPONENTS,
+        denoiser=Part("transformer", "lora_unet", r"^layers\.\d+\.(attn|feed_forward)\."),
+        encoders=(Part("text_encoder", "", "", tokenizer="tokenizer"),),
+        channels=16,
+        factor=8,
+        granularity=16,
+        traits=frozenset({FLOW}),
+        version="lumina2",
+        architecture="lumina-2",
+        keys="folded",
+        # the shift with which the model is sampled; guidance of diffusers' pipeline
+        defaults={"sample_sampler": "euler", "timestep_sampling": "shift", "discrete_flow_shift": 6.0},
+        guidance=4.0,
+        overrides={"vae": "vae", "text_encoder": "text_encoder"},
+        denoiser_alone=True,
+    ),
 }
 
 
