@@ -18,6 +18,7 @@ from trainer.models.text import PipelineText, Rows
 from trainer.options.config import Config
 from trainer.recipe.objectives import RectifiedFlow
 
+PROBED_TOKENS = 8  # of a caption of the probe, which may have any number
 ALMOST_NOISE = 1 - 1e-6  # of solvers that divide by what is left of the picture
 
 

@@ -182,6 +182,6 @@ def picture(sequence: Tensor, height: int, width: int) -> Tensor:
 
 
 def positions(latents: Tensor) -> Tensor:
-    """The row and the column of each token of (batch, channels, height, width): (height * width, 2)."""
-    rows, columns = (torch.arange(size, device=latents.device, dtype=torch.float32) for size in latents.shape[2:])
-    return torch.cartesian_prod(rows, columns)
+    """Frame (0), row and column of each token of (batch, channels, height, width): (height * width, 3)."""
+    sizes = (1, *latents.shape[2:])
+    return torch.cartesian_prod(*(torch.arange(size, device=latents.device, dtype=torch.float32) for size in sizes))

@@ -22,13 +22,12 @@ from diffusers.modular_pipelines.anima.encoders import AnimaTextEncoderStep
 from diffusers.modular_pipelines.modular_pipeline import SequentialPipelineBlocks
 from torch import Tensor
 
-from trainer.models.flow import FlowFamily
+from trainer.models.flow import PROBED_TOKENS, FlowFamily
 from trainer.models.latents import VideoLatents
 from trainer.models.placement import Components
 from trainer.options.config import Config
 from trainer.recipe.prompts import Prompt
 
-PROBED_TOKENS = 8
 FACTOR = 8  # pixels of a latent
 
 if not hasattr(transformer_cosmos, "transforms"):  # torchvision is not there, and this is all that is asked of it

@@ -13,13 +13,11 @@ from diffusers import ChromaPipeline
 from diffusers.models.transformers.transformer_chroma import ChromaSingleTransformerBlock
 from torch import Tensor, nn
 
-from trainer.models.flow import FlowFamily
+from trainer.models.flow import PROBED_TOKENS, FlowFamily
 from trainer.models.latents import fold, picture, positions, tokens, unfold
 from trainer.models.placement import Components
 from trainer.options.config import Config
 from trainer.recipe.prompts import Prompt
-
-PROBED_TOKENS = 8
 
 
 class Chroma(FlowFamily):
@@ -49,7 +47,7 @@ class Chroma(FlowFamily):
             timestep=timesteps,
             encoder_hidden_states=given["states"],
             txt_ids=torch.zeros(given["states"].shape[1], 3, dtype=grid.dtype, device=grid.device),
-            img_ids=torch.cat([torch.zeros_like(grid[:, :1]), grid], dim=1),
+            img_ids=grid,
             attention_mask=mask,
             return_dict=False,
         )[0]

@@ -9,14 +9,13 @@ import torch
 from diffusers import ErnieImagePipeline
 from torch import Tensor
 
-from trainer.models.flow import FlowFamily
+from trainer.models.flow import PROBED_TOKENS, FlowFamily
 from trainer.models.latents import BatchNormLatents
 from trainer.models.placement import Components
 from trainer.options.config import Config
 from trainer.recipe.prompts import Prompt
 from trainer.recipe.timesteps import TRAIN_STEPS
 
-PROBED_TOKENS = 8
 EPSILON = 1e-5  # with which the model was trained; the VAE's config says another
 
 

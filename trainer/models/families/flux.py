@@ -10,13 +10,11 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from trainer.models.families.facts import Facts
-from trainer.models.flow import FlowFamily
+from trainer.models.flow import PROBED_TOKENS, FlowFamily
 from trainer.models.latents import fold, picture, positions, tokens, unfold
 from trainer.models.placement import Components
 from trainer.options.config import Config
 from trainer.recipe.prompts import Prompt
-
-PROBED_TOKENS = 8
 
 
 class Flux(FlowFamily):
@@ -40,7 +38,7 @@ class Flux(FlowFamily):
             pooled_projections=given["pooled"],
             encoder_hidden_states=given["states"],
             txt_ids=torch.zeros(given["states"].shape[1], 3, dtype=grid.dtype, device=grid.device),
-            img_ids=torch.cat([torch.zeros_like(grid[:, :1]), grid], dim=1),
+            img_ids=grid,
             return_dict=False,
         )[0]
         return unfold(picture(predicted, *folded.shape[2:]))

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import Flux2KleinPipeline, Flux2Pipeline
 from torch import Tensor
 
 from trainer.models.families.facts import Facts
-from trainer.models.flow import FlowFamily
+from trainer.models.flow import PROBED_TOKENS, FlowFamily
 from trainer.models.latents import BatchNormLatents, picture, positions, tokens
 from trainer.models.placement import Components
 from trainer.options.config import Config
 from trainer.recipe.prompts import Prompt
 
-PROBED_TOKENS = 8
 WIDTHS = {3072: "4b", 4096: "9b"}  # of klein's transformers
 
 
@@ -36,11 +36,9 @@ class Flux2(FlowFamily):
 
     def predict(self, denoiser: Any, noisy: Tensor, timesteps: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         batch, _, height, width = noisy.shape
-        states, grid = given["states"], positions(noisy)
-        zeros = torch.zeros_like(grid[:, :1])
-        places = torch.cat([zeros, grid, zeros], dim=1)  # frame, row, column, place in the text
-        words = torch.zeros(states.shape[1], 4, dtype=grid.dtype, device=grid.device)
-        words[:, 3] = torch.arange(states.shape[1], device=grid.device)
+        states = given["states"]
+        places = F.pad(positions(noisy), (0, 1))  # frame, row, column, place in the text
+        words = F.pad(torch.arange(states.shape[1], device=states.device).float()[:, None], (3, 0))
         predicted = denoiser(
             hidden_states=tokens(noisy),
             timestep=timesteps,

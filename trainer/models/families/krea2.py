@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import Krea2Pipeline
 from torch import Tensor
 
-from trainer.models.flow import FlowFamily
+from trainer.models.flow import PROBED_TOKENS, FlowFamily
 from trainer.models.latents import VideoLatents, fold, picture, positions, tokens, unfold
 from trainer.models.placement import Components
 from trainer.models.text import equally_long
 from trainer.options.config import Config
 from trainer.recipe.prompts import Prompt
-
-PROBED_TOKENS = 8
 
 
 class Krea2(FlowFamily):
@@ -38,9 +37,7 @@ class Krea2(FlowFamily):
 
     def predict(self, denoiser: Any, noisy: Tensor, timesteps: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         folded = fold(noisy)
-        grid = positions(folded)
-        places = torch.zeros(given["states"].shape[1] + len(grid), 3, dtype=grid.dtype, device=grid.device)
-        places[given["states"].shape[1] :, 1:] = grid
+        places = F.pad(positions(folded), (0, 0, given["states"].shape[1], 0))  # all text stands at zero
         predicted = denoiser(
             hidden_states=tokens(folded),
             encoder_hidden_states=given["states"],

@@ -9,13 +9,11 @@ import torch
 from diffusers import Lumina2Pipeline
 from torch import Tensor
 
-from trainer.models.flow import FlowFamily
+from trainer.models.flow import PROBED_TOKENS, FlowFamily
 from trainer.models.placement import Components
 from trainer.models.text import equally_long
 from trainer.options.config import Config
 from trainer.recipe.prompts import Prompt
-
-PROBED_TOKENS = 8
 
 
 class Lumina2(FlowFamily):

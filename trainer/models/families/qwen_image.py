@@ -9,13 +9,11 @@ import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor
 
-from trainer.models.flow import FlowFamily
+from trainer.models.flow import PROBED_TOKENS, FlowFamily
 from trainer.models.latents import VideoLatents, fold, picture, tokens, unfold
 from trainer.models.placement import Components
 from trainer.options.config import Config
 from trainer.recipe.prompts import Prompt
-
-PROBED_TOKENS = 8
 
 
 class QwenImage(FlowFamily):

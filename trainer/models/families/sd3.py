@@ -9,13 +9,11 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
-from trainer.models.flow import FlowFamily
+from trainer.models.flow import PROBED_TOKENS, FlowFamily
 from trainer.models.placement import Components
 from trainer.options.config import Config
 from trainer.recipe.prompts import Prompt
 from trainer.recipe.timesteps import TRAIN_STEPS
-
-PROBED_TOKENS = 8
 
 
 class StableDiffusion3(FlowFamily):

@@ -9,13 +9,11 @@ import torch
 from diffusers import ZImagePipeline
 from torch import Tensor, nn
 
-from trainer.models.flow import FlowFamily
+from trainer.models.flow import PROBED_TOKENS, FlowFamily
 from trainer.models.placement import Components
 from trainer.models.text import without_padding
 from trainer.options.config import Config
 from trainer.recipe.prompts import Prompt
-
-PROBED_TOKENS = 8
 
 
 class ZImage(FlowFamily):
