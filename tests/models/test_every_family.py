@@ -425,7 +425,7 @@ def test_a_resumed_run_is_bit_equal(
     options: dict[str, Any], folder: Path, facts: Facts, tiny_images: Path, tmp_path: Path
 ) -> None:
     if not options and TRAINS_ENCODERS not in facts.traits:
-        options = {"flip_aug": True}
+        pytest.skip("text that is encoded in the step by a pipeline is tried with the toy family")
     short = {"max_sequence_length": 16} if FLOW in facts.traits else {}
     common = {
         "resolution": str(SIDE),
