@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trainer import randomness
 from trainer.models.adapters.base import NetworkFileError, Target
-from trainer.models.keys import Naming
+from trainer.models.keys import Naming, in_our_names
 from trainer.options.config import Config
 
 NAME = "default"  # peft's, of the one adapter there is
@@ -88,6 +88,8 @@ class Lora:
         copies: list[tuple[Tensor, Tensor]] = []
         plain = Naming("kohya", naming.targets)  # diffusers' paths, where kohya's are others
         for target in targets:
+            sizes = {path: len(layer.get_base_layer().weight) for path, layer in layers(target).items()}
+            tensors = in_our_names(tensors, naming, target.name, sizes)
             for layer_path, layer in layers(target).items():
                 name = naming.kohya(target.name, layer_path)
                 others = {naming.kohya(target.name, layer_path), plain.kohya(target.name, layer_path)}
