@@ -91,6 +91,6 @@ def real_sdxl() -> UNet2DConditionModel:
 
 
 FAMILIES: dict[str, Tiny] = {
-    "sd": Tiny(tiny.make_model, lambda: UNet2DConditionModel(cross_attention_dim=768), 192, 242),
+    "sd": Tiny(tiny.make_model, lambda: UNet2DConditionModel(cross_attention_dim=768), 192, 278),
     "sdxl": Tiny(make_sdxl, real_sdxl, 722, 788),
 }

@@ -49,6 +49,11 @@ class Naming:
             path = original_unet_path(path)
         return f"{prefix}_{path}".replace(".", "_")
 
+    def layer(self, ours: str) -> str:
+        """What a file calls a layer, "<component>.<path>" here; under a scheme of transformers, the same."""
+        component, _, path = ours.partition(".")
+        return self.kohya(component, path) if self.scheme in ("kohya", "sai") else ours
+
 
 class Layer(NamedTuple):
     """A LoRA layer: `down` (rank, in, ...), `up` (out, rank, ...), in fp32."""
@@ -58,17 +63,15 @@ class Layer(NamedTuple):
     alpha: float
 
 
-def layers_of(weights: Mapping[str, Array], alpha: Callable[[tuple[int, ...]], float]) -> Iterator[tuple[str, Layer]]:
-    """("<component>.<path>", layer) of weights in our names. `alpha`: of a layer whose `down` has this shape."""
+def layers_of(weights: Mapping[str, Array], alpha: Callable[[str], float]) -> Iterator[tuple[str, Layer]]:
+    """("<component>.<path>", layer) of weights in our names. `alpha`: of a layer of such a name."""
     for name, down in weights.items():
         if name.endswith(".lora_A.weight"):
             ours = name.removesuffix(".lora_A.weight")
-            yield ours, Layer(down, weights[f"{ours}.lora_B.weight"], alpha(down.shape))
+            yield ours, Layer(down, weights[f"{ours}.lora_B.weight"], alpha(ours))
 
 
-def lora_file(
-    weights: Mapping[str, Array], naming: Naming, alpha: Callable[[tuple[int, ...]], float]
-) -> dict[str, Array]:
+def lora_file(weights: Mapping[str, Array], naming: Naming, alpha: Callable[[str], float]) -> dict[str, Array]:
     """The tensors of a LoRA file, in fp32, from weights in our names."""
     return SCHEMES[naming.scheme](dict(layers_of(weights, alpha)), naming)
 
@@ -151,6 +154,12 @@ _RESNET = {
 }
 _SAMPLED = re.compile(r"down_blocks\.(\d+)\.downsamplers\.0\.conv|up_blocks\.(\d+)\.upsamplers\.0\.conv")
 _IN_BLOCK = re.compile(r"(down|up|mid)_blocks?(?:\.(\d+))?\.(resnets|attentions)\.(\d+)\.(.+)")
+_OUTER = {
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+}
 LAYERS_A_BLOCK = 2  # resnets of a down block of SDXL; an up block has one more
 ATTENTION_BLOCKS = (1, 2)  # down blocks of SDXL with attention, counted from the outside
 
@@ -160,6 +169,8 @@ def original_unet_path(path: str) -> str:
 
     Raises ValueError for what is no layer of an SDXL U-Net's blocks.
     """
+    if path in _OUTER:
+        return _OUTER[path]
     if match := _SAMPLED.fullmatch(path):
         if match[1] is not None:
             return f"input_blocks.{(LAYERS_A_BLOCK + 1) * (int(match[1]) + 1)}.0.op"

@@ -95,11 +95,3 @@ HARMLESS = {
     "dynamo_backend": ("no",),
 }
 ONE_FOR_EACH_ENCODER = {"text_encoder_lr": "text_encoder_lr2"}  # two values there; here the second has its own name
-NETWORK_MODULES = ("networks.lora",)
-NETWORK_ARGS = {
-    name: name
-    for name in (
-        "conv_dim", "conv_alpha", "rank_dropout", "module_dropout", "loraplus_lr_ratio", "loraplus_unet_lr_ratio",
-        "loraplus_text_encoder_lr_ratio",
-    )
-}  # fmt: skip

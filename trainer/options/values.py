@@ -6,11 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from trainer.options import blocks
 from trainer.options.config import OPTIONS
 from trainer.options.declaration import Option
 from trainer.options.problems import nearest
 from trainer.options.sd_scripts import ONE_FOR_EACH_ENCODER
 
+WRITTEN_WITH_COMMAS = ("caption_extension", "face_crop_aug_range", *blocks.RANKS, *blocks.ALPHAS, *blocks.RATES)
 TOO_LARGE = "holds a number that is too large"
 
 
@@ -105,8 +107,10 @@ def as_ours(known: Option, value: Any) -> Any:
         return next((choice for choice in known.choices if choice.lower() == value.lower()), value)
     if known.name in ("max_train_epochs", "max_token_length") and value == 0:
         return None
-    if known.name in ("caption_extension", "face_crop_aug_range") and isinstance(value, list | tuple):
+    if known.name in WRITTEN_WITH_COMMAS and isinstance(value, list | tuple):
         return ",".join(map(str, value))
+    if known.name in blocks.RATES and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
     if known.name in ONE_FOR_EACH_ENCODER:
         if isinstance(value, str) and len(items := list_items(value)) > 1:
             value = [number_of(item) for item in items]
