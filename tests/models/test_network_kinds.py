@@ -28,6 +28,7 @@ from trainer.options import checks, writing
 from trainer.options.config import Config
 from trainer.options.network_kinds import NETWORK_KINDS
 from trainer.options.problems import ConfigError
+from trainer.training.state import State
 
 __all__ = ["folder"]  # the fixture
 
@@ -236,7 +237,17 @@ def test_a_new_network_changes_nothing_and_depends_on_the_seed_alone(kind: str, 
     assert first.probe() == pytest.approx(of(folder, network_dim=4).probe(), rel=1e-5)
 
 
+SOME_BLOCKS = ",".join(["4", "2", "0", "3"] + ["2"] * 21)
 RESUMED: dict[str, dict[str, Any]] = {
+    "lora": {
+        "block_dims": SOME_BLOCKS,
+        "block_alphas": SOME_BLOCKS,
+        "conv_dim": 2,
+        "down_lr_weight": "cosine+.25",
+        "mid_lr_weight": "0.5",
+        "up_lr_weight": "0,1,0.5",
+        "loraplus_lr_ratio": 4.0,
+    },
     "rslora": {"conv_dim": 2, "network_dropout": 0.2, "rank_dropout": 0.1},
     "dora": {"conv_dim": 2, "mixed_precision": "bf16", "gradient_checkpointing": True},
     "loha": {"network_preset": "full", "rank_dropout": 0.2, "module_dropout": 0.2, "scale_weight_norms": 0.5},
@@ -248,7 +259,7 @@ RESUMED: dict[str, dict[str, Any]] = {
 
 
 def test_every_kind_is_resumed() -> None:
-    assert RESUMED.keys() | {"lora"} == KINDS.keys() == NETWORK_KINDS.keys()
+    assert RESUMED.keys() == KINDS.keys() == NETWORK_KINDS.keys()
 
 
 @pytest.mark.parametrize("kind", RESUMED)
@@ -310,6 +321,35 @@ def test_kernels_are_known_by_their_names(folder: Path) -> None:
         for path, (layer, _) in target.layers(model.config).items():
             larger = isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)
             assert target.part.has_larger_kernel(path.removesuffix(".base_layer")) == larger
+
+
+def test_blocks_have_ranks_alphas_and_rates_of_their_own(folder: Path) -> None:
+    """The tiny U-Net has blocks 1, 3 (its downsampler) and 4 on the way down, 12, and 13 to 17 on the way up."""
+    dims = ["4", "3", "6", "0", "5", *["2"] * 8, "7", *["2"] * 11]
+    options = {"block_dims": ",".join(dims), "block_alphas": ",".join(["1.5"] * 25), "conv_dim": 2, "conv_alpha": 1.0}
+    model = of(folder, network_dim=16, network_alpha=8.0, learning_rate=1e-3, **options)
+    state = State(model.config, model, CPU)
+    ranks = {name: tuple(parameter.shape) for name, parameter in parameters(model).items()}
+    assert ranks["unet.down_blocks.0.attentions.0.proj_in.lora_A.weight"][0] == 3
+    assert ranks["unet.down_blocks.0.downsamplers.0.conv.lora_A.weight"][0] == 2
+    assert ranks["unet.down_blocks.1.resnets.0.time_emb_proj.lora_A.weight"][0] == 5
+    assert ranks["unet.up_blocks.0.resnets.0.conv_shortcut.lora_A.weight"][0] == 7
+    assert {shape[0] for name, shape in ranks.items() if name.startswith("text") and "lora_A" in name} == {16}
+    assert adapters.ranked_of(model.config, "unet.down_blocks.0.attentions.0.proj_in") == (3, 1.5)
+    assert adapters.ranked_of(model.config, "unet.down_blocks.0.downsamplers.0.conv") == (2, 1.0)
+    assert list(state.peaks) == ["unet", "text_encoder"]
+    assert dict(checkpoint_size.trained(model.config, folder)) == ranks
+
+    rates = {"down_lr_weight": "0.5,0.25", "up_lr_weight": "0.2", "block_lr_zero_threshold": 0.2, "mid_lr_weight": "2"}
+    model = of(folder, network_dim=2, learning_rate=1e-3, loraplus_unet_lr_ratio=4.0, **rates)
+    state = State(model.config, model, CPU)
+    assert {name: round(peak * 1e3, 6) for name, peak in state.peaks.items()} == {
+        "unet block 1": 0.25, "unet block 12": 2.0, "unet block 16": 1.0, "unet block 17": 1.0,
+        "unet block 1 plus": 1.0, "unet block 12 plus": 8.0, "unet block 16 plus": 4.0, "unet block 17 plus": 4.0,
+        "text_encoder": 1.0,
+    }  # fmt: skip
+    without = paths(of(folder, network_dim=2, up_lr_weight="1,1,1,0"))
+    assert not any(path.startswith("up_blocks.1.attentions.0") for path in without) and without
 
 
 @pytest.mark.parametrize(

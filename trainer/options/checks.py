@@ -116,7 +116,11 @@ def resolve(*sources: Source) -> tuple[Config, list[str]]:
 
 def build(values: dict[str, Any]) -> Config:
     """The Config of checked values. A leading ~ in a path becomes the home folder here, so that presets keep it."""
-    homes = {name: _at_home(value) for name, value in values.items() if OPTIONS[name].path}
+    homes = {
+        name: tuple(map(_at_home, value)) if isinstance(value, tuple) else _at_home(value)
+        for name, value in values.items()
+        if OPTIONS[name].path
+    }
     return Config(**values | homes)
 
 

@@ -99,6 +99,12 @@ class Config(Logging, Watching, Samples, Resume, Saving, Loss, Training, Network
         return NETWORK_KINDS[self.network_kind]
 
     @property
+    def base_weights_multipliers(self) -> tuple[float, ...]:
+        """The strength of each of base_weights; 1 where none is given."""
+        given = [float(text) for text in self.base_weights_multiplier]
+        return tuple([*given, *[1.0] * len(self.base_weights)][: len(self.base_weights)])
+
+    @property
     def block_rates(self) -> tuple[float, ...] | None:
         """Every block's factor of the denoiser's learning rate; None where none is given."""
         return blocks.rates(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Literal
@@ -15,6 +16,7 @@ from trainer.options.network_kinds import FULL, MOST_RANK, NETWORK_KINDS
 from trainer.options.optimizer_table import OPTIMIZERS
 from trainer.options.problems import nearest
 from trainer.options.sections.samples import SAMPLERS
+from trainer.options.values import number_of
 
 BELOW_A_RUN = 80  # characters of the longest path in a run folder, that of a file in an abandoned checkpoint
 
@@ -151,6 +153,11 @@ def _network_conflicts(config: Config) -> Iterator[Conflict]:
     if config.dim_from_weights and not kind.plus:
         yield "dim_from_weights", f"reads the ranks of a LoRA, not of {kind.title}; set network_dim"
     yield from _block_conflicts(config)
+    if len(config.base_weights_multiplier) > max(1, len(config.base_weights)):
+        yield "base_weights_multiplier", f"has more than the {len(config.base_weights)} numbers that base_weights needs"
+    for text in config.base_weights_multiplier:
+        if not isinstance(number_of(text), int | float) or not math.isfinite(float(text)):
+            yield "base_weights_multiplier", f"{text!r} is not a number"
 
 
 def _block_conflicts(config: Config) -> Iterator[Conflict]:

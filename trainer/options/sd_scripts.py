@@ -84,7 +84,7 @@ NOT_SUPPORTED = {
     **dict.fromkeys(
         ("dataset_class", "debug_dataset", "full_fp16", "full_bf16",
          "fp8_base", "fp8_base_unet", "fused_backward_pass", "blocks_to_swap", "torch_compile", "deepspeed",
-         "base_weights", "base_weights_multiplier", "cpu_offload_checkpointing", "stop_text_encoder_training",
+         "cpu_offload_checkpointing", "stop_text_encoder_training",
          "no_token_padding", "additional_parameters"),
         "not supported yet; remove it to train without",
     ),

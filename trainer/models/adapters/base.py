@@ -66,12 +66,12 @@ class Adapter(Protocol):
         ...
 
 
-def read_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a network's file. Raises NetworkFileError."""
+def read_file(path: Path, option: str = "network_weights") -> dict[str, Tensor]:
+    """The tensors of a network's file, which an option names. Raises NetworkFileError."""
     try:
         return safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
-        raise NetworkFileError(f"network_weights: {path} cannot be read: {error}") from error
+        raise NetworkFileError(f"{option}: {path} cannot be read: {error}") from error
 
 
 def refuse_misfits(path: Path, problems: Sequence[str]) -> None:

@@ -211,6 +211,29 @@ class Network:
         advanced=True,
         must_exist=True,
     )
+    base_weights: tuple[str, ...] = option(
+        (),
+        "Network files that become part of the base model while this one is trained, such as a training adapter of a "
+        "distilled model.",
+        on_resume="locked",
+        by_content=True,
+        advanced=True,
+        sets_speed=True,
+    )
+    base_weights_multiplier: tuple[str, ...] = option(
+        (),
+        "Strength of each of base_weights. Empty: 1.",
+        on_resume="locked",
+        advanced=True,
+        shapes="base_weights",
+    )
+    base_weights_in_samples: bool = option(
+        True,
+        "Draw sample images with base_weights. Without: as the network will be used on the bare model; takes host "
+        "memory for the weights that they change.",
+        on_resume="free",
+        advanced=True,
+    )
     dim_from_weights: bool = option(
         False,
         "Take network_dim, network_alpha, conv_dim and conv_alpha from network_weights.",
