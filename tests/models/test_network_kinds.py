@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from tests.models.test_network import folder
 from tests.support.exactness import check_every_resume
-from trainer.checkpoints import checkpoint, checkpoint_size, resume
+from tests.support.runs_at_tiny_size import assert_bit_equal, config_for, exported_tensors_of
+from trainer.checkpoints import checkpoint, checkpoint_size, export, preflight, resume
 from trainer.models import adapters
 from trainer.models import model as models
 from trainer.models.adapters import KINDS, divided
@@ -28,6 +29,8 @@ from trainer.options import checks, writing
 from trainer.options.config import Config
 from trainer.options.network_kinds import NETWORK_KINDS
 from trainer.options.problems import ConfigError
+from trainer.runs import manifest
+from trainer.runs.run_folder import RunFolder
 from trainer.training.state import State
 
 __all__ = ["folder"]  # the fixture
@@ -263,11 +266,19 @@ def test_every_kind_is_resumed() -> None:
 
 
 @pytest.mark.parametrize("kind", RESUMED)
-def test_a_resumed_run_is_bit_equal(kind: str, tiny_model: Path, tiny_images: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_is_bit_equal_and_its_checkpoint_is_exported_and_as_large_as_told(
+    kind: str, tiny_model: Path, tiny_images: Path, tmp_path: Path
+) -> None:
     if extra := NETWORK_KINDS[kind].extra:
         pytest.importorskip(extra)
     options = {"network_kind": kind, "network_dim": 4, **RESUMED[kind]}
     assert check_every_resume(tiny_model, tiny_images, tmp_path, options, steps=2) == 1
+    config = config_for(tiny_model, tiny_images, tmp_path / "straight", max_train_steps=2, **options)
+    found = manifest.listing(RunFolder(config.run_dir).checkpoints)[0]
+    exported = export.model_file(found.path, tmp_path / "exported.safetensors")
+    assert_bit_equal(safetensors.torch.load_file(exported), exported_tensors_of(config))
+    fresh = config.replace(output_dir=str(tmp_path / "fresh"))
+    assert found.manifest and preflight.look(fresh).bytes_of_save == pytest.approx(found.manifest.bytes, rel=0.03)
 
 
 def test_limited_norms_are_those_of_the_whole_change(folder: Path) -> None:
