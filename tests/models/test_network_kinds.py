@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib
 import importlib.util
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.models.test_network import folder
+from tests.support import tiny_families
 from tests.support.exactness import check_every_resume
 from tests.support.runs_at_tiny_size import assert_bit_equal, config_for, exported_tensors_of
 from trainer.checkpoints import checkpoint, checkpoint_size, export, preflight, resume
@@ -28,7 +30,7 @@ from trainer.models.model import Model
 from trainer.options import checks, writing
 from trainer.options.config import Config
 from trainer.options.network_kinds import NETWORK_KINDS
-from trainer.options.problems import ConfigError
+from trainer.options.problems import ConfigError, Given
 from trainer.runs import manifest
 from trainer.runs.run_folder import RunFolder
 from trainer.training.state import State
@@ -381,6 +383,28 @@ def test_a_preset_of_layers_is_lycoris(preset: str, is_in: Any, folder: Path) ->
     }
     every = {path.removesuffix(".base_layer") for path in everything}
     assert paths(of(folder, **{**FULL, "network_preset": preset})) == {path for path in every if is_in(path)}
+
+
+@pytest.mark.parametrize("family", TABLE)
+def test_a_kind_fits_every_family(family: str, tmp_path: Path) -> None:
+    """Its files are named as LoRAs of the family, but for layers that LoRAs of FLUX.1 join."""
+    made = tiny_families.FAMILIES[family].make(tmp_path / "model")
+    for kind in ("lokr", "dora"):
+        model, other = (of(made, network_kind=kind, network_dim=2, seed=seed) for seed in (1, 2))
+        shapes = {name: tuple(parameter.shape) for name, parameter in parameters(model).items()}
+        assert dict(checkpoint_size.trained(model.config, made)) == shapes
+        randomise(model)
+        path = write(model, tmp_path / f"{kind}.safetensors")
+        adapters.load(other.config).from_file(other.targets, adapters.naming_of(other.config), path)
+        for name, parameter in parameters(model).items():
+            torch.testing.assert_close(parameters(other)[name], parameter, msg=name)
+
+
+@pytest.mark.parametrize("kind", [name for name, kind in NETWORK_KINDS.items() if not kind.folded])
+def test_what_nothing_reads_of_a_transformer_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TABLE, "sd", dataclasses.replace(TABLE["sd"], keys="folded"))
+    (problem,) = checks.check({"family": Given("sd", ""), "network_kind": Given(kind, "")}).problems
+    assert problem.key == "network_kind" and "nothing reads a file of" in problem.message
 
 
 def test_what_is_not_installed_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
