@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,8 @@ class MergedParts(Parts):
         names = {Naming("kohya", self._naming.targets).kohya(component, path), f"{component}.{path}"}
         if component == self.facts.denoiser.component:
             names.add(f"{ORIGINAL}.{path}")
-            if self._naming.scheme == "sai":
-                try:
-                    names.add(self._naming.kohya(component, path))
-                except ValueError:
-                    return names  # it has no name there, so no file has it
+            with contextlib.suppress(ValueError):  # it has no name there, so no file has it
+                names.add(self._naming.kohya(component, path))
         return names
 
     @torch.no_grad()
@@ -97,7 +94,7 @@ class MergedParts(Parts):
         if self._keeps:
             self._without[component] = list(kept.items())
 
-    @contextmanager
+    @contextlib.contextmanager
     def left_out(self) -> Iterator[None]:
         """Within, the weights of what was loaded are the base model's own, where samples are to be drawn so."""
         pairs = [pair for component in self._without.values() for pair in component]

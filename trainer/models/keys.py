@@ -49,10 +49,15 @@ class Naming:
             path = original_unet_path(path)
         return f"{prefix}_{path}".replace(".", "_")
 
+    @property
+    def keeps_paths(self) -> bool:
+        """Whether a file has layers under our own names of them: those of transformers in diffusers' names."""
+        return self.scheme in ("folded", "fused")
+
     def layer(self, ours: str) -> str:
-        """What a file calls a layer, "<component>.<path>" here; under a scheme of transformers, the same."""
+        """What a file of another kind than LoRA calls a layer, "<component>.<path>" here."""
         component, _, path = ours.partition(".")
-        return self.kohya(component, path) if self.scheme in ("kohya", "sai") else ours
+        return ours if self.keeps_paths else self.kohya(component, path)
 
 
 class Layer(NamedTuple):
@@ -74,6 +79,12 @@ def layers_of(weights: Mapping[str, Array], alpha: Callable[[str], float]) -> It
 def lora_file(weights: Mapping[str, Array], naming: Naming, alpha: Callable[[str], float]) -> dict[str, Array]:
     """The tensors of a LoRA file, in fp32, from weights in our names."""
     return SCHEMES[naming.scheme](dict(layers_of(weights, alpha)), naming)
+
+
+def unjoined_file(weights: Mapping[str, Array], naming: Naming, alpha: Callable[[str], float]) -> dict[str, Array]:
+    """The same with each layer by itself, named as `Naming.layer` does."""
+    form = _folded if naming.keeps_paths else _kohya
+    return form(dict(layers_of(weights, alpha)), naming)
 
 
 # --- the forms -----------------------------------------------------------------------------------------------------

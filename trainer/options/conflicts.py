@@ -145,7 +145,7 @@ def _network_conflicts(config: Config) -> Iterator[Conflict]:
     ratios = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
     if not kind.plus:
         yield from ((name, f"LoRA+ is for LoRA, not for {kind.title}") for name in ratios if getattr(config, name))
-    if not kind.folded and config.family != AUTO and config.facts.keys in ("folded", "fused"):
+    if not kind.folded and config.family != AUTO and config.facts.keys not in ("kohya", "sai"):
         yield (
             "network_kind",
             f"nothing reads a file of {kind.title} for {config.facts.title}; choose lora, or lokr, which ComfyUI reads",

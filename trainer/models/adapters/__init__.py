@@ -72,11 +72,10 @@ def _lora_file(weights: Tensors, naming: Naming, config: Config) -> dict[str, Ar
 
 
 def _dora_file(weights: Tensors, naming: Naming, config: Config) -> dict[str, Array]:
-    unfused = Naming("folded", naming.targets) if naming.scheme == "fused" else naming
-    tensors = _lora_file(weights, unfused, config)
+    tensors = keys.unjoined_file(weights, naming, lambda ours: alpha_of(config, ours))
     for ours, entries in by_layer(weights, (DORA, "lora_A.weight")).items():
         ones = (1 for _ in entries["lora_A.weight"].shape[1:])
-        tensors[f"{unfused.layer(ours)}.{DORA}"] = entries[DORA].reshape(-1, *ones)
+        tensors[f"{naming.layer(ours)}.{DORA}"] = entries[DORA].reshape(-1, *ones)
     return tensors
 
 
