@@ -242,6 +242,13 @@ def test_every_optimizer_of_the_table_can_be_imported(name: str) -> None:
     assert values_of({**SD_LORA, "optimizer": name, "text_encoder_lr": "0.0001"}).optimizer_type == name
 
 
+def test_what_sd_scripts_ignores_of_other_architectures_is_said_and_not_refused() -> None:
+    imported = of({"LoRA_type": "Flux1", "min_snr_gamma": 7, "noise_offset": 0.1})
+    assert fate(imported, "min_snr_gamma") == ("no effect", "sd-scripts does not use it with FLUX.1")
+    assert fate(imported, "noise_offset")[0] == "no effect"
+    assert values_of({**SD_LORA, "min_snr_gamma": 7}).min_snr_gamma == 7
+
+
 def test_network_args_have_a_line_each() -> None:
     imported = of_toml(LORA_TOML + 'network_args = ["conv_dim=8", "conv_alpha=2", "unheard=1"]\n')
     assert "there is no argument 'unheard'" in " ".join(imported.refusals)

@@ -129,6 +129,13 @@ FAMILY_PREFIXES = {
     "sdxl_": "sdxl",
 }
 TOML_SIGNS = {"qwen3": "anima", "gemma2": "lumina", "byt5": "hunyuan_image", "clip_g": "sd3", "t5xxl": "flux"}
+# What sd-scripts' trainers of all other architectures than these two take and leave alone.
+OF_NOISE_SCHEDULES = ("sd", "sdxl")
+IGNORED_BY_FLOW = (
+    "noise_offset", "noise_offset_random_strength", "adaptive_noise_scale", "multires_noise_iterations",
+    "multires_noise_discount", "min_snr_gamma", "scale_v_pred_loss_like_noise_pred", "v_pred_like_loss",
+    "debiased_estimation_loss", "zero_terminal_snr", "v_parameterization", "clip_skip",
+)  # fmt: skip
 BUCKET_STEPS = {"sd": 64}  # what sd-scripts wants multiples of; 32 of all others
 
 # --- network kinds -------------------------------------------------------------------------------------------------

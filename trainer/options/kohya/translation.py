@@ -623,6 +623,9 @@ class _Translation:
             self._say(name, "changed", "model files are always safetensors")
         elif name == "stop_text_encoder_training" and not off and self.trainer == "lora" and self.form == "page":
             self._say(name, "no effect", "kohya_ss does not pass it on when it trains a LoRA")
+        elif name in tables.IGNORED_BY_FLOW and self.family not in tables.OF_NOISE_SCHEDULES:
+            told = f"sd-scripts does not use it with {FAMILIES[self.family].title}"
+            self._say(name, "no effect", "off" if off else told)
         elif name == "additional_parameters":
             self._say(name, "used" if str(value).strip() else "no effect", "each has its own line" if value else "none")
         elif name in OPTIONS:
