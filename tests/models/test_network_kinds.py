@@ -283,6 +283,21 @@ def test_a_resumed_run_is_bit_equal_and_its_checkpoint_is_exported_and_as_large_
     assert found.manifest and preflight.look(fresh).bytes_of_save == pytest.approx(found.manifest.bytes, rel=0.03)
 
 
+@pytest.mark.parametrize("kind", [name for name, kind in NETWORK_KINDS.items() if "module_dropout" in kind.dropouts])
+def test_layers_that_are_left_out_have_a_gradient_of_zero(kind: str, folder: Path) -> None:
+    model = of(folder, network_kind=kind, network_dim=2, module_dropout=0.99, network_train_unet_only=True)
+    randomise(model)
+    model.train()
+    torch.manual_seed(1)
+    sample = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    text = torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(2))
+    output = model.denoiser(sample, torch.tensor([3]), encoder_hidden_states=text).sample
+    output.square().mean().backward()
+    gradients = [parameter.grad for parameter in parameters(model).values()]
+    assert all(gradient is not None for gradient in gradients)
+    assert sum(bool(gradient.any()) for gradient in gradients if gradient is not None) < len(gradients) / 4
+
+
 def test_limited_norms_are_those_of_the_whole_change(folder: Path) -> None:
     for kind in ("loha", "lokr"):
         model = of(folder, network_kind=kind, network_dim=4)
@@ -303,7 +318,7 @@ def test_limited_norms_are_those_of_the_whole_change(folder: Path) -> None:
 def paths(model: Model, component: str = "unet") -> set[str]:
     start = f"{component}."
     names = [name.removeprefix(start) for name in parameters(model) if name.startswith(start)]
-    return {name.removesuffix(f".{adapters.entry_of(model.config, name)}") for name in names}
+    return {name.removesuffix(f".{adapters.entry_of(name)}") for name in names}
 
 
 def test_the_layers_of_conv_dim_are_those_of_sd_scripts(folder: Path) -> None:

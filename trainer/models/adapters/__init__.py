@@ -284,7 +284,7 @@ def rate_groups(config: Config, component: str, parameters: Mapping[str, T]) -> 
     for name, parameter in parameters.items():
         group, rate = component, peak
         if rates:
-            path = name.removeprefix(f"{component}.").removesuffix(f".{entry_of(config, name)}")
+            path = name.removeprefix(f"{component}.").removesuffix(f".{entry_of(name)}")
             block = selection.block_of(config, path)
             group, rate = f"{component} block {block}", peak * rates[block or 0]
         if ratio != 1 and name.endswith(config.kind.plus):
@@ -294,7 +294,7 @@ def rate_groups(config: Config, component: str, parameters: Mapping[str, T]) -> 
     return [(group, *groups[group]) for group in in_order]
 
 
-def entry_of(config: Config, name: str) -> str:
+def entry_of(name: str) -> str:
     """What the name of a parameter ends with, after its layer's path."""
     entries = (*("lora_A.weight", "lora_B.weight", DORA), *PRODUCTS, *GLORA, *OFT, IA3)
     return next(entry for entry in entries if name.endswith(f".{entry}"))

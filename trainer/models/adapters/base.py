@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from trainer.models.adapters import selection
@@ -64,6 +65,17 @@ class Adapter(Protocol):
     def limit_norms(self, target: Target, most: float) -> None:
         """Scale down what is trained of each layer whose change of the weights has a norm above this."""
         ...
+
+
+def keep_reached(layer: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
+    """See that a layer's parameters have a gradient, of zero, also where module_dropout leaves them out: processes wait
+    for each other's gradients, and with none the optimizer would not move."""
+
+    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        nothing = sum((parameter.flatten()[0] for parameter in parameters), start=torch.zeros((), device=output.device))
+        return output + (nothing * 0).to(output.dtype)
+
+    layer.register_forward_hook(hook)
 
 
 def read_file(path: Path, option: str = "network_weights") -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trainer import randomness
 from trainer.models import adapters
 from trainer.models.adapters import Layer, on_input
-from trainer.models.adapters.base import Target, read_file, refuse_misfits
+from trainer.models.adapters.base import Target, keep_reached, read_file, refuse_misfits
 from trainer.models.adapters.lora import trained
 from trainer.models.keys import Naming
 from trainer.options.config import Config
@@ -59,6 +59,8 @@ class Lycoris:
             network.requires_grad_(True)
             network.apply_to()
             layer.add_module(CHILD, network)
+            if config.module_dropout:
+                keep_reached(layer, list(network.parameters()))
 
     def _begin(self, network: nn.Module, layer: nn.Module, component: str, path: str, rank: int) -> None:
         """Give what does not begin as zeros or ones values of the layer's own address: Kaiming uniform, a = sqrt(5)."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from trainer import randomness
 from trainer.models import adapters
 from trainer.models.adapters import HADAMARD, PRODUCTS, Layer, is_whole
-from trainer.models.adapters.base import Target, read_file, refuse_misfits
+from trainer.models.adapters.base import Target, keep_reached, read_file, refuse_misfits
 from trainer.models.adapters.lora import NAME, patterns, trained
 from trainer.models.keys import Naming
 from trainer.options.config import Config
@@ -58,6 +58,8 @@ class Products:
                 getattr(layer, entry)[NAME] = nn.Parameter(begun.to(weight.device))
             if is_whole(shapes):
                 layer.scaling[NAME] = 1.0
+            if config.module_dropout:
+                keep_reached(layer, list(entries_of(layer).values()))
 
     def _begun(self, entry: str, shape: tuple[int, ...], draw: Any) -> Any:
         if entry in self.kind.zeros:

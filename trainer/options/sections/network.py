@@ -8,7 +8,7 @@ from trainer.models.families.facts import BLOCKS, CONVOLUTIONAL, TRAINS_ENCODERS
 from trainer.options.declaration import option
 from trainer.options.network_kinds import NETWORK_KINDS, NETWORK_PRESETS
 
-MOST = 1_000_000  # of a rank: LoKr's presets write 100000 for whole matrices
+MOST = 999_999  # of a rank: presets of LoKr write 100000 for whole matrices
 
 
 @dataclass(frozen=True, kw_only=True)
