@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trainer import files
 from trainer.checkpoints import choosing
@@ -105,11 +106,20 @@ def usual_places(environment: Mapping[str, str] = os.environ) -> Places:
 
 def placed(places: Places, settings: Config) -> Config:
     """The config with its paths as the trainer will find them: it runs in the home of the page."""
-    changes: dict[str, str] = {"output_dir": str(places.home / settings.output_dir)}
+    changes: dict[str, Any] = {"output_dir": str(places.home / settings.output_dir)}
     for name, known in OPTIONS.items():
         value = getattr(settings, name)
-        if known.path and isinstance(value, str) and value and files.exists(places.home / value):
-            changes.setdefault(name, str(places.home / value))
+        if not known.path:
+            continue
+        if isinstance(value, tuple):
+            changes[name] = tuple(_found(places, path) for path in value)
+        elif value:
+            changes.setdefault(name, _found(places, value))
     if choosing.wanted(settings.resume_from_checkpoint) != "path":
         changes.pop("resume_from_checkpoint", None)
     return settings.replace(**changes)
+
+
+def _found(places: Places, path: str) -> str:
+    """A path in the home of the page, where there is something; otherwise as it is written."""
+    return str(places.home / path) if files.exists(places.home / path) else path

@@ -15,7 +15,7 @@ from trainer.options import checks, sources
 from trainer.options.config import OPTIONS
 from trainer.options.declaration import Option
 from trainer.options.problems import Checked, Given, Problem
-from trainer.options.values import list_items
+from trainer.options.values import items_of
 
 LARGEST_EXACT = 2**53  # a browser's numbers are doubles: above this, whole numbers are typed as text
 LINES = {"sample_prompts": 4, "training_comment": 2, "metadata_description": 2}
@@ -66,7 +66,7 @@ def to_browser(known: Option, value: Any) -> Any:
 def from_browser(known: Option, raw: Any) -> Any:
     """The value that a widget's raw content means; content that means none comes back as it is, for `check`."""
     if known.kind == "list":
-        return list_items(raw) if isinstance(raw, str) else raw
+        return items_of(known, raw) if isinstance(raw, str) else raw
     if known.kind in ("int", "float"):
         text = raw.strip() if isinstance(raw, str) else raw
         if text in ("", None):

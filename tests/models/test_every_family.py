@@ -20,6 +20,7 @@ from tests.support.tiny_families import Tiny
 from trainer.checkpoints import checkpoint, checkpoint_size
 from trainer.models import adapters, base_model, families, previews
 from trainer.models import model as models
+from trainer.models.adapters import Layer
 from trainer.models.adapters.base import Target
 from trainer.models.base_model import BaseModelMissing
 from trainer.models.families.facts import CONVOLUTIONAL, FLOW, TRAINS_ENCODERS, Facts
@@ -450,15 +451,15 @@ def test_a_resumed_run_is_bit_equal(
 def test_the_layers_at_the_real_size_are_those_of_other_trainers(facts: Facts, of: Tiny) -> None:
     with torch.device("meta"):
         target = Target(facts.denoiser, of.denoiser())
-    assert len(target.layers(convolutions=False)) == of.layers
-    assert len(target.layers(convolutions=True)) == of.with_convolutions
     config = Config(conv_dim=4).replace(family=next(name for name in families.TABLE if families.TABLE[name] is facts))
+    assert len(target.layers(config.replace(conv_dim=None))) == of.layers
+    assert len(target.layers(config)) == of.with_convolutions
     naming = adapters.naming_of(config)
     kind = adapters.kind_of(config)
     weights = {
         f"{facts.denoiser.component}.{path}.{name}": np.zeros((1,) * len(shape), np.float32)
-        for path, layer in target.layers(convolutions=True).items()
-        for name, shape in kind.shapes(tuple(layer.get_parameter("weight").shape), 4).items()
+        for path, (layer, ranked) in target.layers(config).items()
+        for name, shape in kind.shapes(Layer(path, tuple(layer.weight.shape), ranked.rank), config).items()
     }
     assert len(kind.to_file(weights, naming, config)) >= 2 * of.with_convolutions or naming.scheme == "fused"
 

@@ -102,9 +102,9 @@ def test_diffusers_finds_every_layer_of_flux_in_kohyas_file() -> None:
     """At the real widths, which its reader knows by heart; one block of each kind, of rank 1."""
     with torch.device("meta"):
         transformer = FluxTransformer2DModel(num_layers=1, num_single_layers=1)
-    layers = Target(families.TABLE["flux"].denoiser, transformer).layers(convolutions=False)
+    layers = Target(families.TABLE["flux"].denoiser, transformer).layers(Config(family="flux"))
     draw = np.random.default_rng(3)
-    shapes = {path: layer.get_parameter("weight").shape for path, layer in layers.items()}
+    shapes = {path: layer.weight.shape for path, (layer, _) in layers.items()}
     weights = {
         f"transformer.{path}.lora_{matrix}.weight": draw.standard_normal(size, dtype=np.float32)
         for path, shape in shapes.items()

@@ -46,7 +46,7 @@ def test_paths_of_sdxl_have_their_original_names(path: str, original: str) -> No
 
 def test_layers_of_other_networks_have_no_original_name() -> None:
     with pytest.raises(ValueError, match="has no name in SDXL's original file"):
-        keys.original_unet_path("conv_in")
+        keys.original_unet_path("add_embedding.linear_1")
     with pytest.raises(ValueError, match=r"has no name in FLUX\.1's original file"):
         keys.flux_place("transformer_blocks.0.norm_out.linear")
 

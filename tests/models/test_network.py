@@ -19,9 +19,10 @@ from trainer.models import adapters, file_metadata, keys
 from trainer.models import model as models
 from trainer.models.adapters import lora
 from trainer.models.adapters.base import NetworkFileError
-from trainer.models.adapters.lora import ADAPTER
 from trainer.models.model import Model
 from trainer.options.config import Config
+
+ADAPTER = lora.Lora()
 
 
 @pytest.fixture(scope="module")

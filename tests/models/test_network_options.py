@@ -56,7 +56,7 @@ def test_norms_above_the_limit_come_down_to_it_and_others_keep_every_bit(folder:
     before = {path: deltas(layer) for path, layer in lora.layers(unet).items()}
     norms = {path: float(delta.norm()) for path, delta in before.items()}
     limit = sorted(norms.values())[len(norms) // 2]
-    lora.ADAPTER.limit_norms(unet, limit)
+    lora.Lora().limit_norms(unet, limit)
     for path, layer in lora.layers(unet).items():
         after = deltas(layer)
         if norms[path] < limit * 0.999:
@@ -69,7 +69,7 @@ def test_norms_above_the_limit_come_down_to_it_and_others_keep_every_bit(folder:
 def test_a_layer_that_is_still_zero_stays_so(folder: Path) -> None:
     model = load(folder, network_dim=4)
     [unet, _] = model.targets
-    lora.ADAPTER.limit_norms(unet, 1.0)
+    lora.Lora().limit_norms(unet, 1.0)
     for layer in lora.layers(unet).values():
         assert torch.isfinite(layer.lora_A["default"].weight).all() and not layer.lora_B["default"].weight.any()
 

@@ -105,7 +105,7 @@ def test_secrets_are_not_repeated() -> None:
         ({"network_dim": 4, "anima_checkbox": True}, "Anima"),
         ({"network_dim": 4, "lumina_checkbox": True}, "Lumina Image 2.0"),
         ({"network_dim": 4, "hunyuan_image_checkbox": True}, "HunyuanImage 2.1"),
-        ({"LoRA_type": "LyCORIS/LoHa"}, "LyCORIS' LoHa"),
+        ({"LoRA_type": "LyCORIS/BOFT"}, "LyCORIS' BOFT"),
         ({"LoRA_type": "Kohya DyLoRA"}, "DyLoRA"),
         ({"LoRA_type": "Unheard of"}, "there is no network 'Unheard of'"),
     ],
@@ -202,6 +202,13 @@ def test_adafactor_has_sd_scripts_defaults(arguments: str, expected: set[str], s
         ({"clip_skip": 1}, {"clip_skip": None}),
         ({"LoRA_type": "Kohya LoCon", "conv_dim": 8, "conv_alpha": 4}, {"conv_dim": 8, "conv_alpha": 4.0}),
         ({"LoRA_type": "Standard", "conv_dim": 8}, {"conv_dim": None}),
+        ({"LoRA_type": "LyCORIS/LoCon", "conv_dim": 8}, {"network_kind": "lora", "network_preset": "full"}),
+        ({"LoRA_type": "LyCORIS/LoCon", "dora_wd": True}, {"network_kind": "dora"}),
+        ({"LoRA_type": "LyCORIS/LoKr", "factor": 6, "use_cp": True}, {"factor": 6, "use_tucker": True}),
+        ({"LoRA_type": "LyCORIS/LoHa", "LyCORIS_preset": "attn-only"}, {"network_preset": "attn-only"}),
+        ({"LoRA_type": "LyCORIS/Diag-OFT", "constrain": 0.1}, {"network_kind": "diag-oft", "constraint": 0.1}),
+        ({"LoRA_type": "LyCORIS/iA3", "train_on_input": True}, {"network_kind": "ia3", "train_on_input": True}),
+        ({"LoRA_type": "Standard", "down_lr_weight": "sine"}, {"down_lr_weight": "sine"}),
         ({"optimizer": "DAdaptation", "text_encoder_lr": "0.0001"}, {"optimizer_type": "DAdaptAdamPreprint"}),
         ({"save_state": False}, {"save_state": True}),
         ({"vae_batch_size": 0}, {"vae_batch_size": 1}),
@@ -233,6 +240,13 @@ def test_a_warm_up_that_is_a_whole_number_written_with_a_point_is_steps_and_said
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_of_the_table_can_be_imported(name: str) -> None:
     assert values_of({**SD_LORA, "optimizer": name, "text_encoder_lr": "0.0001"}).optimizer_type == name
+
+
+def test_what_sd_scripts_ignores_of_other_architectures_is_said_and_not_refused() -> None:
+    imported = of({"LoRA_type": "Flux1", "min_snr_gamma": 7, "noise_offset": 0.1})
+    assert fate(imported, "min_snr_gamma") == ("no effect", "sd-scripts does not use it with FLUX.1")
+    assert fate(imported, "noise_offset")[0] == "no effect"
+    assert values_of({**SD_LORA, "min_snr_gamma": 7}).min_snr_gamma == 7
 
 
 def test_network_args_have_a_line_each() -> None:

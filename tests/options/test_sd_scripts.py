@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from trainer.options import sd_scripts
-from trainer.options.checks import check, resolve
+from trainer.options.checks import build, check, resolve
 from trainer.options.config import OPTIONS, Config
 from trainer.options.problems import Checked, Given
 from trainer.options.sources import read_arguments, read_toml_text
@@ -95,12 +95,83 @@ def test_what_would_change_it_is_refused_by_name_unless_it_is_off(name: str) -> 
 
 
 def test_other_network_modules_and_arguments_are_refused_by_name() -> None:
-    (module,) = of(network_module="lycoris.kohya").problems
-    assert "only networks.lora" in module.message
-    (argument,) = of(network_args=["conv_dim=4", "block_dims=1"]).problems
-    assert "block_dims=1" in argument.message
+    (module,) = of(network_module="networks.dylora").problems
+    assert "networks.lora and lycoris.kohya" in module.message
+    (argument,) = of(network_args=["conv_dim=4", "block_size=2"]).problems
+    assert "'block_size' is not supported" in argument.message
+    (algo,) = of(network_module="lycoris.kohya", network_args=["algo=boft"]).problems
+    assert "there is no 'boft' here" in algo.message
+    (switch,) = of(network_module="lycoris.kohya", network_args=["algo=loha", "dora_wd=True"]).problems
+    assert "dora_wd belongs to LoCon" in switch.message
     (value,) = of(network_args=["conv_dim=0"]).problems
     assert "conv_dim: 0 is below 1" in value.message
+
+
+LYCORIS: dict[str, dict[str, Any]] = {
+    "algo=lokr factor=6 conv_dim=100000 decompose_both=True use_cp=False": {
+        "network_kind": "lokr", "factor": 6, "conv_dim": 100_000, "decompose_both": True, "use_tucker": False,
+    },
+    "algo=loha preset=attn-mlp rank_dropout=0.1 dropout=0": {
+        "network_kind": "loha", "network_preset": "attn-mlp", "rank_dropout": 0.1,
+    },
+    "algo=locon dora_wd=True": {"network_kind": "dora"},
+    "rs_lora=True conv_alpha=3 conv_dim=2": {"network_kind": "rslora", "conv_alpha": 3.0, "conv_dim": 2},
+    "algo=diag-oft constraint=0.01 rescaled=True": {"network_kind": "diag-oft", "constraint": 0.01, "rescaled": True},
+    "algo=ia3 preset=ia3": {"network_kind": "ia3", "network_preset": "ia3"},
+    "algo=glora preset=unet-transformer-only bypass_mode=True": {
+        "network_kind": "glora", "network_preset": "attn-mlp", "network_train_unet_only": True,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", LYCORIS)
+def test_lycoris_arguments_are_options_of_ours(arguments: str) -> None:
+    for given in (arguments, arguments.split()):
+        checked = of(network_module="lycoris.kohya", network_dim=4, network_args=given)
+        assert checked.problems == []
+        config = build(checked.values)
+        expected = {"network_preset": "full", **LYCORIS[arguments]}
+        assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_lists_of_blocks_are_texts_or_lists() -> None:
+    ranks = [4] * 25
+    for given in (ranks, ",".join(map(str, ranks))):
+        checked = of(family="sd", block_dims=given, mid_lr_weight=0.5, network_args="down_lr_weight=cosine+.25")
+        assert checked.problems == []
+        assert (checked.values["block_dims"], checked.values["mid_lr_weight"]) == (",".join(["4"] * 25), "0.5")
+        assert checked.values["down_lr_weight"] == "cosine+.25"
+    for name, value, words in (
+        ("block_dims", "4,4", "has 2 numbers, but Stable Diffusion 1.x or 2.x has 25 blocks"),
+        ("block_dims", "x", "is not a list of numbers"),
+        ("up_lr_weight", "tangent", "nor one of cosine"),
+        ("mid_lr_weight", "1,1", "more than the 1 blocks"),
+        ("down_lr_weight", ",".join(["-1"] * 12), "none can be below 0"),
+    ):
+        (problem,) = of(family="sd", **{name: value}).problems
+        assert problem.key == name and words in problem.message
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "words"),
+    [
+        ({"network_dim": 2000}, "network_dim", "only LoKr"),
+        ({"network_kind": "loha", "network_dropout": 0.1}, "network_dropout", "none of LoHa"),
+        ({"network_kind": "dora", "module_dropout": 0.1}, "module_dropout", "none of DoRA"),
+        ({"network_kind": "ia3", "scale_weight_norms": 1.0}, "scale_weight_norms", "no norm"),
+        ({"network_kind": "lokr", "loraplus_lr_ratio": 4.0}, "loraplus_lr_ratio", "not for LoKr"),
+        ({"optimizer_type": "Prodigy", "learning_rate": 1.0, "up_lr_weight": "sine"}, "down_lr_weight", "one rate"),
+    ],
+)
+def test_what_a_kind_has_not_is_refused_by_name(values: dict[str, Any], key: str, words: str) -> None:
+    (problem,) = of(**values).problems
+    assert problem.key == key and words in problem.message
+
+
+def test_an_option_of_another_kind_is_said_to_do_nothing() -> None:
+    assert any("factor has no effect on LoRA" in notice for notice in of(factor=4).notices)
+    notices = of(network_preset="attn-mlp", conv_dim=4).notices
+    assert any("conv_dim has no effect with network_preset" in notice for notice in notices)
 
 
 def test_an_option_given_by_its_own_name_wins_over_network_args() -> None:

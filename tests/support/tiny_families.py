@@ -576,7 +576,7 @@ def without_mask(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 FAMILIES: dict[str, Tiny] = {
-    "sd": Tiny(tiny.make_model, lambda: UNet2DConditionModel(cross_attention_dim=768), 192, 242),
+    "sd": Tiny(tiny.make_model, lambda: UNet2DConditionModel(cross_attention_dim=768), 192, 278),
     "sdxl": Tiny(make_sdxl, real_sdxl, 722, 788),
     "z_image": Tiny(make_z_image, ZImageTransformer2DModel, 210, 210, call={"guidance_scale": 0.0}),
     "flux2": Tiny(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trainer.models import adapters, base_model, file_header
+from trainer.models.adapters import Layer, selection
 from trainer.models.families.facts import Part
 from trainer.models.file_header import HeaderUnreadable, Shape, Shapes
 from trainer.options.config import Config
@@ -34,27 +35,29 @@ def trained(config: Config, model: Path) -> Shapes:
     parameters: dict[str, Shape] = {}
     kind = adapters.kind_of(config)
     for part in config.trained_parts:
-        layers = _layers(part, model, convolutions=bool(config.conv_dim))
+        layers = _layers(config, part, model)
         if not layers:
             raise SizeUnknown(f"the files of the base model show no layers of its {part.component}")
-        for path, shape in layers.items():
-            rank = (config.conv_dim or 1) if math.prod(shape[2:]) > 1 else config.network_dim
-            shapes = kind.shapes(shape, rank)
-            parameters |= {f"{part.component}.{path}.{name}": value for name, value in shapes.items()}
+        for layer in layers:
+            shapes = kind.shapes(layer, config)
+            parameters |= {f"{part.component}.{layer.path}.{name}": value for name, value in shapes.items()}
     return parameters
 
 
-def _layers(part: Part, model: Path, *, convolutions: bool) -> dict[str, Shape]:
-    """The layers of a component that are trained, with the shape of their weights."""
+def _layers(config: Config, part: Part, model: Path) -> list[Layer]:
+    """The layers of a component that are trained."""
     original = model.is_file()
-    layers: dict[str, Shape] = {}
+    layers: list[Layer] = []
     for name, shape in _tensors(model, part).items():
         path = name.removeprefix(part.original).removesuffix(".weight")
-        is_layer = name.endswith(".weight") and len(shape) in (2, 4)
-        if is_layer and part.trains(path, convolutions=convolutions, original=original):
-            layers[path] = shape
+        if name.endswith(".weight") and len(shape) in (2, 4):
+            larger = math.prod(shape[2:]) > 1
+            if given := selection.ranked(config, part, path, larger=larger, original=original):
+                layers.append(Layer(path, shape, given.rank))
     if part.tokenizer and original:
-        layers |= _open_clip(_tensors(model, part), drops_last=part.drops_last)
+        for path, shape in _open_clip(_tensors(model, part), drops_last=part.drops_last).items():
+            if selection.is_wanted(config, path):
+                layers.append(Layer(path, shape, config.network_dim))
     return layers
 
 
@@ -117,6 +120,8 @@ def estimate(config: Config, parameters: Shapes, images: int) -> int:
         for name in part.idle_among(name for name in parameters if name.startswith(f"{part.component}."))
     }
 
+    zeros = tuple(f".{entry}" for entry in adapters.kind_of(config).zeros)
+
     def tensors() -> Iterator[tuple[str, int]]:
         for name, shape in parameters.items():
             size = 4 * math.prod(shape)
@@ -125,7 +130,7 @@ def estimate(config: Config, parameters: Shapes, images: int) -> int:
                 yield name, size
             if name in idle:
                 continue
-            begins_as_zeros = "lora_B" in name and not config.network_weights
+            begins_as_zeros = name.endswith(zeros) and not config.network_weights
             for entry, held in config.optimizer.keeps(shape, arguments, begins_as_zeros).items():
                 yield f"{name}/{entry}", held
 

@@ -112,12 +112,13 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
         if not getattr(config, name)
     ]
     problems += [
-        Problem(name, f"there is no folder or file {home / getattr(config, name)}")
+        Problem(name, f"there is no folder or file {home / path}")
         for name, known in OPTIONS.items()
         if known.must_exist and name != "pretrained_model_name_or_path"  # which may be on the hub
         if not (known.replaced_by and getattr(config, known.replaced_by))
         if name != "network_weights" or starts_from_scratch(config, home)  # a resume has weights of its own
-        if getattr(config, name) and not files.exists(home / getattr(config, name))
+        for path in (getattr(config, name) if known.kind == "list" else [getattr(config, name)])
+        if path and not files.exists(home / path)
     ]
     model = config.pretrained_model_name_or_path
     if model and not files.exists(home / model) and not base_model.HUB_ID.fullmatch(model):

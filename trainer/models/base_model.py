@@ -227,6 +227,10 @@ def digests(config: Config, path: Path, progress: Progress = nobody) -> dict[str
     for name in (*facts.overrides, "single_file_config"):
         if value := getattr(config, name):
             result[name] = digest(Path(value), facts.components, memory, progress)
+    if config.base_weights:
+        result["base_weights"] = files.digest(
+            [digest(Path(path), (), memory, progress) for path in config.base_weights]
+        )
     return result
 
 
@@ -245,4 +249,7 @@ def identity_of(config: Config, path: Path, components: Collection[str]) -> str:
         digests_of[component] = digest(inner if inner.is_dir() else source, (), memory)
         if source.is_file() and config.single_file_config:
             digests_of["single_file_config"] = digest(Path(config.single_file_config), facts.components, memory)
+    if config.base_weights and "vae" not in components:  # they change the text encoders too
+        for file, strength in zip(config.base_weights, config.base_weights_multipliers, strict=True):
+            digests_of[f"base_weights {len(digests_of)}"] = f"{digest(Path(file), (), memory)} x {strength}"
     return files.digest(digests_of)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.data.dataset import Scan
+from trainer.options import blocks, network_kinds
 from trainer.options.config import OPTIONS, Config
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ ARGUMENTS = (
     "loraplus_lr_ratio",
     "loraplus_unet_lr_ratio",
     "loraplus_text_encoder_lr_ratio",
+    *blocks.RANKS,
+    *blocks.ALPHAS,
+    *blocks.RATES,
+    "block_lr_zero_threshold",
 )
 BASE_HASHES, VAE_HASHES = ("ss_sd_model_hash", "ss_new_sd_model_hash"), ("ss_vae_hash", "ss_new_vae_hash")
 PREDICTIONS = {"v_prediction": "v"}  # modelspec's names; the others are as diffusers'
@@ -39,10 +44,13 @@ PREDICTIONS = {"v_prediction": "v"}  # modelspec's names; the others are as diff
 
 def constant(config: Config, found: Scan, model: Model, *, total_steps: int, steps_per_epoch: int) -> dict[str, Any]:
     """What stays the same over a run."""
-    network_args: dict[str, float] = {}
+    network_args: dict[str, Any] = network_kinds.as_arguments(config.network_kind)
     if config.conv_dim:
-        network_args = {"conv_dim": config.conv_dim, "conv_alpha": config.conv_alpha or config.conv_dim}
-    network_args |= {name: value for name in ARGUMENTS if (value := getattr(config, name))}
+        network_args |= {"conv_dim": config.conv_dim, "conv_alpha": config.conv_alpha or config.conv_dim}
+    arguments = (*ARGUMENTS, *config.kind.arguments)
+    network_args |= {name: value for name in arguments if (value := getattr(config, name)) != OPTIONS[name].default}
+    if config.network_preset:
+        network_args["preset"] = config.network_preset
     folders: dict[bool, dict[str, dict[str, int]]] = {False: {}, True: {}}  # by whether they are of regularisation
     tags: dict[str, Counter[str]] = defaultdict(Counter)
     for entry in found.entries:
@@ -57,7 +65,7 @@ def constant(config: Config, found: Scan, model: Model, *, total_steps: int, ste
         "ss_v2": model.base_version.startswith("sd_v2"),
         "ss_base_model_version": model.base_version,
         "ss_sd_model_name": Path(config.pretrained_model_name_or_path).name,
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "lycoris.kohya" if config.kind.algo else "networks.lora",
         "ss_network_dim": config.network_dim,
         "ss_network_alpha": config.network_alpha or config.network_dim,
         "ss_network_args": network_args,

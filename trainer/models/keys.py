@@ -51,6 +51,16 @@ class Naming:
             path = cosmos_path(path)
         return f"{prefix}_{path}".replace(".", "_")
 
+    @property
+    def keeps_paths(self) -> bool:
+        """Whether a file has layers under our own names of them: those of transformers in diffusers' names."""
+        return self.scheme in ("folded", "fused")
+
+    def layer(self, ours: str) -> str:
+        """What a file of another kind than LoRA calls a layer, "<component>.<path>" here."""
+        component, _, path = ours.partition(".")
+        return ours if self.keeps_paths else self.kohya(component, path)
+
 
 class Layer(NamedTuple):
     """A LoRA layer: `down` (rank, in, ...), `up` (out, rank, ...), in fp32."""
@@ -60,19 +70,23 @@ class Layer(NamedTuple):
     alpha: float
 
 
-def layers_of(weights: Mapping[str, Array], alpha: Callable[[tuple[int, ...]], float]) -> Iterator[tuple[str, Layer]]:
-    """("<component>.<path>", layer) of weights in our names. `alpha`: of a layer whose `down` has this shape."""
+def layers_of(weights: Mapping[str, Array], alpha: Callable[[str], float]) -> Iterator[tuple[str, Layer]]:
+    """("<component>.<path>", layer) of weights in our names. `alpha`: of a layer of such a name."""
     for name, down in weights.items():
         if name.endswith(".lora_A.weight"):
             ours = name.removesuffix(".lora_A.weight")
-            yield ours, Layer(down, weights[f"{ours}.lora_B.weight"], alpha(down.shape))
+            yield ours, Layer(down, weights[f"{ours}.lora_B.weight"], alpha(ours))
 
 
-def lora_file(
-    weights: Mapping[str, Array], naming: Naming, alpha: Callable[[tuple[int, ...]], float]
-) -> dict[str, Array]:
+def lora_file(weights: Mapping[str, Array], naming: Naming, alpha: Callable[[str], float]) -> dict[str, Array]:
     """The tensors of a LoRA file, in fp32, from weights in our names."""
     return SCHEMES[naming.scheme](dict(layers_of(weights, alpha)), naming)
+
+
+def unjoined_file(weights: Mapping[str, Array], naming: Naming, alpha: Callable[[str], float]) -> dict[str, Array]:
+    """The same with each layer by itself, named as `Naming.layer` does."""
+    form = _folded if naming.keeps_paths else _kohya
+    return form(dict(layers_of(weights, alpha)), naming)
 
 
 # --- the forms -----------------------------------------------------------------------------------------------------
@@ -220,6 +234,12 @@ _RESNET = {
 }
 _SAMPLED = re.compile(r"down_blocks\.(\d+)\.downsamplers\.0\.conv|up_blocks\.(\d+)\.upsamplers\.0\.conv")
 _IN_BLOCK = re.compile(r"(down|up|mid)_blocks?(?:\.(\d+))?\.(resnets|attentions)\.(\d+)\.(.+)")
+_OUTER = {
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+}
 LAYERS_A_BLOCK = 2  # resnets of a down block of SDXL; an up block has one more
 ATTENTION_BLOCKS = (1, 2)  # down blocks of SDXL with attention, counted from the outside
 
@@ -229,6 +249,8 @@ def original_unet_path(path: str) -> str:
 
     Raises ValueError for what is no layer of an SDXL U-Net's blocks.
     """
+    if path in _OUTER:
+        return _OUTER[path]
     if match := _SAMPLED.fullmatch(path):
         if match[1] is not None:
             return f"input_blocks.{(LAYERS_A_BLOCK + 1) * (int(match[1]) + 1)}.0.op"

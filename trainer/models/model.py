@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trainer import devices, randomness
 from trainer.models import adapters, base_model, families, previews, text
 from trainer.models.adapters.base import Target
+from trainer.models.base_weights import MergedParts
 from trainer.models.families.base import Family
 from trainer.models.families.facts import CONVOLUTIONAL, GUIDANCE
 from trainer.models.parts import Parts
@@ -36,7 +37,8 @@ def load(config: Config, path: Path, dtype: torch.dtype, device: torch.device) -
     `dtype`: of the frozen weights. Raises BaseModelMissing when files are missing or of another architecture.
     """
     config = base_model.settle(config, path)
-    return Model(config, families.get(config.family), Components(Parts(config, path, dtype)), dtype)
+    parts = (MergedParts if config.base_weights else Parts)(config, path, dtype)
+    return Model(config, families.get(config.family), Components(parts), dtype)
 
 
 class Model(nn.Module):
@@ -266,6 +268,11 @@ class Model(nn.Module):
             return self._in_precision(self.text.encode(self._read([caption])))
         row = {name: text.to_tensor(np.asarray(array)) for name, array in cached(caption).items()}
         return self._in_precision(text.joined([row], self.text.ragged))
+
+    def as_it_will_be_used(self) -> AbstractContextManager[None]:
+        """Within, what is only part of the base model while it is trained is left out, if samples are drawn so."""
+        parts = self.components.parts
+        return parts.left_out() if isinstance(parts, MergedParts) else nullcontext()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Half precision where the training has it."""

@@ -31,7 +31,7 @@ def draw(
     model.eval()
     try:
         texts = conditionings(model, prompts, device, cached)
-        with model.components.lent(["vae"], device):
+        with model.components.lent(["vae"], device), model.as_it_will_be_used():
             pipeline = model.family.pipeline(model.components, scheduler(model, sampler))
             pipeline.set_progress_bar_config(disable=True)
             for prompt, (text, negative) in zip(prompts, texts, strict=True):

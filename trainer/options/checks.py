@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.options import sd_scripts
+from trainer.options import network_kinds, sd_scripts
 from trainer.options.config import OPTIONS, Config
 from trainer.options.conflicts import combination_problems, without_effect
 from trainer.options.problems import Checked, ConfigError, Given, Problem, Source, nearest
@@ -15,23 +15,31 @@ from trainer.options.sources import from_text, read_toml
 from trainer.options.values import TOO_LARGE, as_ours, list_items, oversized, value_problem
 
 
-def _foreign(key: str, given: Given, values: dict[str, Any]) -> tuple[Problem | None, str | None]:
-    """What to say of an option that is not ours: a problem, or a notice. `network_*` may set values of ours."""
+def _network(merged: Mapping[str, Given], values: dict[str, Any]) -> list[Problem]:
+    """Set the options that network_module and network_args stand for; returns what is wrong with them."""
+    module, given = merged.get("network_module", Given("", "")), merged.get("network_args", Given("", ""))
+    items = given.value if isinstance(given.value, list | tuple) else list_items(str(given.value or ""))
+    pairs = [str(item).partition("=") for item in items]
+    told = {name.strip(): text.strip() for name, _, text in pairs}
+    options, wrong = network_kinds.from_module(str(module.value or ""), told)
+    where = given.where or module.where
+    key = "network_args" if "network_args" in merged else "network_module"
+    problems = [Problem(key, text, where) for text in wrong]
+    for ours, text in options.items():
+        known = OPTIONS[ours]
+        value = as_ours(known, from_text(known, text) if isinstance(text, str) else text)
+        checked, bad = (known.default, None) if value is None else value_problem(known, value)
+        if bad:
+            name = next((name for name in told if network_kinds.ARGUMENTS.get(name) == ours), ours)
+            problems.append(Problem(key, f"{name}: {bad}", where))
+        else:
+            values[ours] = checked
+    return problems
+
+
+def _foreign(key: str, given: Given) -> tuple[Problem | None, str | None]:
+    """What to say of an option that is not ours: a problem, or a notice."""
     value = given.value
-    if key == "network_module":
-        if value in sd_scripts.NETWORK_MODULES or value == "":
-            return None, None
-        return Problem(key, f"{value!r} is not supported; only networks.lora is", given.where), None
-    if key == "network_args":
-        for argument in value if isinstance(value, list) else list_items(str(value)):
-            name, _, text = str(argument).partition("=")
-            if name not in sd_scripts.NETWORK_ARGS:
-                return Problem(key, f"{argument!r} is not supported; remove it", given.where), None
-            ours = sd_scripts.NETWORK_ARGS[name]
-            values[ours], wrong = value_problem(OPTIONS[ours], from_text(OPTIONS[ours], text))
-            if wrong:
-                return Problem(key, f"{name}: {wrong}", given.where), None
-        return None, None
     if key == "save_model_as":
         if value in ("safetensors", ""):
             return None, None
@@ -69,15 +77,15 @@ def check(*sources: Source) -> Checked:
     for source in sources:
         for key, given in source.items():
             name = sd_scripts.RENAMED.get(key, key)
-            if name not in merged and key == "network_args":
-                merged = {name: given, **merged}  # options given by their own name win
-            else:
-                merged[name] = given
+            merged[name] = given
     merged = _one_each(merged)
+    problems += _network(merged, values)  # first: options given by their own name win
     for key, given in merged.items():
+        if key in ("network_module", "network_args"):
+            continue
         known = OPTIONS.get(key)
         if known is None:
-            problem, notice = _foreign(key, given, values)
+            problem, notice = _foreign(key, given)
             problems += [problem] if problem else []
             notices += [notice] if notice else []
             continue
@@ -108,7 +116,11 @@ def resolve(*sources: Source) -> tuple[Config, list[str]]:
 
 def build(values: dict[str, Any]) -> Config:
     """The Config of checked values. A leading ~ in a path becomes the home folder here, so that presets keep it."""
-    homes = {name: _at_home(value) for name, value in values.items() if OPTIONS[name].path}
+    homes = {
+        name: tuple(map(_at_home, value)) if isinstance(value, tuple) else _at_home(value)
+        for name, value in values.items()
+        if OPTIONS[name].path
+    }
     return Config(**values | homes)
 
 
@@ -121,5 +133,12 @@ def _at_home(path: str) -> str:
 
 
 def read_config(path: Path) -> Config:
-    """The config that `to_toml` wrote. Raises ConfigError."""
-    return resolve(read_toml(path))[0]
+    """The config that `to_toml` wrote, all of it. Raises ConfigError."""
+    given = read_toml(path)
+    family = given["family"].value if "family" in given else "sd"
+    if "conv_kernels_only" not in given and "conv_dim" in given and family != "sdxl":
+        given = {
+            **given,
+            "conv_kernels_only": Given(True, str(path)),
+        }  # what conv_dim meant before there was the option
+    return resolve(given)[0]

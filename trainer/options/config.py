@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 from trainer.models.families import TABLE
 from trainer.models.families.facts import TRAINS_ENCODERS, Facts, Part
+from trainer.options import blocks
 from trainer.options.declaration import Option
+from trainer.options.network_kinds import NETWORK_KINDS, NetworkKind
 from trainer.options.optimizer_table import Optimizer, optimizer_of
 from trainer.options.sections.dataset import Dataset
 from trainer.options.sections.folders import Folders
@@ -90,6 +92,27 @@ class Config(Logging, Watching, Samples, Resume, Saving, Loss, Training, Network
         rates = {part.component: given[part.component] for part in self.trained_parts}
         peaks = {name: self.learning_rate if rate is None else rate for name, rate in rates.items()}
         return {name: float(peak > 0) for name, peak in peaks.items()} if self.lr_curve == "adafactor" else peaks
+
+    @property
+    def kind(self) -> NetworkKind:
+        """What is known of the kind of network."""
+        return NETWORK_KINDS[self.network_kind]
+
+    @property
+    def base_weights_multipliers(self) -> tuple[float, ...]:
+        """The strength of each of base_weights; 1 where none is given."""
+        given = [float(text) for text in self.base_weights_multiplier]
+        return tuple([*given, *[1.0] * len(self.base_weights)][: len(self.base_weights)])
+
+    @property
+    def block_rates(self) -> tuple[float, ...] | None:
+        """Every block's factor of the denoiser's learning rate; None where none is given."""
+        return blocks.rates(self)
+
+    @property
+    def trains_convolutions(self) -> bool:
+        """Whether the layers that come with conv_dim are trained."""
+        return bool(self.conv_dim or self.conv_block_dims)
 
     @property
     def lr_curve(self) -> str:

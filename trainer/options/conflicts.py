@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Literal
@@ -9,10 +10,13 @@ from typing import Literal
 from trainer import files
 from trainer.models.families import AUTO
 from trainer.models.families.facts import CONVOLUTIONAL, FLOW
+from trainer.options import blocks
 from trainer.options.config import OPTIONS, Config
+from trainer.options.network_kinds import FULL, MOST_RANK, NETWORK_KINDS
 from trainer.options.optimizer_table import OPTIMIZERS
 from trainer.options.problems import nearest
 from trainer.options.sections.samples import SAMPLERS
+from trainer.options.values import number_of
 
 BELOW_A_RUN = 80  # characters of the longest path in a run folder, that of a file in an abandoned checkpoint
 
@@ -127,6 +131,45 @@ def _training_conflicts(config: Config) -> Iterator[Conflict]:
         yield "adaptive_noise_scale", "cannot go with multires_noise_iterations; leave one out"
 
 
+def _network_conflicts(config: Config) -> Iterator[Conflict]:
+    kind = config.kind
+    for name in ("network_dim", "conv_dim"):
+        if (getattr(config, name) or 0) > MOST_RANK and not kind.any_rank:
+            yield name, f"{getattr(config, name)} is above {MOST_RANK}; only LoKr makes whole matrices of more"
+    for name in ("network_dropout", "rank_dropout", "module_dropout"):
+        if getattr(config, name) and name not in kind.dropouts:
+            others = ", ".join(other.title for other in NETWORK_KINDS.values() if name in other.dropouts)
+            yield name, f"there is none of {kind.title}; leave it out, or train one of {others}"
+    if config.scale_weight_norms and not kind.limits_norms:
+        yield "scale_weight_norms", f"{kind.title} has no norm that can be limited; leave it out"
+    ratios = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
+    if not kind.plus:
+        yield from ((name, f"LoRA+ is for LoRA, not for {kind.title}") for name in ratios if getattr(config, name))
+    if not kind.folded and config.family != AUTO and config.facts.keys not in ("kohya", "sai"):
+        yield (
+            "network_kind",
+            f"nothing reads a file of {kind.title} for {config.facts.title}; choose lora, or lokr, which ComfyUI reads",
+        )
+    if config.dim_from_weights and not kind.plus:
+        yield "dim_from_weights", f"reads the ranks of a LoRA, not of {kind.title}; set network_dim"
+    yield from _block_conflicts(config)
+    if len(config.base_weights_multiplier) > max(1, len(config.base_weights)):
+        yield "base_weights_multiplier", f"has more than the {len(config.base_weights)} numbers that base_weights needs"
+    for text in config.base_weights_multiplier:
+        if not isinstance(number_of(text), int | float) or not math.isfinite(float(text)):
+            yield "base_weights_multiplier", f"{text!r} is not a number"
+
+
+def _block_conflicts(config: Config) -> Iterator[Conflict]:
+    """Lists of a U-Net's blocks; how long they have to be, only the family tells."""
+    lists = (*blocks.RANKS, *blocks.ALPHAS, *blocks.RATES)
+    for name in lists if config.family != AUTO else ():
+        if wrong := blocks.problem(config, name):
+            yield name, wrong
+    if any(getattr(config, name) for name in blocks.RATES) and config.network_train_text_encoder_only:
+        yield "down_lr_weight", "is of the U-Net, which is not trained; leave down_, mid_ and up_lr_weight out"
+
+
 def _optimizer_conflicts(config: Config) -> Iterator[Conflict]:
     optimizer, name = config.optimizer, config.optimizer_type
     rates = {rate for rate in config.peak_learning_rates.values() if rate}
@@ -135,6 +178,8 @@ def _optimizer_conflicts(config: Config) -> Iterator[Conflict]:
             "learning_rate",
             f"{name} finds one rate for all trained parts; give them the same factor (1.0 as a rule), or 0",
         )
+    if optimizer.one_rate and any(getattr(config, name) for name in blocks.RATES):
+        yield "down_lr_weight", f"{name} finds one rate for all weights; leave down_, mid_ and up_lr_weight out"
     if optimizer.one_rate and config.plus_ratios:
         yield "loraplus_lr_ratio", f"{name} finds one rate for all weights; leave LoRA+ out"
     if optimizer.averages and config.scale_weight_norms:
@@ -214,6 +259,7 @@ CONFLICTS = (
     _picture_conflicts,
     _cache_conflicts,
     _training_conflicts,
+    _network_conflicts,
     _optimizer_conflicts,
     _plateau_conflicts,
     _watching_conflicts,
@@ -243,6 +289,12 @@ def without_effect(config: Config) -> Iterator[str]:
             f"optimizer_type {config.optimizer_type} is none of those whose resume is tested here: "
             "`python -m trainer drill` shows whether it resumes bit-equal"
         )
+    others = {name: kind for kind in NETWORK_KINDS.values() for name in kind.arguments}
+    for name in others.keys() - set(config.kind.arguments):
+        if getattr(config, name) != OPTIONS[name].default:
+            yield f"{name} has no effect on {config.kind.title}"
+    if config.network_preset not in ("", FULL) and config.trains_convolutions:
+        yield f"conv_dim has no effect with network_preset = {config.network_preset}, which trains no larger kernels"
     for name, known in OPTIONS.items():
         if known.shapes and getattr(config, name) != known.default and not getattr(config, known.shapes):
             yield f"{name} has no effect without {known.shapes}"

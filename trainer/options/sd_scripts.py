@@ -92,7 +92,7 @@ NOT_SUPPORTED = {
     **dict.fromkeys(
         ("dataset_class", "debug_dataset", "full_fp16", "full_bf16",
          "fp8_base", "fp8_base_unet", "fused_backward_pass", "blocks_to_swap", "torch_compile", "deepspeed",
-         "base_weights", "base_weights_multiplier", "cpu_offload_checkpointing", "stop_text_encoder_training",
+         "cpu_offload_checkpointing", "stop_text_encoder_training",
          "no_token_padding", "additional_parameters"),
         "not supported yet; remove it to train without",
     ),
@@ -105,15 +105,3 @@ HARMLESS = {
     "train_blocks": ("all",),
 }
 ONE_FOR_EACH_ENCODER = {"text_encoder_lr": "text_encoder_lr2"}  # two values there; here the second has its own name
-NETWORK_MODULES = (  # of sd-scripts and musubi-tuner; the architecture is read from the model itself
-    "networks.lora", "networks.lora_flux", "networks.lora_sd3", "networks.lora_lumina", "networks.lora_anima",
-    "networks.lora_zimage", "networks.lora_flux_2", "networks.lora_qwen_image", "networks.lora_krea2",
-    "networks.lora_ernie_image",
-)  # fmt: skip
-NETWORK_ARGS = {
-    name: name
-    for name in (
-        "conv_dim", "conv_alpha", "rank_dropout", "module_dropout", "loraplus_lr_ratio", "loraplus_unet_lr_ratio",
-        "loraplus_text_encoder_lr_ratio",
-    )
-}  # fmt: skip

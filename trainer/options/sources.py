@@ -14,7 +14,7 @@ from trainer.options import sd_scripts
 from trainer.options.config import OPTIONS
 from trainer.options.declaration import Option
 from trainer.options.problems import ConfigError, Given, Problem
-from trainer.options.values import TOO_LARGE, list_items, number_of, oversized
+from trainer.options.values import TOO_LARGE, items_of, number_of, oversized
 
 SWITCHES = {"true": True, "false": False}
 
@@ -104,7 +104,7 @@ def _siblings(path: Path) -> list[str]:
 def read_arguments(arguments: Sequence[str]) -> dict[str, Given]:
     """Read `--option value`, `--option=value`, `--flag` and `--no-flag`.
 
-    A list takes all values up to the next option, as in sd-scripts; each may hold several items (see `list_items`).
+    A list takes all values up to the next option, as in sd-scripts; each may hold several items (see `items_of`).
     Raises ConfigError with everything that is not of this form; values are checked by `check`.
     """
     source: dict[str, Given] = {}
@@ -155,5 +155,5 @@ def from_text(known: Option | None, text: str) -> Any:
     if known.kind == "bool":
         return SWITCHES.get(text.lower(), text)
     if known.kind == "list":
-        return list_items(text)
+        return items_of(known, text)
     return number_of(text) if known.kind in ("int", "float") else text

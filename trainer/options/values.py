@@ -6,12 +6,21 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from trainer.options import blocks
 from trainer.options.config import OPTIONS
 from trainer.options.declaration import Option
 from trainer.options.problems import nearest
 from trainer.options.sd_scripts import ONE_FOR_EACH_ENCODER
 
+WRITTEN_WITH_COMMAS = ("caption_extension", "face_crop_aug_range", *blocks.RANKS, *blocks.ALPHAS, *blocks.RATES)
 TOO_LARGE = "holds a number that is too large"
+
+
+def items_of(known: Option, text: str) -> list[str]:
+    """The items of an option's list that was written as one text: paths have a line each, as they may have blanks."""
+    if known.path:
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    return list_items(text)
 
 
 def list_items(text: str) -> list[str]:
@@ -75,7 +84,7 @@ def value_problem(known: Option, value: Any) -> tuple[Any, str | None]:
         return value, None
     if known.kind == "list":
         if isinstance(value, str):
-            value = list_items(value)
+            value = items_of(known, value)
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
             return value, f"{value!r} is not a list of text values"
         if any("\0" in item or _unwritable(item) for item in value):
@@ -105,8 +114,12 @@ def as_ours(known: Option, value: Any) -> Any:
         return next((choice for choice in known.choices if choice.lower() == value.lower()), value)
     if known.name in ("max_train_epochs", "max_token_length") and value == 0:
         return None
-    if known.name in ("caption_extension", "face_crop_aug_range") and isinstance(value, list | tuple):
+    if known.name == "base_weights_multiplier":
+        return [str(item) for item in value] if isinstance(value, list | tuple) else value
+    if known.name in WRITTEN_WITH_COMMAS and isinstance(value, list | tuple):
         return ",".join(map(str, value))
+    if known.name in blocks.RATES and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
     if known.name in ONE_FOR_EACH_ENCODER:
         if isinstance(value, str) and len(items := list_items(value)) > 1:
             value = [number_of(item) for item in items]

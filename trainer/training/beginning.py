@@ -26,6 +26,7 @@ from trainer.checkpoints.resume import Verdict
 from trainer.data.epochs import Origin
 from trainer.distributed.agreement import Agreement
 from trainer.distributed.processes import Processes, several_processes
+from trainer.models import adapters
 from trainer.options.config import Config
 from trainer.options.problems import ConfigError, Problem
 from trainer.recipe import optimizers, prompts, schedule
@@ -177,6 +178,7 @@ def make_accelerator(config: Config) -> Accelerator:
         raise ConfigError([Problem("mixed_precision", "fp16 needs an NVIDIA or AMD GPU; use bf16 or no")])
     schedule.check(config)
     optimizers.check(config)
+    adapters.check(config)
     tracking.require(config)
     return Accelerator(
         mixed_precision=config.mixed_precision,

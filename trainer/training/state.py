@@ -38,12 +38,8 @@ class State:
         for target in model.targets:
             parameters = self._adapter.parameters(target)
             self.weights |= parameters
-            peak, ratio = config.peak_learning_rates[target.name], config.plus_ratios.get(target.name, 1.0)
             reached = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
-            second = [name for name in reached if name.endswith("lora_B.weight") and ratio != 1]  # LoRA+
-            groups.append((target.name, [reached[name] for name in reached if name not in set(second)], peak))
-            if second:
-                groups.append((f"{target.name} plus", [reached[name] for name in second], peak * ratio))
+            groups += adapters.rate_groups(config, target.name, reached)
         self.peaks = {name: peak for name, _, peak in groups}
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.weights.items()}
         self.parameters = list(self.weights.values())
@@ -70,7 +66,7 @@ class State:
         rates = {group: peak * factor for group, peak in self.peaks.items()}
         for group, rate in zip(self.optimizer.param_groups, rates.values(), strict=True):
             group["lr"] = rate
-        return {target.name: rates[target.name] for target in self.model.targets}
+        return {name: peak * factor for name, peak in self.config.peak_learning_rates.items()}
 
     def clip(self) -> Tensor:
         """Unscale and clip the gradients; returns their norm before clipping, on the device."""

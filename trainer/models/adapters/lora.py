@@ -1,14 +1,14 @@
-"""LoRA layers: put into a model with peft, as kohya's are, and filled from files."""
+"""LoRA layers, plain, rank-stabilised or decomposed (DoRA): put into a model with peft, filled from kohya's files."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
@@ -16,15 +16,35 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from trainer import randomness
-from trainer.models.adapters.base import NetworkFileError, Target
+from trainer.models.adapters import DORA
+from trainer.models.adapters.base import Target, read_file, refuse_misfits
+from trainer.models.adapters.selection import Ranked
 from trainer.models.keys import Naming, in_our_names
 from trainer.options.config import Config
+from trainer.options.problems import ConfigError, Problem
 
 NAME = "default"  # peft's, of the one adapter there is
 
 
-def _is_larger_kernel(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)
+def patterns(ranks: Mapping[str, Ranked]) -> tuple[Ranked, dict[str, int], dict[str, float]]:
+    """The commonest rank and alpha, and peft's patterns for the layers that have others."""
+    commonest = Counter(ranks.values()).most_common(1)[0][0]
+    others: dict[Ranked, list[str]] = {}
+    for path, ranked in ranks.items():
+        if ranked != commonest:
+            others.setdefault(ranked, []).append(path)
+    every = {"|".join(map(re.escape, paths)): ranked for ranked, paths in others.items()}
+    dims = {pattern: ranked.rank for pattern, ranked in every.items()}
+    return commonest, dims, {pattern: ranked.alpha for pattern, ranked in every.items()}
+
+
+def trained(target: Target, config: Config) -> dict[str, Ranked]:
+    """The paths of a component's layers with their ranks. Raises ConfigError where none are left."""
+    ranks = {path: ranked for path, (_, ranked) in target.layers(config).items()}
+    if not ranks:
+        message = f"{config.network_preset or 'block_dims'} leaves no layer of the {target.name} to train"
+        raise ConfigError([Problem("network_preset" if config.network_preset else "block_dims", message)])
+    return ranks
 
 
 class Lora:
@@ -32,16 +52,18 @@ class Lora:
 
     def add(self, target: Target, config: Config) -> None:
         """Kaiming uniform (a = sqrt(5)) and zeros, as kohya's are; no global random numbers are read."""
-        chosen = target.layers(convolutions=bool(config.conv_dim))
-        larger = [path for path, layer in chosen.items() if _is_larger_kernel(layer)]
-        conv_dim = config.conv_dim or 1
+        ranks = trained(target, config)
+        commonest, dims, alphas = patterns(ranks)
+        decomposed = config.network_kind == "dora"
         lora = LoraConfig(
-            r=config.network_dim,
-            lora_alpha=config.network_alpha or config.network_dim,
-            target_modules=list(chosen),
-            rank_pattern=dict.fromkeys(larger, conv_dim),
-            alpha_pattern=dict.fromkeys(larger, config.conv_alpha or conv_dim),
+            r=commonest.rank,
+            lora_alpha=commonest.alpha,
+            target_modules=list(ranks),
+            rank_pattern=dims,
+            alpha_pattern=alphas,
             init_lora_weights=False,
+            use_rslora=config.network_kind == "rslora",
+            use_dora=decomposed,
         )
         target.module.requires_grad_(False)
         inject_adapter_in_model(lora, target.module, NAME)
@@ -56,6 +78,8 @@ class Lora:
                 values = draw.uniform(-bound, bound, tuple(down.weight.shape)).astype("float32")
                 down.weight.copy_(torch.from_numpy(values))
                 up.weight.zero_()
+            if decomposed:
+                _decompose(layer)
             if config.network_dropout or config.rank_dropout:
                 down.register_forward_hook(_dropout(config.network_dropout, config.rank_dropout))
             if config.module_dropout:
@@ -63,9 +87,9 @@ class Lora:
 
     def parameters(self, target: Target) -> dict[str, nn.Parameter]:
         return {
-            f"{target.name}.{path}.{matrix}.weight": getattr(layer, matrix)[NAME].weight
+            f"{target.name}.{path}.{entry}": parameter
             for path, layer in layers(target).items()
-            for matrix in ("lora_A", "lora_B")
+            for entry, parameter in entries_of(layer).items()
         }
 
     @torch.no_grad()
@@ -80,10 +104,7 @@ class Lora:
             up.mul_(factor)
 
     def from_file(self, targets: Sequence[Target], naming: Naming, path: Path) -> None:
-        try:
-            tensors = safetensors.torch.load_file(path)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise NetworkFileError(f"network_weights: {path} cannot be read: {error}") from error
+        tensors = read_file(path)
         problems: list[str] = []
         copies: list[tuple[Tensor, Tensor]] = []
         plain = Naming("kohya", naming.targets)  # diffusers' paths, where kohya's are others
@@ -99,15 +120,15 @@ class Lora:
                 else:
                     problems += _copies(name, layer, found, copies)
         problems += [f"{name} has no place in this network" for name in tensors]
-        if problems:
-            more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-            raise NetworkFileError(f"network_weights: {path} does not fit: {'; '.join(problems[:3])}{more}")
+        refuse_misfits(path, problems)
         with torch.no_grad():
             for weight, loaded in copies:
                 weight.copy_(loaded.reshape(weight.shape))
 
 
-ADAPTER = Lora()
+def adapter(config: Config) -> Lora:
+    """The adapter of a config; it is the same for all three kinds, which peft tells apart."""
+    return Lora()
 
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
@@ -149,15 +170,32 @@ def layers(target: Target) -> Mapping[str, LoraLayer]:
     return {path: layer for path, layer in target.module.named_modules() if isinstance(layer, LoraLayer)}
 
 
+def entries_of(layer: LoraLayer) -> dict[str, nn.Parameter]:
+    """A layer's trained parameters by the ends of their names."""
+    entries = {f"{matrix}.weight": getattr(layer, matrix)[NAME].weight for matrix in ("lora_A", "lora_B")}
+    if NAME in layer.lora_magnitude_vector:
+        entries[DORA] = layer.lora_magnitude_vector[NAME].weight
+    return entries
+
+
+def _decompose(layer: LoraLayer) -> None:
+    """Begin DoRA's magnitudes as the norms of the base's rows: peft has measured them with other matrices."""
+    weight = layer.get_base_layer().weight.detach().float()
+    norms = weight.flatten(1).norm(dim=1)
+    magnitude = layer.lora_magnitude_vector[NAME]
+    magnitude.weight = nn.Parameter(norms.reshape(magnitude.weight.shape))
+
+
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
 class Found(NamedTuple):
-    """A layer as a file holds it. `alpha`: None where it is folded into `up`."""
+    """A layer as a file holds it. `alpha`: None where it is folded into `up`; `magnitude`: of DoRA."""
 
     down: Tensor
     up: Tensor
     alpha: float | None
+    magnitude: Tensor | None
 
 
 def _take(tensors: dict[str, Tensor], kohya: Sequence[str], ours: str) -> Found | None:
@@ -166,10 +204,10 @@ def _take(tensors: dict[str, Tensor], kohya: Sequence[str], ours: str) -> Found 
     for name, (first, second), folded in forms:
         down, up = tensors.pop(f"{name}.{first}.weight", None), tensors.pop(f"{name}.{second}.weight", None)
         if down is not None and up is not None:
-            alpha = tensors.pop(f"{name}.alpha", None)
+            alpha, magnitude = tensors.pop(f"{name}.alpha", None), tensors.pop(f"{name}.{DORA}", None)
             if alpha is None:
-                return Found(down, up, None if folded else float(down.shape[0]))
-            return Found(down, up, float(alpha))
+                return Found(down, up, None if folded else float(down.shape[0]), magnitude)
+            return Found(down, up, float(alpha), magnitude)
     return None
 
 
@@ -185,9 +223,16 @@ def _copies(name: str, layer: LoraLayer, found: Found, copies: list[tuple[Tensor
         ]
     up = found.up / scale if found.alpha is None else found.up
     problems = []
-    for matrix, loaded in ((layer.lora_A, found.down), (layer.lora_B, up)):
-        weight = matrix[NAME].weight
-        if weight.numel() == loaded.numel() and weight.shape[:2] == loaded.shape[:2]:
+    entries = entries_of(layer)
+    given = {"lora_A.weight": found.down, "lora_B.weight": up}
+    if found.magnitude is not None:
+        given[DORA] = found.magnitude
+    if (DORA in entries) != (DORA in given):
+        return [f"{name} is {'no ' if DORA in entries else ''}DoRA: set network_kind to the file's kind"]
+    for entry, loaded in given.items():
+        weight = entries[entry]
+        same = entry == DORA or weight.shape[:2] == loaded.shape[:2]
+        if weight.numel() == loaded.numel() and same:
             copies.append((weight, loaded))
         else:
             problems.append(f"{name} has the shape {tuple(loaded.shape)} instead of {tuple(weight.shape)}")

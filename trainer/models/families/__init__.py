@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from trainer.models.families.facts import (
+    BLOCKS,
     CLIP_SKIP,
     CLIP_TEXT,
     CONVOLUTIONAL,
@@ -18,6 +19,7 @@ from trainer.models.families.facts import (
     TRAINS_ENCODERS,
     TWO_ENCODERS,
     UPCASTS_VAE,
+    Blocks,
     Facts,
     Part,
 )
@@ -28,10 +30,11 @@ if TYPE_CHECKING:
 AUTO = "auto"  # the family that the base model's files show
 
 UNET_LAYERS = r"(^|\.)attentions\.\d+\.(proj_in|proj_out|transformer_blocks\.)"
-UNET_CONVOLUTIONS = r"\.(resnets\.\d+\.conv[12]|(down|up)samplers\.\d+\.conv)$"
+UNET_CONVOLUTIONS = r"\.(resnets\.\d+\.(conv[12]|conv_shortcut|time_emb_proj)|(down|up)samplers\.\d+\.conv)$"
+UNET_KERNELS = r"\.(conv[12]|(down|up)samplers\.\d+\.conv)$|^conv_(in|out)$"
 ORIGINAL_UNET = "model.diffusion_model."
 ORIGINAL_UNET_LAYERS = r"\.transformer_blocks\.|(blocks\.\d+|middle_block)\.1\.proj_(in|out)$"
-ORIGINAL_UNET_CONVOLUTIONS = r"\.(in_layers\.2|out_layers\.3|op|conv)$"
+ORIGINAL_UNET_CONVOLUTIONS = r"\.(in_layers\.2|out_layers\.3|emb_layers\.1|skip_connection|op|conv)$"
 CLIP_LAYERS = r"(^|\.)(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])$"
 
 TRANSFORMER_COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -51,9 +54,12 @@ TABLE: dict[str, Facts] = {
             "lora_unet",
             UNET_LAYERS,
             UNET_CONVOLUTIONS,
+            outer=r"^(conv_in|conv_out|time_embedding\.linear_[12])$",
+            kernels=UNET_KERNELS,
             original=ORIGINAL_UNET,
             original_layers=ORIGINAL_UNET_LAYERS,
             original_convolutions=ORIGINAL_UNET_CONVOLUTIONS,
+            original_outer=r"^(input_blocks\.0\.0|out\.2|time_embed\.[02])$",
         ),
         encoders=(
             Part(
@@ -70,7 +76,8 @@ TABLE: dict[str, Facts] = {
         channels=4,
         factor=8,
         granularity=8,
-        traits=frozenset({DDPM, CLIP_TEXT, CLIP_SKIP, TRAINS_ENCODERS, CONVOLUTIONAL}),
+        traits=frozenset({DDPM, CLIP_TEXT, CLIP_SKIP, TRAINS_ENCODERS, CONVOLUTIONAL, BLOCKS}),
+        blocks=Blocks(0, 12, 1, 12, 0),
         version="sd_v1",
         architecture="stable-diffusion-v1",
         defaults={"sample_sampler": "ddim"},
@@ -85,10 +92,11 @@ TABLE: dict[str, Facts] = {
             "unet",
             "lora_unet",
             UNET_LAYERS,
-            r"\.(resnets\.\d+\.(conv[12]|conv_shortcut|time_emb_proj)|(down|up)samplers\.\d+\.conv)$",
+            UNET_CONVOLUTIONS,
+            kernels=UNET_KERNELS,
             original=ORIGINAL_UNET,
             original_layers=ORIGINAL_UNET_LAYERS,
-            original_convolutions=r"\.(in_layers\.2|out_layers\.3|emb_layers\.1|skip_connection|op|conv)$",
+            original_convolutions=ORIGINAL_UNET_CONVOLUTIONS,
         ),
         encoders=(
             Part(
@@ -114,7 +122,8 @@ TABLE: dict[str, Facts] = {
         channels=4,
         factor=8,
         granularity=8,
-        traits=frozenset({DDPM, CLIP_TEXT, TRAINS_ENCODERS, TWO_ENCODERS, UPCASTS_VAE, CONVOLUTIONAL}),
+        traits=frozenset({DDPM, CLIP_TEXT, TRAINS_ENCODERS, TWO_ENCODERS, UPCASTS_VAE, CONVOLUTIONAL, BLOCKS}),
+        blocks=Blocks(1, 9, 3, 9, 1),
         version="sdxl_base_v1-0",
         architecture="stable-diffusion-xl-v1-base",
         keys="sai",

@@ -17,6 +17,7 @@ GUIDANCE = "guidance-embedding"  # the denoiser is told a guidance scale
 TWO_ENCODERS = "two-encoders"  # two text encoders can be trained, each at a rate of its own
 UPCASTS_VAE = "upcasts-vae"  # its VAE overflows in fp16, unless its config says that it does not
 CONVOLUTIONAL = "convolutional"  # the denoiser is made of convolutions
+BLOCKS = "blocks"  # its U-Net has numbered blocks, each of which can have a rank and a rate
 
 
 @dataclass(frozen=True)
@@ -24,19 +25,22 @@ class Part:
     """A component whose layers can be trained: the denoiser, or a text encoder.
 
     The patterns are regular expressions, searched in the path of a layer with a matrix or a kernel. `layers` are
-    trained always, `convolutions` only with conv_dim; the rank of larger kernels is conv_dim, that of others
-    network_dim.
+    trained always, `convolutions` only with conv_dim, `outer` only where all layers are asked for; the rank of larger
+    kernels is conv_dim, that of others network_dim.
     """
 
     component: str  # its folder, and the first part of its parameters' names in a checkpoint
     prefix: str  # of its keys in kohya's files
     layers: str
     convolutions: str = ""
+    outer: str = ""
+    kernels: str = ""  # of those, the layers whose kernels are larger than one pixel
     path_prefix: str = ""  # put before a path in kohya's keys when it is not there
     tokenizer: str = ""  # component; of text encoders
     original: str = ""  # what its tensors begin with in a single file; empty: it has other names there
-    original_layers: str = ""  # the two patterns in the names of a single file
+    original_layers: str = ""  # the patterns in the names of a single file
     original_convolutions: str = ""
+    original_outer: str = ""
     drops_last: bool = False  # diffusers leaves out the last layer of a text encoder in OpenCLIP's names
     idle: str = ""  # layers that nothing ever reaches back to; {last} is the number of the last block
 
@@ -50,13 +54,44 @@ class Part:
         last = max((int(match[1]) for name in names if (match := re.search(number, name))), default=-1)
         return frozenset(name for name in names if re.search(self.idle.replace("{last}", str(last)), name))
 
-    def trains(self, path: str, *, convolutions: bool, original: bool = False) -> bool:
+    def trains(self, path: str, *, convolutions: bool, outer: bool = False, original: bool = False) -> bool:
         """Whether the layer of this path is trained. `original`: the path is one of a single file."""
-        layers = self.original_layers if original else self.layers
-        if layers and re.search(layers, path):
-            return True
-        pattern = self.original_convolutions if original else self.convolutions
-        return bool(convolutions and pattern and re.search(pattern, path))
+        of_file = (self.original_layers, self.original_convolutions, self.original_outer)
+        patterns = of_file if original else (self.layers, self.convolutions, self.outer)
+        wanted = (True, convolutions, outer)
+        return any(
+            want and pattern and re.search(pattern, path) for want, pattern in zip(wanted, patterns, strict=True)
+        )
+
+    def has_larger_kernel(self, path: str) -> bool:
+        """Whether the layer of this path, by diffusers' name, is a convolution over more than one pixel."""
+        return bool(self.kernels and re.search(self.kernels, path))
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How many numbered blocks a U-Net has in sd-scripts' lists of ranks and rates: `base` before those of the way
+    down, `out` after those of the way up; rates are given for the others."""
+
+    base: int
+    down: int
+    middle: int
+    up: int
+    out: int
+
+    @property
+    def count(self) -> int:
+        return self.base + self.down + self.middle + self.up + self.out
+
+    def number(self, original: str) -> int:
+        """The block of a layer, from its path in the original file: "input_blocks.4.1.proj_in"."""
+        side, _, rest = original.partition(".")
+        middle = self.base + self.down
+        starts = {"input_blocks": self.base, "middle_block": middle, "output_blocks": middle + self.middle}
+        if side not in starts:
+            return self.count - 1 if side == "out" else 0
+        inner = int(rest.split(".")[0])
+        return starts[side] + (min(inner, self.middle - 1) if side == "middle_block" else inner)
 
 
 @dataclass(frozen=True)
@@ -80,6 +115,7 @@ class Facts:
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of options that are left to the family
     guidance: float = 7.5  # of sample images
     embedded_guidance: float = 3.5  # of sample images, where the denoiser is told it
+    blocks: Blocks | None = None  # of the denoiser; with the trait of the same name
     overrides: Mapping[str, str] = field(default_factory=lambda: {"vae": "vae"})  # option -> component it replaces
     trained_instead: str = ""  # the base model for training, where there is one distilled for few steps as well
     denoiser_alone: bool = False  # a single file is read for the denoiser; the rest is of single_file_config

@@ -129,6 +129,13 @@ FAMILY_PREFIXES = {
     "sdxl_": "sdxl",
 }
 TOML_SIGNS = {"qwen3": "anima", "gemma2": "lumina", "byt5": "hunyuan_image", "clip_g": "sd3", "t5xxl": "flux"}
+# What sd-scripts' trainers of all other architectures than these two take and leave alone.
+OF_NOISE_SCHEDULES = ("sd", "sdxl")
+IGNORED_BY_FLOW = (
+    "noise_offset", "noise_offset_random_strength", "adaptive_noise_scale", "multires_noise_iterations",
+    "multires_noise_discount", "min_snr_gamma", "scale_v_pred_loss_like_noise_pred", "v_pred_like_loss",
+    "debiased_estimation_loss", "zero_terminal_snr", "v_parameterization", "clip_skip",
+)  # fmt: skip
 BUCKET_STEPS = {"sd": 64}  # what sd-scripts wants multiples of; 32 of all others
 
 # --- network kinds -------------------------------------------------------------------------------------------------
@@ -157,11 +164,11 @@ _PLUS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_l
 _GGPO = ("train_lora_ggpo", "ggpo_sigma", "ggpo_beta")
 _CONV = ("conv_dim", "conv_alpha")
 _LYCORIS = ("LyCORIS_preset", *_CONV, *_DROPOUTS, "rank_dropout_scale", "train_norm")
-_TUCKER = ("use_tucker", "use_scalar", "bypass_mode", "dora_wd")
+_TUCKER = ("use_tucker", "use_cp", "use_scalar", "bypass_mode", "dora_wd", "wd_on_output", "rs_lora")
 
 
 def _lycoris(algo: str, *arguments: str, **options: Any) -> NetworkKind:
-    return NetworkKind(f"LyCORIS' {algo}", "lycoris.kohya", (*_LYCORIS, *arguments), options)
+    return NetworkKind(f"LyCORIS' {algo}", "lycoris.kohya", (*_LYCORIS, *arguments), options, possible=bool(options))
 
 
 KINDS: dict[str, NetworkKind] = {
@@ -170,25 +177,25 @@ KINDS: dict[str, NetworkKind] = {
     "Flux1": NetworkKind("LoRA of FLUX.1", "networks.lora_flux", (*_DROPOUTS, *_PLUS, *_GGPO)),
     "LoRA-FA": NetworkKind("LoRA-FA", "networks.lora_fa", possible=False),
     "Kohya DyLoRA": NetworkKind("DyLoRA", "networks.dylora", ("unit", *_CONV, *_BLOCKS, *_DROPOUTS), possible=False),
-    "LyCORIS/LoCon": _lycoris("LoCon", *_TUCKER, network_kind="locon"),
+    "LyCORIS/LoCon": _lycoris("LoCon", *_TUCKER, *_PLUS, network_kind="lora"),
     "LyCORIS/LoHa": _lycoris("LoHa", *_TUCKER, network_kind="loha"),
-    "LyCORIS/LoKr": _lycoris("LoKr", "factor", "use_cp", "decompose_both", *_TUCKER, network_kind="lokr"),
+    "LyCORIS/LoKr": _lycoris("LoKr", "factor", "decompose_both", "full_matrix", *_TUCKER, network_kind="lokr"),
     "LyCORIS/iA3": _lycoris("(IA)^3", "train_on_input", network_kind="ia3"),
     "LyCORIS/GLoRA": _lycoris("GLoRA", network_kind="glora"),
     "LyCORIS/Diag-OFT": _lycoris("Diag-OFT", "constrain", "rescaled", *_TUCKER, network_kind="diag-oft"),
-    "LyCORIS/BOFT": _lycoris("BOFT", "constrain", "rescaled", *_TUCKER, network_kind="boft"),
-    "LyCORIS/DyLoRA": _lycoris("DyLoRA", "unit", "use_tucker", network_kind="dylora"),
-    "LyCORIS/Native Fine-Tuning": _lycoris("full difference", *_TUCKER, network_kind="full"),
+    "LyCORIS/BOFT": _lycoris("BOFT", "constrain", "rescaled", *_TUCKER),
+    "LyCORIS/DyLoRA": _lycoris("DyLoRA", "unit", "use_tucker"),
+    "LyCORIS/Native Fine-Tuning": _lycoris("full difference", *_TUCKER),
 }
 ALGOS = {
     "lora": "LyCORIS/LoCon", "locon": "LyCORIS/LoCon", "loha": "LyCORIS/LoHa", "lokr": "LyCORIS/LoKr",
     "ia3": "LyCORIS/iA3", "glora": "LyCORIS/GLoRA", "diag-oft": "LyCORIS/Diag-OFT", "boft": "LyCORIS/BOFT",
     "dylora": "LyCORIS/DyLoRA", "full": "LyCORIS/Native Fine-Tuning",
 }  # fmt: skip
-ARGUMENT_NAMES = {"LyCORIS_preset": "preset", "unit": "block_size"}  # of network_args, where the page's name is another
+# The page's names of network_args, where they are others.
+ARGUMENT_NAMES = {"LyCORIS_preset": "preset", "unit": "block_size", "constrain": "constraint"}
 # With these, an argument of a network does nothing (besides false, 0 and "").
 OFF_ARGUMENTS = {
-    "preset": ("full",),
     "factor": (-1,),
     "unit": (1,),
     "conv_dim": (),

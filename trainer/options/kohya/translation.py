@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from trainer.models.families import TABLE
-from trainer.options import checks, sd_scripts, writing
+from trainer.options import checks, network_kinds, sd_scripts, writing
 from trainer.options.config import OPTIONS, arguments_of
 from trainer.options.kohya import reading, tables
 from trainer.options.kohya.reading import Form
@@ -117,7 +117,7 @@ def kind_of(given: Mapping[str, Given]) -> str | None:
         name = str(given["LoRA_type"].value or "Standard")
         return name if name in KINDS else None
     module = str(given["network_module"].value) if "network_module" in given else "networks.lora"
-    if module == "lycoris.kohya":
+    if module == network_kinds.LYCORIS:
         algo = _network_arguments(given).get("algo", "lora")
         return tables.ALGOS.get(str(algo))
     same = (name for name, kind in KINDS.items() if kind.module == (module or "networks.lora"))
@@ -267,18 +267,18 @@ class _Translation:
         told = f"{option} = {_shown(value)}" if name != option or not same or given is None else "as it is"
         self._say(name, "changed" if why else "used", f"{told}{f': {why}' if why else ''}")
 
-    def _plain(self, name: str) -> None:
-        """An option that is called the same here."""
-        given = self.left[name]
-        value = _as_given(name, given.value)
+    def _plain(self, name: str, option: str = "") -> None:
+        """An option of the same meaning, called the same here as a rule."""
+        option = option or name
+        value = _as_given(option, self.left[name].value)
         if value is None:
             self._say(name, "no effect", "empty: not given")
             return
-        checked, wrong = value_problem(OPTIONS[name], value)
+        checked, wrong = value_problem(OPTIONS[option], value)
         if wrong:
             self._refuse(name, wrong)
         else:
-            self._set(name, checked)
+            self._set(option, checked, name=name)
 
     def _refuse(self, name: str, why: str) -> None:
         self.problems.append(Problem(self.written.get(name, name), why))
@@ -499,7 +499,9 @@ class _Translation:
         self._say(named, "refused" if whole else "used", title)
         self._say("network_module", "no effect", "LoRA_type takes its place")
         if self.kind and not whole:
-            self.options |= self.kind.options
+            self.options |= {name: value for name, value in self.kind.options.items() if value != OPTIONS[name].default}
+            if self.kind.module == network_kinds.LYCORIS:
+                self.options["network_preset"] = network_kinds.FULL
         self._network_args()
         wanted = self.kind.arguments if self.kind else ()
         for name in sorted(tables.ALL_ARGUMENTS & self.left.keys()):
@@ -531,13 +533,38 @@ class _Translation:
 
     def _network_argument(self, name: str, value: Any) -> None:
         """An argument of a kind of network that has it."""
-        off = value in (None, False, 0, "", "0", []) or value in tables.OFF_ARGUMENTS.get(_trainer_name(name), ())
+        off = value in (None, False, 0, "", "0", "False", []) or (
+            value in tables.OFF_ARGUMENTS.get(_trainer_name(name), ())
+        )
+        ours = network_kinds.ARGUMENTS.get(_trainer_name(name), name)
         if off:
             self._say(name, "no effect", "off")
-        elif name in OPTIONS:
-            self._plain(name)
+        elif name in network_kinds.SWITCHES:
+            wrong = network_kinds.with_switch(self.options, name)
+            if wrong:
+                self._refuse(name, wrong[0])
+            else:
+                self._say(name, "used", f"network_kind = {self.options['network_kind']!r}")
+        elif name in network_kinds.NO_EFFECT:
+            self._say(name, "no effect", "it decides how the same is computed")
+        elif name == "LyCORIS_preset":
+            self._layers(name, str(value))
+        elif ours in OPTIONS:
+            self._plain(name, ours)
         else:
             self._refuse(name, "not there yet; leave it out to train without")
+
+    def _layers(self, name: str, preset: str) -> None:
+        """LyCORIS' preset of layers."""
+        chosen = network_kinds.UNET_ONLY.get(preset, preset)
+        if chosen not in network_kinds.NETWORK_PRESETS:
+            self._refuse(name, f"there is no {preset!r} here; there are {', '.join(network_kinds.NETWORK_PRESETS[1:])}")
+            return
+        why = ""
+        if preset in network_kinds.UNET_ONLY:
+            self.options["network_train_unet_only"] = True
+            why = "with network_train_unet_only = true"
+        self._set("network_preset", chosen, name=name, why=why)
 
     def _pictures(self) -> None:
         self.options["bucket_rules"] = "sd-scripts"
@@ -598,6 +625,9 @@ class _Translation:
             self._say(name, "changed", "model files are always safetensors")
         elif name == "stop_text_encoder_training" and not off and self.trainer == "lora" and self.form == "page":
             self._say(name, "no effect", "kohya_ss does not pass it on when it trains a LoRA")
+        elif name in tables.IGNORED_BY_FLOW and self.family not in tables.OF_NOISE_SCHEDULES:
+            told = f"sd-scripts does not use it with {FAMILIES[self.family].title}"
+            self._say(name, "no effect", "off" if off else told)
         elif name == "additional_parameters":
             self._say(name, "used" if str(value).strip() else "no effect", "each has its own line" if value else "none")
         elif name == "sample_sampler" and not self._takes_sampler(value):

@@ -1,0 +1,176 @@
+"""Networks from files that become part of the base model while another one is trained (`base_weights`)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.models.adapters import DORA, PRODUCTS
+from trainer.models.adapters.base import NetworkFileError, read_file
+from trainer.models.keys import Naming
+from trainer.models.parts import Parts
+from trainer.options.config import Config
+
+# What a layer's tensors in a file end with, by what its change is computed from.
+LORA = ({"lora_down.weight", "lora_up.weight"}, {"lora_A.weight", "lora_B.weight"})
+ENTRIES = frozenset({*LORA[0], *LORA[1], *PRODUCTS, "alpha", DORA, "diff"})
+ORIGINAL = "diffusion_model"  # what some files of transformers call the denoiser
+
+
+class MergedParts(Parts):
+    """A base model's components with networks from files added to their weights when they are loaded."""
+
+    def __init__(self, config: Config, path: Path, dtype: torch.dtype) -> None:
+        """Raises NetworkFileError where a file cannot be read or is of a kind that cannot be added."""
+        super().__init__(config, path, dtype)
+        self._parts = (self.facts.denoiser, *self.facts.encoders)  # trained or not
+        self._naming = Naming(
+            self.facts.keys, {part.component: (part.prefix, part.path_prefix) for part in self._parts}
+        )
+        self._files = [
+            (file, by_layer(Path(file)), multiplier)
+            for file, multiplier in zip(config.base_weights, config.base_weights_multipliers, strict=True)
+        ]
+        self._keeps = not config.base_weights_in_samples
+        self._without: dict[str, list[tuple[nn.Parameter, Tensor]]] = {}  # the weights as they were, by component
+        for file, layers, _ in self._files:
+            for name in layers:
+                if not any(self._is_of(name, part.component) for part in self._parts):
+                    raise NetworkFileError(f"base_weights: {name} of {file} belongs to no component of this model")
+
+    def _load(self, component: str) -> dict[str, Any]:
+        loaded = super()._load(component)
+        for name, module in loaded.items():
+            if isinstance(module, nn.Module) and name in self._naming.targets:
+                self._add_to(name, module)
+        return loaded
+
+    def _is_of(self, name: str, component: str) -> bool:
+        """Whether a layer in a file is one of a component, by the beginning of its name."""
+        beginnings = [f"{self._naming.targets[component][0]}_", f"{component}."]
+        if component == self.facts.denoiser.component:
+            beginnings.append(f"{ORIGINAL}.")
+        return name.startswith(tuple(beginnings))
+
+    def _names(self, component: str, path: str) -> set[str]:
+        """What files may call a layer."""
+        names = {Naming("kohya", self._naming.targets).kohya(component, path), f"{component}.{path}"}
+        if component == self.facts.denoiser.component:
+            names.add(f"{ORIGINAL}.{path}")
+            with contextlib.suppress(ValueError):  # it has no name there, so no file has it
+                names.add(self._naming.kohya(component, path))
+        return names
+
+    @torch.no_grad()
+    def _add_to(self, component: str, module: nn.Module) -> None:
+        places = {
+            name: layer
+            for path, layer in module.named_modules()
+            if isinstance(layer, nn.Linear | nn.Conv2d)
+            for name in self._names(component, path)
+        }
+        kept: dict[nn.Parameter, Tensor] = {}
+        for file, layers, multiplier in self._files:
+            for name, entries in layers.items():
+                if not self._is_of(name, component):
+                    continue
+                if name not in places:
+                    raise NetworkFileError(f"base_weights: {name} of {file} has no place in this model's {component}")
+                weight = places[name].get_parameter("weight")
+                if not weight.is_floating_point():
+                    raise NetworkFileError("base_weights: nothing can be added to quantised weights; load them whole")
+                if self._keeps and weight not in kept:
+                    kept[weight] = weight.detach().to("cpu", copy=True)
+                try:
+                    changed = added(weight.detach().float(), entries, multiplier)
+                except RuntimeError as error:
+                    raise NetworkFileError(f"base_weights: {name} of {file} does not fit: {error}") from error
+                weight.copy_(changed)
+        if self._keeps:
+            self._without[component] = list(kept.items())
+
+    @contextlib.contextmanager
+    def left_out(self) -> Iterator[None]:
+        """Within, the weights of what was loaded are the base model's own, where samples are to be drawn so."""
+        pairs = [pair for component in self._without.values() for pair in component]
+        merged = [weight.detach().to("cpu", copy=True) for weight, _ in pairs]
+        with torch.no_grad():
+            for weight, own in pairs:
+                weight.copy_(own)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for (weight, _), value in zip(pairs, merged, strict=True):
+                    weight.copy_(value)
+
+    def forget(self, component: str) -> None:
+        super().forget(component)
+        self._without.pop(component, None)
+
+
+def by_layer(path: Path) -> dict[str, dict[str, Tensor]]:
+    """A file's tensors by the layer that they belong to. Raises NetworkFileError where they cannot be added."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in read_file(path, "base_weights").items():
+        entry = next((entry for entry in ENTRIES if name.endswith(f".{entry}")), None)
+        if entry is None:
+            raise NetworkFileError(
+                f"base_weights: {path} has {name}; LoRA, DoRA, LoHa, LoKr and whole differences can be added to a base"
+            )
+        layers.setdefault(name.removesuffix(f".{entry}"), {})[entry] = tensor.float()
+    return layers
+
+
+def added(weight: Tensor, entries: Mapping[str, Tensor], multiplier: float) -> Tensor:
+    """A weight, in fp32, with a layer of a network added to it. Raises RuntimeError where the shapes do not fit."""
+    on_host = {name: tensor.to(weight.device) for name, tensor in entries.items()}
+    delta = change(on_host).reshape(weight.shape)
+    if DORA not in entries:
+        return weight + multiplier * delta
+    whole = weight + delta
+    magnitude = on_host[DORA]
+    on_output = magnitude.shape[0] == weight.shape[0]
+    norms = whole.flatten(1).norm(dim=1) if on_output else whole.transpose(0, 1).flatten(1).norm(dim=1)
+    shape = [-1 if place == (0 if on_output else 1) else 1 for place in range(weight.ndim)]
+    return weight + multiplier * (whole * (magnitude.reshape(shape) / norms.reshape(shape)) - weight)
+
+
+def change(entries: Mapping[str, Tensor]) -> Tensor:
+    """What a layer of a network adds to a weight, perhaps in another shape; LyCORIS' formulas.
+
+    Raises RuntimeError where it is none that is known.
+    """
+    names = set(entries)
+    for pair in LORA:
+        if pair <= names:
+            down, up = entries[min(pair)], entries[max(pair)]
+            return up.flatten(1) @ down.flatten(1) * _scale(entries, down.shape[0])
+    if "diff" in names:
+        return entries["diff"]
+    if "hada_w1_a" in names:
+        first, second = (_product(entries, f"hada_w{n}_a", f"hada_w{n}_b", f"hada_t{n}") for n in (1, 2))
+        return first * second * _scale(entries, entries["hada_w1_b"].shape[0])
+    if names & {"lokr_w1", "lokr_w1_a"} and names & {"lokr_w2", "lokr_w2_a"}:
+        small = entries["lokr_w1"] if "lokr_w1" in names else _product(entries, "lokr_w1_a", "lokr_w1_b")
+        large = entries["lokr_w2"] if "lokr_w2" in names else _product(entries, "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+        thin = next((entries[name].shape[0] for name in ("lokr_w1_b", "lokr_w2_b") if name in names), None)
+        small = small.reshape(*small.shape, *[1] * (large.ndim - 2))
+        return torch.kron(small, large.contiguous()) * (_scale(entries, thin) if thin else 1.0)
+    raise RuntimeError(f"it has only {', '.join(sorted(names))}")
+
+
+def _product(entries: Mapping[str, Tensor], a: str, b: str, core: str = "") -> Tensor:
+    """Two thin matrices, with Tucker's core between them where there is one."""
+    if core in entries:
+        return torch.einsum("i j ..., j r, i p -> p r ...", entries[core], entries[b], entries[a])
+    return entries[a] @ entries[b]
+
+
+def _scale(entries: Mapping[str, Tensor], rank: int) -> float:
+    return float(entries["alpha"]) / rank if "alpha" in entries else 1.0
