@@ -14,7 +14,7 @@ from trainer.file_memory import sha256_of
 from trainer.models import families, file_header
 from trainer.models.file_header import HeaderUnreadable, Shapes
 from trainer.models.network_file import with_ranks_of_file
-from trainer.options.config import Config
+from trainer.options.config import OPTIONS, Config
 from trainer.refusal import Refused
 
 WEIGHTS = (".safetensors",)
@@ -165,6 +165,11 @@ def settle(config: Config, path: Path) -> Config:
             f'to "{detected}" or "{families.AUTO}"'
         )
     facts = families.TABLE[family]
+    for option in ("quantize", "base_gguf"):
+        if path.is_file() and getattr(config, option) != OPTIONS[option].default:
+            raise BaseModelMissing(
+                f"{option}: needs a base model in a diffusers folder, and {path} is a single file; convert it first"
+            )
     given = {component for option, component in facts.overrides.items() if getattr(config, option)}
     if path.is_dir():
         missing = [name for name in facts.components if name not in given and not (path / name).is_dir()]
@@ -206,7 +211,7 @@ def digests(config: Config, path: Path, progress: Progress = nobody) -> dict[str
     """The digest of everything that makes up the base model, by the option that names it."""
     facts, memory = config.facts, config.cache_path
     result = {"pretrained_model_name_or_path": digest(path, facts.components, memory, progress)}
-    for name in (*facts.overrides, "single_file_config"):
+    for name in (*facts.overrides, "single_file_config", "base_gguf"):
         if value := getattr(config, name):
             result[name] = digest(Path(value), facts.components, memory, progress)
     return result

@@ -71,6 +71,7 @@ def prepare(begun: Beginning) -> Training | None:
         begun.agreement.wait()
         return None
     begun.agreement.wait()  # one may have loaded from a slower disk
+    model.stream_blocks(begun.device)
     module = accelerator.prepare(model.module())
     state = State(config, model, begun.device)
     if begun.checkpoint_bytes is None:
