@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tests.support import toy_family
+from tests.support import single_file, toy_family
 from tests.support.runs_at_tiny_size import assert_bit_equal, config_for, run, steps_of, tensors_of
 from tests.support.tiny_families import FAMILIES
-from trainer.models import adapters, blocks, families
+from trainer.commands import train
+from trainer.models import adapters, base_model, blocks, families, quantising
 from trainer.models import model as models
 from trainer.models.model import Model
 from trainer.models.streaming import Streamer
+from trainer.options.checks import check
 from trainer.options.config import Config
+from trainer.options.problems import ConfigError, Given
+from trainer.options.writing import to_toml
+from trainer.refusal import Refused
 
 CPU = torch.device("cpu")
 
@@ -146,10 +155,7 @@ def test_weights_in_8_bit_floats_train_in_nearly_the_same_direction(precision: s
     assert kept.dtype == torch.float8_e4m3fn
     expected, found = results(plain), results(small)
     assert found.keys() == expected.keys()
-    unet = [name for name in expected if name.startswith("unet")]
-    left, right = (torch.cat([tensors[name].flatten().float() for name in unet]) for tensors in (expected, found))
-    assert torch.nn.functional.cosine_similarity(left, right, dim=0) > 0.98
-    assert all(not torch.equal(expected[name], found[name]) for name in unet)
+    assert 0.98 < cosine(expected, found) < 0.9999999
     assert kept.dtype == torch.float8_e4m3fn  # again
     assert_bit_equal(results(small), found)
 
@@ -159,6 +165,111 @@ def test_compiled_blocks_train_alike(tiny_model: Path) -> None:
     expected, found = results(plain), results(compiled)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def cosine(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    """Between all gradients of the U-Net."""
+    names = [name for name in left if name.startswith("unet")]
+    one, two = (torch.cat([tensors[name].flatten().float() for name in names]) for tensors in (left, right))
+    return float(torch.nn.functional.cosine_similarity(one, two, dim=0))
+
+
+def test_weights_quantised_by_torchao_train_in_nearly_the_same_direction(tiny_model: Path) -> None:
+    pytest.importorskip("torchao")
+    plain, small = load(tiny_model), load(tiny_model, quantize="int8wo", mixed_precision="bf16")
+    found = results(small)
+    assert 0.98 < cosine(results(plain), found) < 0.9999999
+    assert_bit_equal(results(small), found)
+
+
+def write_gguf(tiny_model: Path, path: Path) -> Path:
+    """The tiny model's U-Net in its original names, the linear layers of its blocks in 8 bits."""
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_model, safety_checker=None)
+    tensors = load_file(single_file.write(pipeline, path.with_suffix(".safetensors")))
+    writer = gguf.GGUFWriter(path, "sd1")
+    kind = gguf.GGMLQuantizationType.Q8_0
+    for name, tensor in tensors.items():
+        if name.startswith("model.diffusion_model."):
+            values = tensor.float().numpy()
+            if "transformer_blocks" in name and values.ndim == 2:
+                writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+            else:
+                writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_frozen_weights_of_a_gguf_file_train_and_another_file_is_another_base_model(
+    tiny_model: Path, tiny_images: Path, tmp_path: Path
+) -> None:
+    file = write_gguf(tiny_model, tmp_path / "unet.gguf")
+    plain, small = load(tiny_model), load(tiny_model, base_gguf=str(file))
+    layer: Any = small.denoiser.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.base_layer")
+    assert type(layer).__name__ == "GGUFLinear" and layer.weight.dtype == torch.uint8
+    assert 0.98 < cosine(results(plain), results(small)) < 0.9999999
+
+    config = config_for(tiny_model, tiny_images, tmp_path / "out", base_gguf=str(file), max_train_steps=1)
+    run(config)
+    resumed = config.replace(resume_from_checkpoint="latest", max_train_steps=2)
+    assert run(resumed) == "finished"
+    file.write_bytes(file.read_bytes() + b"another")
+    with pytest.raises(Refused, match="base_gguf"):
+        run(resumed.replace(max_train_steps=3))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"blocks_to_swap": 2}, "blocks_to_swap: needs gradient_checkpointing = true"),
+        ({"fp8_base": True}, "fp8_base: needs gradient_checkpointing = true"),
+        ({"cpu_offload_checkpointing": True}, "cpu_offload_checkpointing: needs gradient_checkpointing = true"),
+        ({"gradient_checkpointing": True, "fp8_base": True, "quantize": "nf4"}, "fp8_base: cannot go with quantize"),
+        ({"gradient_checkpointing": True, "blocks_to_swap": 1, "quantize": "nf4"}, "blocks_to_swap: cannot go with"),
+        ({"base_gguf": "unet.safetensors"}, "base_gguf: 'unet.safetensors' is not a .gguf file"),
+        ({"quantize": "int8wo"}, "quantize: int8wo computes in bfloat16"),
+        ({"torch_compile": True, "dynamo_backend": "no"}, "dynamo_backend: 'no' compiles nothing"),
+        (
+            {"torch_compile": True, "dynamo_backend": "eager", "dynamo_mode": "max-autotune"},
+            "dynamo_mode: 'max-autotune' is one of inductor",
+        ),
+        (
+            {"torch_compile": True, "gradient_checkpointing": True, "blocks_to_swap": 1},
+            "torch_compile: cannot go with blocks_to_swap",
+        ),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else ",".join(value),
+)
+def test_what_does_not_go_together_is_refused_by_name(options: dict[str, Any], words: str) -> None:
+    (problem,) = check({name: Given(value, "") for name, value in options.items()}).problems
+    assert str(problem).startswith(words)
+
+
+@pytest.mark.parametrize("quantize", ["int8", "nf4"])
+def test_what_needs_a_gpu_is_refused_by_the_dry_run_without_one(
+    quantize: str, tiny_model: Path, tiny_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = tmp_path / "preset.toml"
+    preset.write_text(to_toml(config_for(tiny_model, tiny_images, tmp_path, quantize=quantize)))
+    assert train.dry_run(str(preset), [], as_json=False) == train.REFUSED
+    assert f"Refused: quantize: {quantize} needs an NVIDIA or AMD GPU" in capsys.readouterr().out
+
+
+def test_a_package_that_is_missing_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for options, extra in (({"quantize": "int8wo"}, "torchao"), ({"base_gguf": "a.gguf"}, "gguf")):
+        with pytest.raises(ConfigError, match=rf"pip install 'rekindle\[{extra}\]'"):
+            quantising.check(Config(**options))
+
+
+def test_a_single_file_is_not_quantised(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(4, 4, 3, 3),
+               "cond_stage_model.a": torch.zeros(1)}, file)  # fmt: skip
+    with pytest.raises(Refused, match="quantize: needs a base model in a diffusers folder"):
+        base_model.settle(Config(pretrained_model_name_or_path=str(file), quantize="nf4"), file)
 
 
 def test_8_bit_weights_can_be_streamed(tiny_model: Path) -> None:

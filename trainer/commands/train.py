@@ -63,7 +63,10 @@ def train(preset: str, rest: Sequence[str]) -> int:
                 if not config.resume_from_checkpoint:
                     preflight.require_fresh(config)
                 logger.info("Loading PyTorch and diffusers, which takes some seconds")
-                from trainer.training import loop
+                from trainer.models import base_model
+
+                with base_model.read_ahead(config):
+                    from trainer.training import loop
 
             try:
                 ending = loop.train(config, signals, console)

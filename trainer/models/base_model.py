@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Collection, Sequence
+import threading
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from trainer import files
@@ -231,3 +233,31 @@ def identity_of(config: Config, path: Path, components: Collection[str]) -> str:
         if source.is_file() and config.single_file_config:
             digests_of["single_file_config"] = digest(Path(config.single_file_config), facts.components, memory)
     return files.digest(digests_of)
+
+
+@contextlib.contextmanager
+def read_ahead(config: Config) -> Iterator[None]:
+    """Within, files of a base model on this machine are read for their digests, on a thread of its own. What is not
+    done at the end is left to who needs it; so is what goes wrong."""
+    path, over = Path(config.pretrained_model_name_or_path), threading.Event()
+
+    class Over(Exception):
+        pass
+
+    def go_on(done: int, total: int) -> None:
+        if over.is_set():
+            raise Over
+
+    def read() -> None:
+        with contextlib.suppress(Over, OSError):
+            for component in config.facts.components if path.is_dir() else ("",):
+                if (path / component).exists():
+                    digest(path / component, (), config.cache_path, go_on)
+
+    thread = threading.Thread(target=read, name="read ahead", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

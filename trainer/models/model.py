@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from trainer import devices, randomness
-from trainer.models import adapters, base_model, compiling, families, previews, quantising, text
+from trainer.models import adapters, base_model, compiling, families, mapped_weights, previews, quantising, text
 from trainer.models.adapters.base import Target
 from trainer.models.families.base import Family
 from trainer.models.families.facts import CONVOLUTIONAL
@@ -55,7 +55,7 @@ class Model(nn.Module):
         self.targets: list[Target] = []
         denoiser: Any = components.keep(facts.denoiser.component)
         if CONVOLUTIONAL in facts.traits and not quantising.package_of(config):
-            denoiser.to(memory_format=torch.channels_last)
+            mapped_weights.to_channels_last(denoiser)
         self.add_module(facts.denoiser.component, denoiser)
         for part in config.trained_parts:
             module = components.keep(part.component)
@@ -113,10 +113,12 @@ class Model(nn.Module):
     # --- devices ---------------------------------------------------------------------------------------------------
 
     def prepare(self, device: torch.device, *, latents_cached: bool, text_cached: bool) -> None:
-        """Put what every step needs on the device and take the rest off it; text encoders leave memory altogether."""
+        """Put what every step needs on the device; the rest leaves it, and memory, until it is used again."""
         host = torch.device("cpu")
         self.components.put(["vae"], host if latents_cached else device)
         self.components.put(self._frozen_encoders, host if text_cached else device)
+        if latents_cached:
+            self.components.release(["vae"])
         if text_cached:
             self.components.release(self._frozen_encoders)
         devices.give_back_memory(device)
@@ -126,6 +128,7 @@ class Model(nn.Module):
         default precision for all threads until it is done."""
         for name in (*(() if latents_cached else ("vae",)), *(() if text_cached else self._frozen_encoders)):
             self.components[name]
+        self.components.parts.alone = False
 
     def stream_blocks(self, device: torch.device) -> None:
         """Keep in the host's memory what blocks_to_swap asks for; to be called before the model goes to the device."""

@@ -39,6 +39,7 @@ class Parts:
         self._dtype = dtype
         self._loaded: dict[str, Any] = {}
         self._lock = threading.RLock()
+        self.alone = True  # whether no other thread prepares batches
         self._overrides = {
             component: (option, Path(getattr(config, option)))
             for option, component in config.facts.overrides.items()
@@ -72,9 +73,10 @@ class Parts:
 
     @property
     def _load_dtype(self) -> torch.dtype | None:
-        """The precision to load in. Off the main thread it is torch's own default, since loading in another one changes
-        that default for a moment, also for the step that the main thread computes; the cast follows."""
-        return None if threading.current_thread() is threading.main_thread() else torch.float32
+        """The precision to load in. Beside other threads it is torch's own default, since loading in another one
+        changes that default for a moment, also for what they compute; the cast follows."""
+        is_main = threading.current_thread() is threading.main_thread()
+        return None if is_main and self.alone else torch.float32
 
     def _to_precision(self) -> None:
         for name, module in self._loaded.items():

@@ -167,6 +167,8 @@ def _memory_conflicts(config: Config) -> Iterator[Conflict]:
         yield "base_gguf", f"{config.base_gguf!r} is not a .gguf file"
     if config.blocks_to_swap and (config.quantize != "no" or config.base_gguf):
         yield "blocks_to_swap", f"cannot go with {smaller[-1]}, whose weights do not leave the GPU; choose one"
+    if config.quantize == "int8wo" and config.mixed_precision != "bf16":
+        yield "quantize", "int8wo computes in bfloat16; set mixed_precision = bf16"
     if config.torch_compile:
         for name in ("fp8_base", "blocks_to_swap", "cpu_offload_checkpointing"):
             if getattr(config, name):
