@@ -259,9 +259,9 @@ def test_what_needs_a_gpu_is_refused_by_the_dry_run_without_one(
 
 def test_a_package_that_is_missing_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for options, extra in (({"quantize": "int8wo"}, "torchao"), ({"base_gguf": "a.gguf"}, "gguf")):
+    for config, extra in ((Config(quantize="int8wo"), "torchao"), (Config(base_gguf="a.gguf"), "gguf")):
         with pytest.raises(ConfigError, match=rf"pip install 'rekindle\[{extra}\]'"):
-            quantising.check(Config(**options))
+            quantising.check(config)
 
 
 def test_a_single_file_is_not_quantised(tmp_path: Path) -> None:
