@@ -165,7 +165,7 @@ class Page:
         filled = tab.outputs() | {message}
         tab.picker.focus(self.look_for_presets, {tab.listed, tab.opened_with}, {tab.listed}, queue=False, **QUIET)
         tab.listed.change(self.list_presets, {tab.picker}, {tab.picker}, queue=False, **QUIET)
-        tab.picker.input(self.choose_preset, draft | {tab.picker}, filled, **QUIET)
+        tab.picker.input(self.choose_preset, draft | {tab.picker}, filled, queue=False, **QUIET)
         tab.load.click(self.load_preset, draft | {tab.picker}, filled, queue=False, **QUIET)
         tab.upload.upload(self.read_upload, tab.upload, tab.uploaded, **(QUIET | {"preprocess": True})).then(
             self.load_upload, draft | {tab.uploaded, tab.picker}, filled, **QUIET

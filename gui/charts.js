@@ -184,6 +184,7 @@
       const answer = await fetch(`live/page?${query}`);
       if (!answer.ok) throw new Error(answer.statusText);
       const told = await answer.json();
+      if (run !== watched()) return; // another run was chosen meanwhile, which is asked for next
       due = performance.now() + (document.hidden ? HIDDEN_PULSE : told.active ? LIVE_PULSE : IDLE_PULSE);
       for (const [id, html] of Object.entries(told.parts)) {
         const place = find(id)?.querySelector(".live");

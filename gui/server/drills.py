@@ -3,7 +3,7 @@
 Beside the run folders, in <output_dir>/.rekindle/drills/, each run's last drill has
     <output_name>.toml   the config it was given
     <output_name>.json   its process, and when it began
-    <output_name>.log    what it prints
+    <output_name>.log    what it prints: JSON lines, and whatever its programs say besides
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -31,17 +32,25 @@ from trainer.runs import detached, run_folder
 from trainer.runs.run_folder import RunFolder
 
 STEPS = 8
-STAGES = ("Training 8 steps straight", "Training again, to be killed", "Resuming")  # what it prints as each begins
-VERDICTS = ("PASSED", "FAILED", "Refused")
+COLOURS = {"passed": "good", "stopped": ""}  # of verdicts; others are bad
 
 
 @dataclass(frozen=True)
 class Drill:
-    """A drill's process, whether it lives, and what it has printed."""
+    """A drill's process, whether it lives, and what it has printed. `began`: in seconds since 1970."""
 
     began: float
     alive: bool
     text: str
+
+    def last(self, key: str) -> dict[str, Any] | None:
+        """The last JSON object it printed that has this key."""
+        for line in reversed(self.text.splitlines()):
+            with contextlib.suppress(ValueError):
+                told = json.loads(line)
+                if isinstance(told, dict) and key in told:
+                    return told
+        return None
 
 
 def _file(run: RunFolder, suffix: str) -> Path:
@@ -54,11 +63,12 @@ def start(settings: Config, places: Places) -> RunFolder:
     before = read(run)
     if before is not None and before.alive:
         raise runner.StartRefused(f"A drill of {run.path.name} is running already.")
-    arguments = [sys.executable, "-m", "trainer", "drill", "--config", str(_file(run, ".toml")), "--steps", str(STEPS)]
+    command = [sys.executable, "-m", "trainer", "drill", "--json", "--steps", str(STEPS)]
+    command += ["--config", str(_file(run, ".toml"))]
     try:
         files.write_text(_file(run, ".toml"), writing.to_toml(settings))
         with _file(run, ".log").open("wb") as log:
-            process = detached.start(arguments, places.home, log)
+            process = detached.start(command, places.home, log)
         here = {
             "pid": process.pid,
             "process_start": run_folder.process_start(process.pid),
@@ -103,19 +113,14 @@ def show(drill: Drill | None, now: float) -> str:
     """In HTML: how far it is, or its verdict with the figures."""
     if drill is None:
         return ""
-    lines = drill.text.splitlines()
-    verdict = next((place for place, line in enumerate(lines) if line.startswith(VERDICTS)), None)
-    if drill.alive and verdict is None:
-        done = sum(any(line.startswith(stage) for line in lines) for stage in STAGES)
-        words = lines[-1] if lines else "Starting ..."
-        passed = max(0.0, now - drill.began)
-        return look.note(f"Drill, stage {max(1, done)} of 3, for {passed:.0f} s: {words}") + look.progress(
-            "drill", done / 4
-        )
-    if verdict is None and "KeyboardInterrupt" in drill.text:
-        return look.note("The drill was stopped before its verdict.")
-    if verdict is None:
-        words = "The drill ended without a verdict: it was stopped or killed." if lines else "The drill said nothing."
-        return look.note(words, kind="warn", log=drill.text)
-    kind = "good" if lines[verdict].startswith("PASSED") else "bad"
-    return look.note(lines[verdict], [line for line in lines[verdict + 1 :] if line.strip()], kind=kind)
+    if verdict := drill.last("verdict"):
+        first, *others = [line for text in verdict["lines"] for line in text.splitlines() if line.strip()]
+        return look.note(first, others, kind=COLOURS.get(verdict["verdict"], "bad"))
+    if not drill.alive:
+        return look.note("The drill ended without a verdict: it was killed.", kind="warn", log=drill.text)
+    stage = drill.last("stage") or {"stage": 0, "of": 1, "doing": "Starting"}
+    passed = max(0.0, now - drill.began)
+    words = f"stage {stage['stage']} of {stage['of']}: {stage['doing']}" if stage["stage"] else stage["doing"]
+    return look.note(f"Drill, for {passed:.0f} s, {words} ...") + look.progress(
+        "drill", stage["stage"] / (stage["of"] + 1)
+    )

@@ -69,7 +69,7 @@ def _in_the_way(run: RunFolder, settings: Config) -> tuple[list[Problem], int | 
             "aside and deletes nothing"
         )
         return [Problem("resume_from_checkpoint", text)], have[0].step
-    if named == "latest" and not have:
+    if named == "latest" and not have and not settings.checkpoint_mirror:
         text = (
             f"the run {run.path.name} has no checkpoints yet, so there is nothing to continue. Leave this empty to "
             "start afresh, or give output_dir and output_name of the run you mean"
@@ -80,7 +80,7 @@ def _in_the_way(run: RunFolder, settings: Config) -> tuple[list[Problem], int | 
 
 def why_not_resumed(places: Places, settings: Config) -> list[str]:
     """Why the trainer would refuse a resume, or find nothing to do; what only it can know is left out."""
-    if choosing.starts_from_scratch(settings, places.home):
+    if choosing.starts_from_scratch(settings, places.home) or choosing.may_be_fetched(settings, places.home):
         return []
     try:
         looked = preflight.look(placed(places, settings))

@@ -95,7 +95,7 @@ def timed(parts: Parts, name: str, work: Callable[[], Result]) -> Result:
 def measure(config: Config, found: Scan, step: int, parts: Parts) -> None:
     """Add the seconds of each part of one start at a step."""
     timed(parts, "fingerprint", lambda: dataset.record(found, config))
-    plan = timed(parts, "order", lambda: Plan(config, found.entries, config.train_batch_size, Origin()))
+    plan = timed(parts, "order", lambda: Plan(config, found.entries, 1, Origin()))
     sources = timed(parts, "caches", lambda: sources_of(config, found))
     steps = Loader(config, plan, sources).steps(step)
     timed(parts, "first batch", lambda: next(steps))
@@ -105,7 +105,7 @@ def measure(config: Config, found: Scan, step: int, parts: Parts) -> None:
 def memory(config: Config, found: Scan, step: int) -> tuple[float, float]:
     """Bytes for each image that a training keeps beside the scan's own list, and at most while it starts."""
     tracemalloc.start()
-    plan = Plan(config, found.entries, config.train_batch_size, Origin())
+    plan = Plan(config, found.entries, 1, Origin())
     steps = Loader(config, plan, sources_of(config, found)).steps(step)
     next(steps)
     kept, most = tracemalloc.get_traced_memory()

@@ -114,7 +114,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         config, entries = prepare(Path(name), arguments.count, arguments.workers)
-        plan = Plan(config, entries, BATCH, Origin())
+        plan = Plan(config, entries, 1, Origin())
         for with_text in (False, True):
             loader = Loader(config, plan, sources_of(config, entries, with_text=with_text))
             rates = [rate(loader.steps(1000 * number), arguments.seconds) for number in range(arguments.rounds)]

@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 from tests.support import tiny
 from tests.support.faults import Deadly, Death, FileCalls
 from tests.support.runs_at_tiny_size import config_for, temporary_in
+from tests.support.runs_at_tiny_size import run as train
 from trainer.checkpoints import preflight
 from trainer.checkpoints.preflight import Inputs
 from trainer.data.epochs import Origin
@@ -160,7 +161,9 @@ class Checkpoints(RuleBasedStateMachine):
         verdict = preflight.look_at_checkpoint(dataclasses.replace(of.inputs, config=config), of.here)
         session = Session(config, self.run, verdict, of.inputs.total_steps)
         self.session.enter_context(session.recorded())
-        self.plan = plan = Plan(config, of.inputs.found.entries, 2, verdict.origin if verdict else Origin())
+        self.plan = plan = Plan(
+            config, of.inputs.found.entries, of.inputs.batches_per_step, verdict.origin if verdict else Origin()
+        )
         self.resumed_from = verdict.step if verdict else None
         of.state.global_step = verdict.step if verdict else 0
         if verdict:
@@ -318,3 +321,14 @@ def test_no_sequence_of_saves_pins_deaths_damage_and_resumes_deletes_what_has_to
 ) -> None:
     Checkpoints.folder = tmp_path_factory.mktemp("retention")
     run_state_machine_as_test(Checkpoints, settings=settings(max_examples=20, stateful_step_count=15))
+
+
+def test_what_a_killed_session_could_not_prune_goes_also_where_nothing_is_left_to_train(
+    tiny_model: Path, tiny_images: Path, tmp_path: Path
+) -> None:
+    config = config_for(tiny_model, tiny_images, tmp_path, max_train_steps=4)
+    assert train(config) == "finished"
+    folder = RunFolder(config.run_dir)
+    assert [item.step for item in manifest.listing(folder.checkpoints)] == [4, 3, 2, 1]
+    assert train(config.replace(resume_from_checkpoint="latest", keep_last_n_checkpoints=2)) == "finished"
+    assert [item.step for item in manifest.listing(folder.checkpoints)] == [4, 3]

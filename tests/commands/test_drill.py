@@ -49,7 +49,10 @@ def test_a_drill_tells_programs_its_verdict_and_figures(config: Config, tmp_path
     told = json.loads(done.stdout)
     assert (done.returncode, told["verdict"]) == (0, "passed")
     assert (told["outcome"]["resumed_at"], told["outcome"]["first_difference"]) == (2, None)
-    assert done.stderr.splitlines()[0] == "Training 4 steps straight ..." and "Resuming ..." in done.stderr
+    stages = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(stage["stage"], stage["of"], stage["doing"].split()[0]) for stage in stages] == [
+        (1, 3, "Training"), (2, 3, "Training"), (3, 3, "Resuming"),
+    ]  # fmt: skip
     refused = trainer("drill", config, tmp_path, "--steps", "3", "--json")
     assert (refused.returncode, json.loads(refused.stdout)["verdict"]) == (3, "refused")
 

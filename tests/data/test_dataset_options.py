@@ -75,7 +75,7 @@ def pixels(config: Config, epochs: int = 30) -> list[torch.Tensor]:
 
 def uses_of(config: Config, steps: int) -> list[list[Use]]:
     found = dataset.scan(config)
-    plan = Plan(config, found.entries, config.train_batch_size, Origin())
+    plan = Plan(config, found.entries, 1, Origin())
     return [plan.samples(step)[0] for step in range(steps)]
 
 
@@ -376,7 +376,7 @@ def test_the_lower_level_of_a_dataset_file_wins(tmp_path: Path) -> None:
 def test_datasets_of_several_resolutions_and_batch_sizes_take_turns(tmp_path: Path) -> None:
     config = dataset_file(tmp_path)
     found = dataset.scan(config)
-    plan = Plan(config, found.entries, 2 * config.train_batch_size, Origin())  # two batches a step
+    plan = Plan(config, found.entries, 2, Origin())
     assert plan.steps_per_epoch == found.steps_per_epoch(2) == 2 + 2
     for epoch in range(3):
         steps = [plan.samples(epoch * 4 + place)[0] for place in range(4)]
@@ -709,7 +709,7 @@ def test_every_image_is_used_as_often_as_it_is_repeated_in_batches_of_one_bucket
     made: tuple[Config, list[Entry]], epoch: int, accumulation: int, processes: int
 ) -> None:
     config, entries = made
-    plan = Plan(config, entries, config.train_batch_size * accumulation * processes, Origin())
+    plan = Plan(config, entries, accumulation * processes, Origin())
     steps = batches_of(config, plan, epoch, processes)
     used = Counter((use.entry.id, use.repeat) for step in steps for batch in step for use in batch)
     assert used == {(entry.id, repeat): 1 for entry in entries for repeat in range(entry.repeats)}
@@ -728,11 +728,11 @@ def test_any_number_of_processes_trains_the_same_steps_in_the_same_order(
     config, entries = made
     told = []
     for processes, accumulation in ((1, 4), (2, 2), (4, 1)):
-        plan = Plan(config, entries, config.train_batch_size * processes * accumulation, Origin())
+        plan = Plan(config, entries, processes * accumulation, Origin())
         steps = batches_of(config, plan, epoch, processes)
         told.append([sorted((use.entry.id, use.repeat) for batch in step for use in batch) for step in steps])
     assert told[0] == told[1] == told[2]
-    again = Plan(config, entries, config.train_batch_size * 4, Origin())
+    again = Plan(config, entries, 4, Origin())
     again.samples(12345)  # what was asked before does not matter
     assert [list(again.samples(epoch * again.steps_per_epoch + place)[0]) for place in range(2)] == [
         list(plan.samples(epoch * plan.steps_per_epoch + place)[0]) for place in range(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
@@ -307,13 +308,15 @@ def test_a_drill_that_is_refused_says_why(trained: Config, places: Places, run: 
 
 
 def test_a_verdict_of_a_drill_is_shown_first_and_in_its_colour() -> None:
-    text = "Training 8 steps straight ...\nResuming ...\nPASSED: bit-equal.\n8 steps; killed after step 4"
+    stage = json.dumps({"stage": 1, "of": 3, "doing": "Training 8 steps straight"})
+    verdict = {"version": 1, "verdict": "passed", "lines": ["PASSED: bit-equal.", "8 steps; killed after step 4"]}
+    text = f"{stage}\na warning of a library\n{json.dumps(verdict)}\n"
     shown = drills.show(drills.Drill(100.0, False, text), 200.0)
     assert 'class="note good"' in shown
     assert "PASSED: bit-equal." in shown
     assert "killed after step 4" in shown
-    going = drills.show(drills.Drill(100.0, True, "Training 8 steps straight ..."), 130.0)
-    assert "stage 1 of 3, for 30 s: Training 8 steps straight" in going
+    going = drills.show(drills.Drill(100.0, True, f"{stage}\na warning of a library"), 130.0)
+    assert "for 30 s, stage 1 of 3: Training 8 steps straight" in going
 
 
 # --- the tab itself ---
@@ -434,9 +437,11 @@ def test_a_new_run_branches_off_an_older_step_and_knows_where_it_came_from(page:
     page.locator("#start-training").click()
     run = RunFolder(served.home / "output" / "vixen")
     expect(page.locator("#run-picker input")).to_have_value(re.compile("^vixen · "))
-    expect(page.locator("#run-status")).to_contain_text("finished", timeout=90_000)
-    record = run_folder.read_run(run)
-    assert record is not None
+    deadline = time.monotonic() + 90
+    while (record := run_folder.read_run(run)) is None or run_folder.status(run) != "finished":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    expect(page.locator("#run-status")).to_contain_text("finished")
     assert record["parent"]["step"] == 2
     assert [event["step"] for event in events.read_events(run.events_file)[0] if event["event"] == "resumed"] == [2]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,7 @@ def test_runs_are_compared_and_the_difference_of_their_options_is_shown(page: Pa
 
 @needs_browser
 def test_a_reload_keeps_tab_run_and_smoothing_and_the_title_tells_how_far_it_is(page: Page, served: Served) -> None:
-    expect(page).to_have_title("75 % · fox · Rekindle")
+    expect(page).to_have_title(re.compile(r"^7\d % · fox · Rekindle$"))
     choose(page, "run-picker", "old")
     expect(page.locator("#run-status")).to_contain_text("finished")
     expect(page).to_have_title("finished · old · Rekindle")
@@ -260,6 +261,7 @@ def test_charts_and_runs_follow_the_rules_of_wcag_2_aa_on_any_screen(
         page.add_init_script(f"localStorage.setItem('rekindle.view', JSON.stringify({{ tab: '{tab}' }}))")
         open_page(page, served)
         shown = "#loss-chart .js-plotly-plot" if tab == "tab-monitor" else "#runs-table table"
+        page.locator(shown.partition(" ")[0]).scroll_into_view_if_needed()  # charts are drawn where they are seen
         expect(page.locator(shown)).to_be_visible()
         for one in Axe().run(page, options=WCAG_AA).response["violations"]:
             found[f"{tab}: {one['id']}"] = [node["html"] for node in one["nodes"]]

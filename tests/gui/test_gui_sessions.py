@@ -22,7 +22,11 @@ def holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StateHol
     monkeypatch.setattr(sessions, "SECONDS", 0.01)
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # put back afterwards
     application: Any = app.make_application(Places(tmp_path, tmp_path / "state"))
-    [found] = [route.app.state_holder for route in application.routes if hasattr(route, "app")]
+    inner = application
+    while not hasattr(inner, "routes"):  # what is around the page
+        inner = inner._app
+    apps = [route.app for route in inner.routes if hasattr(route, "app")]
+    [found] = [inside.state_holder for inside in apps if hasattr(inside, "state_holder")]
     with TestClient(application):
         yield found
 

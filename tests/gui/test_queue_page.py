@@ -15,7 +15,17 @@ from gui.forms import draft as drafts
 from gui.places import CODE
 from tests.gui.test_gui_fake_run import make_run
 from tests.gui.test_gui_train_page import WCAG_AA
-from tests.support.browser import Served, choose, field, fresh_page, load_preset, needs_browser, open_tab, serving
+from tests.support.browser import (
+    Served,
+    choose,
+    field,
+    fresh_page,
+    load_preset,
+    needs_browser,
+    open_tab,
+    serving,
+    settle,
+)
 from trainer.runs import queue, run_folder
 from trainer.runs.run_folder import RunFolder
 
@@ -95,6 +105,7 @@ def test_an_edit_that_arrives_after_the_form_was_filled_anew_comes_to_nothing(
 def test_a_preset_that_is_chosen_is_loaded_at_once_where_nothing_is_unsaved(page: Page) -> None:
     choose(page, "preset-picker", "sd15-lora-style-8gb")
     expect(page.locator("#form-changes")).to_contain_text("Matches sd15-lora-style-8gb.")
+    settle(page)
     field(page, "learning_rate").fill("0.003")
     expect(page.locator("#form-changes")).to_contain_text("1 unsaved change")
     choose(page, "preset-picker", "demo")

@@ -63,7 +63,9 @@ def test_an_inpainting_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_tells_nothing_needs_the_family(tmp_path: Path) -> None:
     file = file_with(tmp_path / "a.safetensors", "something.else")
-    with pytest.raises(BaseModelMissing, match=r"family: the files of .* do not tell what they are"):
+    with pytest.raises(
+        BaseModelMissing, match=r"the model type cannot be recognised from the files of .*; set family to one of"
+    ):
         base_model.settle(Config(), file)
     assert base_model.settle(Config(family="sd"), file).sample_sampler == "ddim"
 

@@ -45,6 +45,7 @@ def states_of(model: Model, captions: list[str]) -> torch.Tensor:
 def batch_for(model: Model, timestep: int = 500) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     shape = (2, 4, 8, 8)
+    assert model.text.tokenize
     return {
         "latent_mean": torch.randn(shape, generator=generator),
         "latent_std": torch.ones(shape),

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Response, expect, sync_playwright
 
 from gui.places import CODE, Places
 
@@ -108,6 +108,7 @@ def open_page(page: Page, served: Served) -> None:
     page.goto(served.address)
     expect(page.locator("#run-status .badge")).to_be_visible()
     expect(page.locator("#run-picker input")).not_to_have_value("")
+    settle(page)
 
 
 def field(page: Page, name: str) -> Locator:
@@ -124,9 +125,36 @@ def choose(page: Page, picker: str, words: str) -> None:
 
 
 def load_preset(page: Page, name: str) -> None:
-    choose(page, "preset-picker", name)
-    page.locator("#preset-load button, button#preset-load").click()
+    """Choose it, which may load it at once, then press Load; what is typed after this comes after both answers."""
+
+    def fills_the_form(answer: Response) -> bool:
+        return "/gradio_api/run/" in answer.url and f"{name} was loaded" in answer.text()
+
+    page.locator("#preset-picker input").click()
+    option = page.get_by_role("option", name=name).first
+    is_another = option.inner_text().strip() != page.locator("#preset-picker input").input_value().strip()
+    if is_another and page.locator("#form-changes").inner_text().strip().startswith("Matches"):
+        with page.expect_response(fills_the_form):
+            option.click()
+    else:
+        option.click()
+    with page.expect_response(fills_the_form):
+        page.locator("#preset-load button, button#preset-load").click()
     expect(page.locator("#form-message")).to_contain_text(f"{name} was loaded")
+    settle(page)
+
+
+def settle(page: Page) -> None:
+    """Wait until the page has nothing left to do: Gradio writes an answer's values into one widget after the other, and
+    what is typed in between may be overwritten."""
+    page.evaluate(
+        """async () => {
+          for (let times = 0; times < 3; times++) {
+            await new Promise(done => setTimeout(done, 100));
+            await new Promise(done => requestIdleCallback(done));
+          }
+        }"""
+    )
 
 
 def save_preset(page: Page, name: str) -> None:

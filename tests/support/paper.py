@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from trainer import files
-from trainer.checkpoints import checkpoint, preflight, resume
+from trainer.checkpoints import checkpoint, preflight
 from trainer.checkpoints.checkpoint import Contents, Save
 from trainer.checkpoints.preflight import Inputs
 from trainer.checkpoints.resume import ResumeRefused, Verdict
@@ -139,6 +139,7 @@ def inputs_of(config: Config, pictures: tuple[Picture, ...]) -> Inputs:
         images=dataset.record(found, config, config.gradient_accumulation_steps),
         model_path=Path("model"),
         base_model={"pretrained_model_name_or_path": "0" * 64},
+        batches_per_step=config.gradient_accumulation_steps,
         steps_per_epoch=found.steps_per_epoch(config.gradient_accumulation_steps),
         total_steps=config.max_train_steps,
     )
@@ -158,9 +159,7 @@ class Training:
             self.verdict = verdict = self._examine()
             self.session = Session(config, self.run, verdict, inputs.total_steps)
             self.origin = verdict.origin if verdict else Origin()
-            self.plan = Plan(
-                config, inputs.found.entries, resume.global_batch(config, 1), self.origin, inputs.total_steps
-            )
+            self.plan = Plan(config, inputs.found.entries, inputs.batches_per_step, self.origin, inputs.total_steps)
             self.curve = verdict.curve if verdict else schedule.new_curve(config, inputs.total_steps)
             self.history: History = history_of(verdict.path) if verdict else ()
             beginning.enter_context(self.session.recorded())

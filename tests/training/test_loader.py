@@ -62,7 +62,7 @@ def config(tmp_path: Path) -> Config:
 def loader_of(config: Config, latents: Latents | None = None) -> Loader:
     entries = dataset.scan(config).entries
     sources = Sources(tokenize, latents or Latents(), None, 4, 8, torch.device("cpu"), timesteps.of(config))
-    return Loader(config, Plan(config, entries, 4, Origin()), sources)
+    return Loader(config, Plan(config, entries, 1, Origin()), sources)
 
 
 def taken(config: Config, start: int, count: int, latents: Latents | None = None) -> list[Step]:
@@ -98,7 +98,7 @@ def test_a_stream_that_begins_anywhere_is_the_rest_of_the_one_that_began_at_firs
 
 def test_an_epoch_that_does_not_divide_ends_with_a_smaller_step(config: Config) -> None:
     entries = dataset.scan(config).entries
-    plan = Plan(config, entries[:7], 4, Origin())
+    plan = Plan(config, entries[:7], 1, Origin())
     assert plan.steps_per_epoch == 4
     assert [len(plan.samples(step)[0]) for step in range(8)] == [4, 4, 4, 2] * 2
 
@@ -107,7 +107,7 @@ def test_datasets_of_two_batch_sizes_each_train_every_sample_once_an_epoch(confi
     entries = dataset.scan(config).entries
     larger = dataclasses.replace(entries[0].subset, options=config.replace(train_batch_size=3))
     mixed = [dataclasses.replace(entry, subset=larger) if place < 5 else entry for place, entry in enumerate(entries)]
-    plan = Plan(config, mixed, 4, Origin())
+    plan = Plan(config, mixed, 1, Origin())
     steps = [plan.samples(step)[0] for step in range(plan.steps_per_epoch)]
     assert sorted(len(step) for step in steps) == [1, 2, 3, 3, 3, 4, 4]
     assert sorted((use.entry.id, use.repeat) for step in steps for use in step) == sorted(
@@ -119,7 +119,7 @@ def test_datasets_of_two_batch_sizes_each_train_every_sample_once_an_epoch(confi
 def test_a_plan_holds_a_few_bytes_for_each_sample(config: Config) -> None:
     entries = dataset.scan(config).entries
     many = [dataclasses.replace(entries[0], repeats=1000)] * 100
-    plan = Plan(config, many, 4, Origin())
+    plan = Plan(config, many, 1, Origin())
     plan.samples(0)
     arrays = [value for value in vars(plan).values() if isinstance(value, np.ndarray)]
     arrays += [*plan._order(0), *(members for members, _ in plan._groups)]

@@ -74,6 +74,7 @@ def test_weights_and_biases_offline_is_one_run_with_the_runs_id_and_config(
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setattr(tracking, "CLOSING_SECONDS", 300.0)  # its service takes long to begin on a busy machine
     tracked = config.replace(log_with="wandb", log_tracker_name="a-project")
     run(tracked)
     run(tracked.replace(resume_from_checkpoint="latest", max_train_steps=8))

@@ -55,6 +55,13 @@ def starts_from_scratch(config: Config, home: Path = Path()) -> bool:
     return named == "nothing" or (named == "auto" and not _ever_saved(RunFolder(home / config.run_dir)))
 
 
+def may_be_fetched(config: Config, home: Path = Path()) -> bool:
+    """Whether what is to be continued is not here, but perhaps at the mirror, which only the start asks."""
+    named = wanted(config.resume_from_checkpoint)
+    here = manifest.listing(RunFolder(home / config.run_dir).checkpoints)
+    return bool(config.checkpoint_mirror) and named in ("latest", "auto", "step") and not here
+
+
 def _ever_saved(run: RunFolder) -> bool:
     """Whether the run has checkpoints, sound or not, or had some that were moved aside."""
     folders = (run.checkpoints, run.checkpoints / "rejected", *run.abandoned.glob("*/checkpoints"))

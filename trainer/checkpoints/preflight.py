@@ -47,6 +47,7 @@ class Inputs:
     images: Mapping[str, Any]  # what dataset.json keeps
     model_path: Path
     base_model: Mapping[str, str]  # digests by option
+    batches_per_step: int
     steps_per_epoch: int
     total_steps: int
 
@@ -126,6 +127,11 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
                 f"there is no folder or file {home / model}, and it is no Hugging Face id like owner/name",
             )
         )
+    if config.checkpoint_mirror:
+        from trainer.checkpoints import mirror  # and with it fsspec, which takes a moment
+
+        if why := mirror.why_unusable(config.checkpoint_mirror):
+            problems.append(Problem("checkpoint_mirror", why))
     try:
         prompts.read(config)
     except ConfigError as error:
@@ -147,7 +153,7 @@ def look_at_inputs(
         lambda: dataset.scan(config, progress=progress, workers=SCAN_WORKERS),
         lambda: locate_model(config),
     )
-    batches = config.gradient_accumulation_steps * processes
+    batches = resume.batches_per_step(config, processes)
     steps_per_epoch = found.steps_per_epoch(batches)
     epochs = config.max_train_epochs
     return Inputs(
@@ -156,6 +162,7 @@ def look_at_inputs(
         images=dataset.record(found, config, batches),
         model_path=model_path,
         base_model=base_model.digests(config, model_path, model_progress),
+        batches_per_step=batches,
         steps_per_epoch=steps_per_epoch,
         total_steps=config.max_train_steps if epochs is None else epochs * steps_per_epoch,
     )
@@ -406,7 +413,8 @@ def look(
     try:
         inputs = look_at_inputs(config, processes)
         config = inputs.config
-        verdict = look_at_checkpoint(inputs, environment)
+        if not choosing.may_be_fetched(config):
+            verdict = look_at_checkpoint(inputs, environment)
         refusals += verdict.refusals if verdict else ()
         if not (verdict and verdict.finished):
             needed = bytes_of_save(config, inputs, verdict)

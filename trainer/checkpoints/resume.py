@@ -123,9 +123,14 @@ class Verdict:
 # --- comparing -----------------------------------------------------------------------------------------------------
 
 
+def batches_per_step(config: Config, processes: int) -> int:
+    """Batches a step trains, over all processes."""
+    return config.gradient_accumulation_steps * processes
+
+
 def global_batch(config: Config, processes: int) -> int:
-    """Images a step trains: per device x processes x accumulation."""
-    return config.train_batch_size * config.gradient_accumulation_steps * processes
+    """Samples a step trains, of images without a batch size of their own."""
+    return config.train_batch_size * batches_per_step(config, processes)
 
 
 def compare_options(
@@ -363,10 +368,11 @@ def _other_run(config: Config, chosen: Chosen, record: Mapping[str, Any] | None)
     run = RunFolder(config.run_dir)
     if record is None or record["run_id"] == chosen.manifest.run_id:
         return []
-    if branches.is_own(run, chosen.path, chosen.manifest.step):  # the copy that the run began with
-        return []
+    began_with_it = was_begun_with(chosen.manifest, record)
+    if began_with_it and branches.is_own(run, chosen.path, chosen.manifest.step):
+        return []  # its own copy
     have = {found.manifest.digest if found.manifest else "" for found in manifest.listing(run.checkpoints)}
-    if have <= ({chosen.manifest.digest, ""} if was_begun_with(chosen.manifest, record) else set()):
+    if have <= ({chosen.manifest.digest, ""} if began_with_it else set()):
         return []  # it begins here, perhaps for the second time
     return [
         f"resume_from_checkpoint: {chosen.path} belongs to another run, and {run.path} has checkpoints of its own; "

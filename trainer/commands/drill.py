@@ -13,10 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from trainer.checkpoints import preflight
 from trainer.options.config import Config
@@ -27,8 +27,11 @@ from trainer.runs import manifest, on_finish
 from trainer.runs.events import read_events
 from trainer.runs.run_folder import RunFolder
 
-EQUAL, DIFFERENT, REFUSED = 0, 1, 3
+EQUAL, DIFFERENT, REFUSED, STOPPED = 0, 1, 3, 4
+VERDICTS = {EQUAL: "passed", DIFFERENT: "failed", REFUSED: "refused", STOPPED: "stopped"}
+STAGES = 3
 COMPARED = ("batch", "loss", "lr", "grad_norm")
+LOG_END = 2000  # characters of a failed training's log that are shown
 KILL_WAIT = 3600.0  # seconds for the process to come to where it is killed
 
 
@@ -80,7 +83,11 @@ def declare(command: str, parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument("--config", required=True, help="a preset")
     parser.add_argument("--steps", type=int, default=8, help="steps of the rehearsal (4 or more)")
-    parser.add_argument("--json", action="store_true", help="print the verdict and its figures as JSON, for programs")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print JSON for programs: the stages as lines on standard error, the verdict and its figures at the end",
+    )
 
 
 def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
@@ -89,15 +96,20 @@ def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.Argumen
 
 
 def rehearse(preset: str, rest: Sequence[str], *, steps: int, as_json: bool = False) -> int:
-    """Do the drill and print its verdict; returns the exit code: 0 equal, 1 different or failed, 3 refused.
+    """Do the drill and print its verdict; returns the exit code: 0 equal, 1 different or failed, 3 refused, 4 stopped.
 
-    `as_json`: one JSON object on standard output at the end, and what is being done on standard error.
+    `as_json`: one JSON object on standard output at the end, and one on standard error as each stage begins.
     """
-    told_to = sys.stderr if as_json else sys.stdout
+
+    def announce(stage: int, doing: str) -> None:
+        if as_json:
+            print(json.dumps({"stage": stage, "of": STAGES, "doing": doing}), file=sys.stderr, flush=True)
+        else:
+            print(f"{doing} ...", flush=True)
 
     def end(code: int, lines: list[str], **more: Any) -> int:
-        verdict = {EQUAL: "passed", DIFFERENT: "failed", REFUSED: "refused"}[code]
-        print(json.dumps({"version": 1, "verdict": verdict, "lines": lines, **more}) if as_json else "\n".join(lines))
+        verdict = {"version": 1, "verdict": VERDICTS[code], "lines": lines, **more}
+        print(json.dumps(verdict) if as_json else "\n".join(lines), flush=True)
         return code
 
     try:
@@ -109,11 +121,13 @@ def rehearse(preset: str, rest: Sequence[str], *, steps: int, as_json: bool = Fa
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".drill-{config.output_name}-", dir=config.output_dir))
     try:
-        outcome = compare(config, folder, steps, told_to)
+        outcome = compare(config, folder, steps, announce)
     except Refused as refusal:
         return end(REFUSED, [f"Refused: {line}" for line in str(refusal).splitlines()])
     except DrillFailed as failure:
         return end(DIFFERENT, [f"FAILED: {failure}"])
+    except KeyboardInterrupt:
+        return end(STOPPED, ["The drill was stopped before its verdict."])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return end(EQUAL if outcome.equal else DIFFERENT, outcome.lines(), outcome=dataclasses.asdict(outcome))
@@ -146,16 +160,19 @@ def rehearsal_of(config: Config, folder: Path, steps: int) -> Config:
     )
 
 
-def compare(config: Config, folder: Path, steps: int, told_to: TextIO) -> Outcome:
-    """Train straight, then with a kill and a resume, in `folder`, telling what is done. Raises DrillFailed."""
+def compare(config: Config, folder: Path, steps: int, announce: Callable[[int, str], None]) -> Outcome:
+    """Train straight, then with a kill and a resume, in `folder`. Raises Refused or DrillFailed.
+
+    `announce`: is called with the number of each stage, from 1, and what it does.
+    """
     middle = steps // 2
     rehearsal = rehearsal_of(config, folder, steps)
-    print(f"Training {steps} steps straight ...", file=told_to, flush=True)
+    announce(1, f"Training {steps} steps straight")
     train(rehearsal, folder)
     killed = rehearsal.replace(output_name="interrupted", save_every_n_steps=middle)
-    print(f"Training again, to be killed after step {middle} is saved ...", file=told_to, flush=True)
+    announce(2, f"Training again, to be killed after step {middle} is saved")
     killed_after = train_and_kill(killed, folder, middle)
-    print("Resuming ...", file=told_to, flush=True)
+    announce(3, "Resuming")
     started = time.time()
     train(killed.replace(resume_from_checkpoint="latest"), folder)
     return judge(rehearsal, killed, steps, killed_after, started)
@@ -164,20 +181,26 @@ def compare(config: Config, folder: Path, steps: int, told_to: TextIO) -> Outcom
 def command(config: Config, folder: Path) -> list[str]:
     preset = folder / f"{config.output_name}.toml"
     preset.write_text(to_toml(config), encoding="utf-8")
-    return [sys.executable, "-m", "trainer", "train", "--config", str(preset)]
+    return [sys.executable, "-m", "trainer", "train", "--config", str(preset), "--json"]
 
 
 def train(config: Config, folder: Path) -> None:
+    """Train to the end. Raises Refused, and DrillFailed where it ended before."""
     quiet = on_finish.silenced()
     done = subprocess.run(
         command(config, folder), env=quiet, capture_output=True, encoding="utf-8", errors="replace", check=False
     )
-    if done.returncode == REFUSED:
-        raise Refused(
-            "\n".join(line.split("Refused: ", 1)[-1] for line in done.stderr.splitlines() if "Refused" in line)
-        )
-    if done.returncode != 0:
-        raise DrillFailed(f"the training ended with code {done.returncode}:\n{done.stderr[-2000:]}")
+    if done.returncode == 0:
+        return
+    try:
+        end = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):  # it was killed, or did not even begin
+        log = done.stderr[-LOG_END:]
+        raise DrillFailed(f"the training ended with code {done.returncode} and no word; its log:\n{log}") from None
+    reasons = "\n".join(end["reasons"])
+    if end["ended"] == "refused":
+        raise Refused(reasons)
+    raise DrillFailed(f"the training {end['ended']}: {reasons}\n{done.stderr[-LOG_END:]}")
 
 
 def train_and_kill(config: Config, folder: Path, middle: int) -> int:

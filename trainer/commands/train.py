@@ -10,23 +10,41 @@ import dataclasses
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from trainer.options.problems import ConfigError
 from trainer.options.writing import reference
 from trainer.refusal import Refused
 from trainer.runs import on_finish
-from trainer.runs.console import logging_to_console
+from trainer.runs.console import is_main_process, logging_to_console
 from trainer.runs.failures import TrainingFailed, advice_for
 from trainer.runs.run_folder import RunFolder
 from trainer.runs.signals import StopRequested, StopSignals
 
 FINISHED, FAILED, REFUSED, STOPPED = 0, 1, 3, 4
+EXIT_CODES = {"finished": FINISHED, "cached": FINISHED, "stopped": STOPPED, "refused": REFUSED, "failed": FAILED}
 logger = logging.getLogger("trainer")
+
+
+@dataclass(frozen=True)
+class TrainingEnd:
+    """How a training ended. `ended`: a key of EXIT_CODES; `reasons`: why it was refused or failed, a line each."""
+
+    ended: str
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.ended]
+
+    def as_json(self) -> str:
+        """One line, for programs."""
+        return json.dumps({"version": 1, **dataclasses.asdict(self), "exit_code": self.exit_code})
 
 
 def declare(command: str, parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    parser.usage = "python -m trainer train --config FILE [--dry-run [--json]] [--option value ...]"
+    parser.usage = "python -m trainer train --config FILE [--dry-run] [--json] [--option value ...]"
     parser.epilog = (
         "Options, and what a changed one means for a resume "
         "(locked: refused; trajectory: refused unless in resume_allow; free):\n" + reference()
@@ -39,17 +57,24 @@ def declare(command: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="describe the training that would begin, and change nothing"
     )
-    parser.add_argument("--json", action="store_true", help="with --dry-run: print JSON, for programs")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print JSON for programs: what --dry-run finds, or, when a training ends, how it ended",
+    )
 
 
 def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
     """Train, or describe the training; returns the exit code."""
-    if known.json and not known.dry_run:
-        parser.error("--json goes with --dry-run; a training writes its events to the run folder")
-    return dry_run(known.config, rest, as_json=known.json) if known.dry_run else train(known.config, rest)
+    if known.dry_run:
+        return dry_run(known.config, rest, as_json=known.json)
+    ending = train(known.config, rest)
+    if known.json and is_main_process():
+        print(ending.as_json(), flush=True)
+    return ending.exit_code
 
 
-def train(preset: str, rest: Sequence[str]) -> int:
+def train(preset: str, rest: Sequence[str]) -> TrainingEnd:
     """Train what a preset and the command line describe; then do what is wanted when a session ends."""
     with logging_to_console() as console, StopSignals() as signals:
         try:
@@ -73,25 +98,26 @@ def train(preset: str, rest: Sequence[str]) -> int:
             finally:
                 on_finish.tell(RunFolder(config.run_dir))
         except Refused as refusal:
-            for line in str(refusal).splitlines():
+            reasons = tuple(str(refusal).splitlines())
+            for line in reasons:
                 logger.error("Refused: %s", line)
-            return REFUSED
+            return TrainingEnd("refused", reasons)
         except StopRequested:
             logger.info("Stopped before the first step; there was nothing to save.")
-            return STOPPED
+            return TrainingEnd("stopped")
         except Exception as error:  # noqa: BLE001 - the last resort, so that the way out is the last thing in the log
-            return tell_failure(error)
+            tell_failure(error)
+            return TrainingEnd("failed", (str(error) or type(error).__name__,))
         if ending == "stopped":
             logger.info("Stopped and saved. Continue with --resume_from_checkpoint latest.")
-            return STOPPED
-        if ending == "cached":
+        elif ending == "cached":
             logger.info("The caches in %s are ready. Nothing was trained: cache_only.", config.cache_path)
-            return FINISHED
-        logger.info("Finished.")
-        return FINISHED
+        else:
+            logger.info("Finished.")
+        return TrainingEnd(ending)
 
 
-def tell_failure(error: Exception) -> int:
+def tell_failure(error: Exception) -> None:
     """Log an error that ended the training: its traceback for those who can read it, then what to do."""
     from trainer.data.pictures import PictureError
 
@@ -101,7 +127,6 @@ def tell_failure(error: Exception) -> int:
     else:
         logger.error("Failed: %s", error, exc_info=error)
         logger.error("%s", advice_for(error))
-    return FAILED
 
 
 def dry_run(preset: str, rest: Sequence[str], *, as_json: bool) -> int:

@@ -68,12 +68,12 @@ class Scan:
         """Samples an epoch: images times repeats."""
         return sum(entry.repeats for entry in self.entries)
 
-    def steps_per_epoch(self, batches: int) -> int:
-        """Steps an epoch takes when each trains so many batches: accumulation x processes."""
+    def steps_per_epoch(self, batches_per_step: int) -> int:
+        """Steps an epoch takes when each trains so many batches."""
         samples: Counter[int] = Counter()  # by batch size
         for entry in self.entries:
             samples[entry.subset.options.train_batch_size] += entry.repeats
-        return sum(buckets.steps_per_epoch(count, size * batches) for size, count in samples.items())
+        return sum(buckets.steps_per_epoch(count, size * batches_per_step) for size, count in samples.items())
 
     def bucket_counts(self) -> dict[buckets.Size, int]:
         """Samples an epoch in each bucket."""
@@ -420,12 +420,9 @@ def preprocessing(config: Config) -> dict[str, Any]:
 
 
 @no_collections()
-def record(found: Scan, config: Config, batches: int = 1) -> dict[str, Any]:
-    """What dataset.json keeps: each image by content, its caption and bucket, and one digest over all.
-
-    `batches`: those of a step, accumulation x processes.
-    """
-    special = _own_options(found, config, batches)
+def record(found: Scan, config: Config, batches_per_step: int = 1) -> dict[str, Any]:
+    """What dataset.json keeps: each image by content, its caption and bucket, and one digest over all."""
+    special = _own_options(found, config, batches_per_step)
     images = {entry.id: _image(entry, special.get(id(entry.subset), ("",))[0]) for entry in found.entries}
     images |= {entry.id: {**_image(entry), "validation": True} for entry in found.validation}
     content: Any = {key: [value for name, value in image.items() if name != "path"] for key, image in images.items()}
@@ -465,7 +462,7 @@ def _image(entry: Entry, subset: str = "") -> dict[str, Any]:
     }
 
 
-def _own_options(found: Scan, config: Config, batches: int) -> dict[int, tuple[str, dict[str, Any]]]:
+def _own_options(found: Scan, config: Config, batches_per_step: int) -> dict[int, tuple[str, dict[str, Any]]]:
     """Of each subset (by its identity) to which dataset_config gives options that are not the run's: its name and
     these options, batch sizes as global batches."""
     result = {}
@@ -475,7 +472,7 @@ def _own_options(found: Scan, config: Config, batches: int) -> dict[int, tuple[s
         same[name] += 1  # folders of one name, or one folder with several treatments
         own = dataset_config.own_options(subset, config)
         if "train_batch_size" in own:
-            own["global_batch"] = own.pop("train_batch_size") * batches
+            own["global_batch"] = own.pop("train_batch_size") * batches_per_step
         if own:
             result[id(subset)] = (name if same[name] == 1 else f"{name} ({same[name]})", own)
     return result

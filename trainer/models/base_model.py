@@ -159,7 +159,8 @@ def settle(config: Config, path: Path) -> Config:
     family = detected if config.family == families.AUTO else config.family
     if family is None:
         raise BaseModelMissing(
-            f"family: the files of {path} do not tell what they are; set family to one of {', '.join(families.TABLE)}"
+            f"family: the model type cannot be recognised from the files of {path}; set family to one of "
+            f"{', '.join(families.TABLE)}"
         )
     if detected not in (None, family):
         raise BaseModelMissing(

@@ -97,7 +97,6 @@ class ClipTokens:
 class ClipText:
     """One CLIP text encoder; its conditioning is "states", (batch, tokens, width). See `text.Text`."""
 
-    tokenizes = True
     ragged: frozenset[str] = frozenset()
     precision = "float32"
 
@@ -137,7 +136,6 @@ class TwoClipText:
     """CLIP-L and OpenCLIP-G of SDXL: "states", (batch, tokens, both widths), of the layer before the last of each, and
     "pooled", (batch, width of the second), of the caption's first chunk. See `text.Text`."""
 
-    tokenizes = True
     ragged: frozenset[str] = frozenset()
     encoders = ("text_encoder", "text_encoder_2")
 

@@ -161,9 +161,9 @@ class Model(nn.Module):
         return f"{self.components.parts.dtype_of('vae')}"
 
     @property
-    def tokenize(self) -> Callable[[Sequence[str]], dict[str, Tensor]] | None:
+    def tokenize(self) -> text.Tokenize | None:
         """What turns captions into a micro-batch's tensors; None where the captions themselves are encoded."""
-        return self.text.tokenize if self.text.tokenizes else None
+        return self.text.tokenize
 
     @torch.no_grad()
     def encode_captions(self, captions: Sequence[str]) -> list[Arrays]:
@@ -171,7 +171,7 @@ class Model(nn.Module):
         return text.rows(self.text.encode(self._read(captions)), self.text.ragged, self.text.precision)
 
     def _read(self, captions: Sequence[str]) -> dict[str, Any]:
-        return dict(self.text.tokenize(captions)) if self.text.tokenizes else {"captions": tuple(captions)}
+        return dict(self.text.tokenize(captions)) if self.text.tokenize else {"captions": tuple(captions)}
 
     def text_identity(self) -> str:
         """What decides `encode_captions` besides the caption, the base model's content apart."""

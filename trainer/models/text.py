@@ -14,18 +14,20 @@ from trainer.models.placement import Components
 
 Rows = list[dict[str, Tensor]]
 Arrays = dict[str, NDArray[Any]]
+Tokenize = Callable[[Sequence[str]], dict[str, Tensor]]
 MASK = "_mask"  # behind the name of a ragged tensor
 
 
 class Text(Protocol):
     """How captions become what the denoiser is given besides the latents."""
 
-    tokenizes: bool  # whether `tokenize` is to be used, in the loader's threads, and `encode` gets its tensors
     ragged: frozenset[str]  # tensors with as many rows as the caption has tokens
     precision: str  # of cached tensors: "float32" or "bfloat16"
 
-    def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """What `encode` reads, by name, each with the captions first."""
+    @property
+    def tokenize(self) -> Tokenize | None:
+        """Captions -> what `encode` reads, by name, each with the captions first; used in the loader's threads. None
+        where `encode` reads the captions themselves."""
         ...
 
     def encode(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -45,7 +47,7 @@ class Text(Protocol):
 class PipelineText:
     """Captions encoded by the official pipeline's own encode_prompt; its encoders are never trained."""
 
-    tokenizes = False
+    tokenize: Tokenize | None = None
 
     def __init__(
         self,
@@ -62,9 +64,6 @@ class PipelineText:
         self._identity = identity
         self.ragged = ragged
         self.precision = precision_for(dtype)
-
-    def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        raise NotImplementedError("the pipeline tokenises by itself")
 
     @torch.no_grad()
     def encode(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -17,9 +17,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
 from trainer import quantities
-from trainer.checkpoints import choosing, preflight, resume
+from trainer.checkpoints import choosing, mirror, preflight
 from trainer.checkpoints.checkpoint_size import SizeUnknown
 from trainer.checkpoints.choosing import ResumeRefused
+from trainer.checkpoints.mirror import Mirroring
 from trainer.checkpoints.preflight import Inputs
 from trainer.checkpoints.resume import Verdict
 from trainer.data.epochs import Origin
@@ -60,6 +61,7 @@ class Beginning:
     planned_steps: int  # the run's length when it first began
     curve: LrCurve
     prompts: tuple[Prompt, ...]
+    mirroring: Mirroring | None  # in the process that holds the run, where it is wanted
     checkpoint_bytes: int | None  # None until the model is loaded
 
     @property
@@ -101,6 +103,8 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
     logger.info("%s", "\n".join(inputs.lines()))
     logger.info("%d process%s, on %s", processes.count, "es" if processes.count > 1 else "", here["device"])
     with processes.watched(), holding(run, config, accelerator):
+        if config.checkpoint_mirror:
+            processes.meet(signals)  # none looks for checkpoints before they have been fetched
         verdict = examined_checkpoint(inputs, here)
         if verdict and verdict.finished and branches.last_file(config).exists():
             if accelerator.is_main_process:
@@ -110,7 +114,6 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
         size = checkpoint_bytes(config, inputs, verdict)
         preflight.require_disk_space(config, size or 0)
         planned_steps = verdict.state.get("planned_steps", inputs.total_steps) if verdict else inputs.total_steps
-        global_batch = resume.global_batch(config, processes.count)
         origin = verdict.origin if verdict else Origin()
         this_session = (Session if accelerator.is_main_process else SilentSession)(
             config, run, verdict, inputs.total_steps
@@ -125,13 +128,15 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
             environment=here,
             inputs=inputs,
             verdict=verdict,
-            plan=Plan(config, inputs.found.entries, global_batch, origin, planned_steps),
+            plan=Plan(config, inputs.found.entries, inputs.batches_per_step, origin, planned_steps),
             planned_steps=planned_steps,
             curve=verdict.curve if verdict else schedule.new_curve(config, inputs.total_steps),
             prompts=tuple(sample_prompts),
+            mirroring=None,
             checkpoint_bytes=size,
         )
-        with this_session.recorded(**description(begun)), processes.watched(), followed(begun):
+        recorded = this_session.recorded(**description(begun))
+        with mirrored(begun), recorded, processes.watched(), followed(begun):
             if console and this_session.writes:
                 console.attach(run.console_file)
             if size is not None:
@@ -139,6 +144,20 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
             if at_stake := preflight.at_stake(config, inputs, verdict):
                 this_session.warn("at_stake", at_stake)
             yield begun
+
+
+@contextlib.contextmanager
+def mirrored(begun: Beginning) -> Iterator[None]:
+    """Within, the process that holds the run copies it to its mirror; at the end, also how it ended."""
+    config, running = begun.config, begun.session
+    if not (config.checkpoint_mirror and running.writes):
+        yield
+        return
+    begun.mirroring = Mirroring(config, begun.run, running.events, running.warn, running.resumed_from)
+    try:
+        yield
+    finally:
+        begun.mirroring.close()
 
 
 @contextlib.contextmanager
@@ -190,6 +209,9 @@ def holding(run: RunFolder, config: Config, accelerator: Accelerator) -> Iterato
     if not accelerator.is_main_process:
         yield
         return
+    if config.checkpoint_mirror:
+        with run_folder.locked(run):
+            mirror.restore(config)
     if choosing.starts_from_scratch(config):
         preflight.require_fresh(config)
         by_choice = choosing.wanted(config.resume_from_checkpoint) == "nothing"

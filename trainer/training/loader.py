@@ -115,12 +115,12 @@ class Plan:
         self,
         config: Config,
         entries: Sequence[Entry],
-        global_batch: int,
+        batches_per_step: int,
         origin: Origin,
         planned_steps: int | None = None,
     ) -> None:
-        """`global_batch`: samples a step trains, of images without a batch size of their own; `planned_steps`: the
-        run's length, of which token_warmup_step may be a share."""
+        """`batches_per_step`: accumulation x processes; `planned_steps`: the run's length, of which token_warmup_step
+        may be a share."""
         self._entries = entries
         self._seed = config.seed
         self._planned_steps = config.max_train_steps if planned_steps is None else planned_steps
@@ -132,11 +132,11 @@ class Plan:
         firsts = np.cumsum(repeats, dtype=np.int32) - repeats
         self._repeat_of = np.arange(len(self._entry_of), dtype=np.int32) - np.repeat(firsts, repeats)
         self._buckets = np.repeat(numbers, repeats)
-        batches = global_batch // config.train_batch_size
         per_device = np.fromiter((entry.subset.options.train_batch_size for entry in entries), np.int32, len(entries))
         of_sample = np.repeat(per_device, repeats)
         self._groups = [
-            (np.flatnonzero(of_sample == size).astype(np.int32), int(size) * batches) for size in np.unique(per_device)
+            (np.flatnonzero(of_sample == size).astype(np.int32), int(size) * batches_per_step)
+            for size in np.unique(per_device)
         ]  # samples, and how many of them a step trains
         self.steps_per_epoch = sum(buckets.steps_per_epoch(len(members), size) for members, size in self._groups)
         self._order = lru_cache(maxsize=2)(self._compute_order)

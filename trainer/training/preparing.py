@@ -84,13 +84,25 @@ def prepare(begun: Beginning) -> Training | None:
             state.alarms.forget()
         begun.session.resumed(probe_loss, epochs=begun.plan.place(state.global_step)[0])
     state.origin, state.planned_steps = begun.plan.origin, begun.planned_steps
+    if begun.mirroring:
+        begun.mirroring.wake()  # that a new session has begun, and from where
     begun.signals.raise_if_requested()
     return Training(
         begun=begun,
         module=module,
         state=state,
         loader=Loader(config, begun.plan, sources, accelerator.num_processes, accelerator.process_index),
-        saver=Saver(config, begun.run, state, begun.plan, begun.curve, begun.inputs, begun.session, begun.environment),
+        saver=Saver(
+            config,
+            begun.run,
+            state,
+            begun.plan,
+            begun.curve,
+            begun.inputs,
+            begun.session,
+            begun.environment,
+            begun.mirroring,
+        ),
         meter=Meter(
             state,
             begun.session.events,

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from trainer import files
-from trainer.checkpoints import resume
+from trainer.checkpoints import resume, retention
 from trainer.checkpoints.checkpoint import Contents, Save, Saved, Writer
+from trainer.checkpoints.mirror import Mirroring
 from trainer.checkpoints.preflight import Inputs
 from trainer.models import adapters, file_metadata, keys
 from trainer.models.keys import Stored
@@ -21,7 +22,7 @@ from trainer.options.config import Config
 from trainer.options.writing import to_toml
 from trainer.recipe import optimizers
 from trainer.recipe.schedule import LrCurve
-from trainer.runs import branches, manifest
+from trainer.runs import branches
 from trainer.runs.branches import epoch_file, step_file
 from trainer.runs.events import EventWriter
 from trainer.runs.run_folder import RunFolder
@@ -45,6 +46,7 @@ class Saver:
         inputs: Inputs,
         this_session: Session,
         here: dict[str, Any],
+        mirroring: Mirroring | None = None,
     ) -> None:
         self._config = config
         self._run = run
@@ -53,6 +55,7 @@ class Saver:
         self._curve = curve
         self._inputs = inputs
         self._session = this_session
+        self._mirroring = mirroring
         self._events: EventWriter = this_session.events
         self._documents = {  # encoded once, not while the training waits for the interpreter
             "dataset.json": files.compact_json_bytes(dict(inputs.images)),
@@ -194,31 +197,12 @@ class Saver:
             )
         try:
             if saved.path:
-                self._prune_checkpoints()
+                retention.prune(self._run, self._config, self._kept_step)
             self._prune_model_files(step)
         except OSError as error:
             logger.warning("Older files could not be deleted: %s. It is tried again after the next save.", error)
-
-    def _prune_checkpoints(self) -> None:
-        config = self._config
-        found = manifest.listing(self._run.checkpoints)
-        protected = {item.step for item in found if item.pinned or item.manifest is None}
-        if config.keep_best_checkpoint and (best := manifest.best(found)) is not None:
-            protected.add(best)
-        if config.save_last_n_epochs_state and (epochs := [item.manifest.epoch for item in found if item.manifest]):
-            newest = max(epochs) - config.save_last_n_epochs_state
-            protected |= {item.step for item in found if item.manifest and item.manifest.epoch > newest}
-        if self._kept_step is not None:
-            protected.add(self._kept_step)
-        for step in manifest.to_prune(
-            [item.step for item in found if item.manifest],
-            keep_last=config.keep_last_n_checkpoints,
-            keep_every=config.keep_every_n_steps,
-            within_last_steps=config.save_last_n_steps_state,
-            protected=protected,
-        ):
-            with contextlib.suppress(OSError):  # tried again after the next save
-                manifest.delete(self._run.checkpoints / manifest.folder_name(step))
+        if self._mirroring:
+            self._mirroring.wake()
 
     def _prune_model_files(self, step: int) -> None:
         config, epoch = self._config, self._plan.place(step)[0]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trainer import files
-from trainer.checkpoints import decisions, resume
+from trainer.checkpoints import decisions, resume, retention
 from trainer.checkpoints.choosing import ResumeRefused
 from trainer.checkpoints.resume import Verdict
 from trainer.options.config import Config
@@ -26,8 +26,9 @@ logger = logging.getLogger(__name__)
 
 
 def record_finished(config: Config, run: RunFolder, step: int) -> None:
-    """Complete the record of a run whose process was killed after the last checkpoint and before it could say so."""
+    """Complete the work on a run whose process was killed after the last checkpoint and before it could say so."""
     branches.remove_temporary(config, run)
+    retention.prune(run, config, None)
     record = run_folder.read_run(run)
     if record and record["status"] == "running":
         EventWriter(run.events_file).write("run_finished", step, reason="finished")
@@ -102,6 +103,7 @@ class Session:
             "grade": verdict.grade if verdict else None,
             "resumed_from": str(verdict.path.absolute()) if verdict else None,
             "id": self.id,
+            "lineage": self.for_checkpoints()["lineage"],
             "learning_rate": dataclasses.asdict(verdict.decision) if verdict and verdict.decision else None,
             "words": list(decisions.given(self._config)),
             "allowed": [dataclasses.asdict(item) for item in verdict.permitted] if verdict else [],

@@ -102,7 +102,7 @@ class Follower:
         try:
             work(name, *arguments)
         except Exception as error:  # noqa: BLE001 - networks, services and their clients fail in any way there is
-            logger.warning("%s failed and is no longer told anything: %s", name, error)
+            logger.warning("%s failed; nothing more is sent to it in this session: %s", name, error)
             self._trackers.pop(name, None)
 
     def _start(self, name: str) -> None:

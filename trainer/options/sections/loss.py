@@ -189,7 +189,7 @@ class Loss:
     )
     guidance_scale: float | None = option(
         None,
-        "Guidance that the model is told while it is trained; 1 for guidance-distilled models. It is not that of the "
+        "Guidance value given to the model in training; 1 for guidance-distilled models. Not the guidance of the "
         "sample images. Empty: as usual for the model.",
         low=0,
         high=100,

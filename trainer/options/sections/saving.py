@@ -57,6 +57,13 @@ class Saving:
         on_resume="free",
         advanced=True,
     )
+    checkpoint_mirror: str = option(
+        "",
+        "Copy every checkpoint and model file to a second place while training: a folder, or an address like "
+        "s3://bucket/folder, gs://, hf:// or ssh://. Another machine continues from there with "
+        'resume_from_checkpoint = "latest" or "auto". Credentials come from the environment. Empty: nowhere.',
+        on_resume="free",
+    )
     no_metadata: bool = option(
         False, "Write only the necessary metadata to the model file.", on_resume="free", advanced=True
     )

@@ -127,7 +127,7 @@ class Watching:
     )
     electricity_price: float = option(
         0.0,
-        "Price of a kilowatt-hour, to tell what the GPU's energy costs, in whatever currency. 0: it is not told.",
+        "Price of a kilowatt-hour in any currency, to show what the GPU's energy costs. 0: no cost is shown.",
         low=0,
         on_resume="free",
         advanced=True,

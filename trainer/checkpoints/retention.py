@@ -1,0 +1,39 @@
+"""Which checkpoints may go: one rule, applied to what a folder, or a mirror, really holds. No torch here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+from trainer.options.config import Config
+from trainer.runs import manifest
+from trainer.runs.manifest import Found
+from trainer.runs.run_folder import RunFolder
+
+
+def prune(run: RunFolder, config: Config, resumed_from: int | None) -> None:
+    """Delete what no rule keeps; what cannot be deleted now is tried again after the next save."""
+    found = manifest.listing(run.checkpoints)
+    for step in steps_to_delete(found, config, resumed_from):
+        with contextlib.suppress(OSError):
+            manifest.delete(run.checkpoints / manifest.folder_name(step))
+
+
+def steps_to_delete(found: Sequence[Found], config: Config, resumed_from: int | None) -> list[int]:
+    """The steps of checkpoints that no rule keeps. Pinned and damaged ones stay, the best one where that is wanted, and
+    the one that this session was resumed from."""
+    protected = {item.step for item in found if item.pinned or item.manifest is None}
+    if config.keep_best_checkpoint and (best := manifest.best(found)) is not None:
+        protected.add(best)
+    if config.save_last_n_epochs_state and (epochs := [item.manifest.epoch for item in found if item.manifest]):
+        newest = max(epochs) - config.save_last_n_epochs_state
+        protected |= {item.step for item in found if item.manifest and item.manifest.epoch > newest}
+    if resumed_from is not None:
+        protected.add(resumed_from)
+    return manifest.to_prune(
+        [item.step for item in found if item.manifest],
+        keep_last=config.keep_last_n_checkpoints,
+        keep_every=config.keep_every_n_steps,
+        within_last_steps=config.save_last_n_steps_state,
+        protected=protected,
+    )
