@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gguf
+import psutil
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -18,7 +20,7 @@ from tests.support import single_file, toy_family
 from tests.support.runs_at_tiny_size import assert_bit_equal, config_for, run, steps_of, tensors_of
 from tests.support.tiny_families import FAMILIES
 from trainer.commands import train
-from trainer.models import adapters, base_model, blocks, families, quantising
+from trainer.models import adapters, base_model, blocks, families, mapped_weights, quantising
 from trainer.models import model as models
 from trainer.models.model import Model
 from trainer.models.streaming import Streamer
@@ -300,3 +302,37 @@ def test_a_run_with_these_switches_is_resumed_bit_equal(
         plain = straight.replace(blocks_to_swap=0, cpu_offload_checkpointing=False, output_dir=str(tmp_path / "plain"))
         run(plain)
         assert_bit_equal(tensors_of(plain, 4), tensors_of(straight, 4))
+
+
+# --- weights that are mapped from files ----------------------------------------------------------------------------
+
+
+def resident_of_files() -> int:
+    return psutil.Process().memory_info().shared
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what is mapped")
+def test_a_weight_that_is_laid_out_anew_is_in_memory_once(tmp_path: Path) -> None:
+    large = nn.Sequential(nn.Conv2d(512, 512, 3), nn.Linear(512, 512))  # 9 MB and 1
+    save_file(large.state_dict(), tmp_path / "large.safetensors")
+    expected = large[0].weight.detach().clone()
+    tensors = load_file(tmp_path / "large.safetensors")
+    large.load_state_dict(tensors, assign=True)
+    before = resident_of_files()
+    assert float(tensors["0.weight"].sum()) == float(expected.sum())  # which touches it
+    assert resident_of_files() - before > 8e6
+    mapped_weights.to_channels_last(large)
+    assert resident_of_files() - before < 2e6
+    assert large[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(large[0].weight, expected)
+    assert torch.equal(tensors["0.weight"], expected)  # read from the file again
+    assert torch.equal(large[1].weight, load_file(tmp_path / "large.safetensors")["1.weight"])
+
+
+def test_weights_that_lie_in_no_file_are_laid_out_anew_too() -> None:
+    network = nn.Conv2d(64, 64, 3)
+    kept = network.weight.detach()
+    expected = kept.clone()
+    mapped_weights.to_channels_last(network)
+    assert network.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(network.weight, expected) and torch.equal(kept, expected)

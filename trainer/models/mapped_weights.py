@@ -43,6 +43,8 @@ def _mapped() -> Ranges:
 def _give_back(tensor: Tensor, ranges: Ranges) -> None:
     """Let go of the pages that a tensor alone lies on; where it is used after all, they are read from its file again.
     Nothing happens to tensors that are not mapped from one."""
+    if sys.platform != "linux":
+        return
     page = mmap.PAGESIZE
     start, end = -(-tensor.data_ptr() // page) * page, (tensor.data_ptr() + tensor.nbytes) // page * page
     place = bisect.bisect_right(ranges, (start, sys.maxsize)) - 1
