@@ -20,7 +20,7 @@ from tests.support import single_file, toy_family
 from tests.support.runs_at_tiny_size import assert_bit_equal, config_for, run, steps_of, tensors_of
 from tests.support.tiny_families import FAMILIES
 from trainer.commands import train
-from trainer.models import adapters, base_model, blocks, families, mapped_weights, quantising
+from trainer.models import adapters, base_model, blocks, compiling, families, mapped_weights, quantising
 from trainer.models import model as models
 from trainer.models.model import Model
 from trainer.models.streaming import Streamer
@@ -264,6 +264,11 @@ def test_a_package_that_is_missing_is_named_with_how_to_install_it(monkeypatch: 
     for config, extra in ((Config(quantize="int8wo"), "torchao"), (Config(base_gguf="a.gguf"), "gguf")):
         with pytest.raises(ConfigError, match=rf"pip install 'rekindle\[{extra}\]'"):
             quantising.check(config)
+
+
+def test_a_model_that_declares_no_repeated_blocks_is_not_compiled() -> None:
+    with pytest.raises(Refused, match="torch_compile: Linear declares no repeated blocks"):
+        compiling.compile_blocks(nn.Linear(1, 1), Config(torch_compile=True))
 
 
 def test_a_single_file_is_not_quantised(tmp_path: Path) -> None:
