@@ -16,8 +16,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from tests.support import single_file, tiny_families
-from tests.support.runs_at_tiny_size import config_for
+from tests.support.runs_at_tiny_size import config_for, events_of, run
 from tests.support.tiny_families import real_sdxl
+from trainer import devices
 from trainer.checkpoints import memory_size, preflight
 from trainer.checkpoints.memory_size import OVERHEAD, Estimator
 from trainer.models import activations, adapters, base_model, families
@@ -225,3 +226,13 @@ def test_the_dry_run_says_it_in_words_and_for_programs(tiny_model: Path, tiny_im
     assert looked.memory and told["memory"]["peak"] == looked.memory.peak
     assert told["memory_advice"] in line
     assert preflight.look(config, gpu_memory=1 << 40).memory_advice == ""
+
+
+def test_a_start_on_a_gpu_that_is_likely_to_be_too_small_says_so(
+    tiny_model: Path, tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "memory_total", lambda device: OVERHEAD + 3_000_000)
+    config = config_for(tiny_model, tiny_images, tmp_path, max_train_steps=1)
+    run(config)
+    [warning] = [event for event in events_of(config, "warning") if event["kind"] == "gpu_memory"]
+    assert "it would with cache_latents = true" in warning["message"]
