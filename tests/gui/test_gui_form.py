@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -23,10 +24,13 @@ from gui.tabs import launching, train_tab
 from gui.views import plan
 from tests.gui.test_gui_fake_run import make_run
 from trainer import files
+from trainer.checkpoints.memory_size import OVERHEAD
 from trainer.options import checks, sources, writing
 from trainer.options.config import OPTIONS
 from trainer.options.declaration import Option
 from trainer.recipe import prompts
+from trainer.runs import resources
+from trainer.runs.resources import GpuSample
 
 
 @pytest.fixture
@@ -450,6 +454,18 @@ def test_the_size_of_what_is_kept_is_told_from_the_base_models_headers(places: P
     assert told[1].startswith("3 checkpoints of about ") and told[1].endswith(" free")
     told = plan.told(places, forms.complete(options | {"pretrained_model_name_or_path": "nobody/nothing"}))
     assert told[1].endswith("free; what a checkpoint takes is known when the base model is here")
+
+
+def test_the_gpus_memory_is_told_and_what_would_make_it_fit(
+    places: Places, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(places.home / "images", 8)
+    options = {"train_data_dir": "images", "pretrained_model_name_or_path": str(tiny_model), "resolution": "64"}
+    assert plan.told(places, forms.complete(options))[-1].startswith("about 6")
+    gpu = GpuSample("GPU", None, None, None, None, OVERHEAD + 3_000_000, False)
+    monkeypatch.setattr(resources, "gpus_here", lambda: SimpleNamespace(read=lambda: [gpu]))
+    told = plan.told(places, forms.complete(options))[-1]
+    assert "of GPU memory; that does not fit the 603 MB of this GPU; it would with cache_latents = true" in told
 
 
 def test_a_folder_without_images_is_said_to_be_so(places: Places) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
@@ -272,12 +273,26 @@ def test_another_text_encoder_leaves_the_latents_cache_in_use(folder: Path, tmp_
     assert base_model.identity_of(replaced, folder, ["vae"]) == latents[0]
 
 
+def test_what_was_read_ahead_is_not_read_again(folder: Path, tmp_path: Path) -> None:
+    config = Config(pretrained_model_name_or_path=str(folder), cache_dir=str(tmp_path))
+    with base_model.read_ahead(config):
+        for thread in threading.enumerate():
+            if thread.name == "read ahead":
+                thread.join()
+    reads: list[int] = []
+    settled = base_model.settle(config, folder)
+    digests = base_model.digests(settled, folder, lambda done, total: reads.append(total))
+    assert max(reads, default=0) < 10_000  # model_index.json, which is of no component
+    assert digests == base_model.digests(settled.replace(cache_dir=str(tmp_path / "other")), folder)
+
+
 def test_what_is_cached_leaves_memory_and_comes_back_when_it_is_needed(folder: Path) -> None:
     model = load(folder, network_train_unet_only=True)
-    expected = states_of(model, ["a thing"])
+    expected, latents = states_of(model, ["a thing"]), model.encode_images(some_pixels())[0]
     model.prepare(CPU, latents_cached=True, text_cached=True)
-    assert "text_encoder" not in model.components.parts._loaded
+    assert model.components.parts._loaded.keys() & {"vae", "text_encoder"} == set()
     assert torch.equal(states_of(model, ["a thing"]), expected)
+    assert torch.equal(model.encode_images(some_pixels())[0], latents)
 
 
 def test_a_vae_of_another_architecture_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -299,6 +314,8 @@ def test_a_component_that_is_loaded_beside_the_training_leaves_torchs_default_pr
 
     monkeypatch.setattr(torch, "set_default_dtype", recorded)
     with ThreadPoolExecutor(1) as pool:
-        loaded = pool.submit(lambda: [parts[name] for name in ("text_encoder", "vae")]).result()
+        loaded = [pool.submit(lambda: parts["text_encoder"]).result()]
+    parts.alone = False  # from here on other threads prepare batches while this one loads
+    loaded.append(parts["vae"])
     assert set(changes) <= {torch.float32}
     assert {module.dtype for module in loaded} == {torch.bfloat16}

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
-from trainer import quantities
+from trainer import devices, quantities
 from trainer.checkpoints import choosing, mirror, preflight
 from trainer.checkpoints.checkpoint_size import SizeUnknown
 from trainer.checkpoints.choosing import ResumeRefused
@@ -26,7 +26,7 @@ from trainer.checkpoints.resume import Verdict
 from trainer.data.epochs import Origin
 from trainer.distributed.agreement import Agreement
 from trainer.distributed.processes import Processes, several_processes
-from trainer.models import adapters
+from trainer.models import adapters, quantising
 from trainer.options.config import Config
 from trainer.options.problems import ConfigError, Problem
 from trainer.recipe import optimizers, prompts, schedule
@@ -143,6 +143,7 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
                 warn_of_writes(begun, size)
             if at_stake := preflight.at_stake(config, inputs, verdict):
                 this_session.warn("at_stake", at_stake)
+            warn_of_memory(begun)
             yield begun
 
 
@@ -180,6 +181,7 @@ def make_accelerator(config: Config) -> Accelerator:
     optimizers.check(config)
     adapters.check(config)
     tracking.require(config)
+    quantising.check(config)
     return Accelerator(
         mixed_precision=config.mixed_precision,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
@@ -245,6 +247,14 @@ def warn_of_writes(begun: Beginning, bytes_of_save: int) -> None:
     much = preflight.write_budget(begun.config, begun.inputs, begun.verdict, bytes_of_save).warning()
     if much:
         begun.session.warn("write_budget", much)
+
+
+def warn_of_memory(begun: Beginning) -> None:
+    """Say when the GPU is likely to be too small, and what would help."""
+    if room := devices.memory_total(begun.device):
+        memory, advice = preflight.memory_of(begun.inputs, room)
+        if memory and advice:
+            begun.session.warn("gpu_memory", f"About {quantities.size(memory.peak)} of GPU memory are needed; {advice}")
 
 
 def description(begun: Beginning) -> dict[str, Any]:
