@@ -56,6 +56,21 @@ def test_a_prompt_file_in_any_of_the_ways_of_sd_scripts_means_the_same(name: str
     assert read(f"{LINE}\na cat") == [FOX, CAT]
 
 
+def test_a_model_that_is_told_its_guidance_is_told_that_of_the_prompt(tmp_path: Path) -> None:
+    plain, told = read("a cat\na cat --g 2.5 --l 3", family="flux")
+    assert (plain.guidance_scale, plain.embedded_guidance) == (1.0, 3.5)
+    assert (told.guidance_scale, told.embedded_guidance) == (3.0, 2.5)
+    with pytest.raises(ConfigError, match="--g: Stable Diffusion XL is told no guidance; --l guides it"):
+        read("a cat --g 2.5", family="sdxl")
+    with pytest.raises(ConfigError, match=r"--g nan is not finite; 4\.0 is usual"):
+        read("a cat --g nan", family="flux2")
+
+
+def test_a_size_that_is_left_out_is_one_that_the_model_takes() -> None:
+    [prompt] = read("a cat", resolution="1000,520", family="z_image")
+    assert (prompt.width, prompt.height) == (992, 512)
+
+
 def test_a_sampler_of_its_own_is_right_where_it_is_the_one_of_all(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     path.write_text(json.dumps([{"prompt": "a cat", "sample_sampler": "k_euler_a"}, "a dog --ss euler_a"]))

@@ -166,11 +166,13 @@ def _prompt(fields: Any, config: Config, index: int, *, by_letter: bool) -> Prom
             values[name] = convert(text)
         except ValueError:
             raise ValueError(f"{called} {text}: that is not a {'whole ' if convert is int else ''}number") from None
-    for field, name in (("scale", "guidance_scale"), ("guidance_scale", "embedded_guidance")):
+    facts = config.facts
+    for field, name, usual in (
+        ("scale", "guidance_scale", facts.guidance),
+        ("guidance_scale", "embedded_guidance", facts.embedded_guidance),
+    ):
         if not math.isfinite(values[name]):
-            raise ValueError(
-                f"{letters.get(field, field)} {values[name]} is not finite; {config.facts.guidance} is usual"
-            )
+            raise ValueError(f"{letters.get(field, field)} {values[name]} is not finite; {usual} is usual")
     for side in ("width", "height"):
         if not step <= values[side] <= 4096 or values[side] % step:
             raise ValueError(f"{side} {values[side]} is not a multiple of {step} between {step} and 4096")

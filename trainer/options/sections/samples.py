@@ -61,7 +61,8 @@ class Samples:
     sample_prompts: str = option(
         "",
         "A prompt file (.txt, .json or .toml, as in sd-scripts), or the prompts themselves, one per line: text, then "
-        "--n negative prompt --w width --h height --d seed --l guidance scale --s steps.",
+        "--n negative prompt --w width --h height --d seed --l guidance scale --s steps, and --g for the guidance that "
+        "FLUX.1 dev and FLUX.2 dev are told.",
         on_resume="free",
     )
     sample_sampler: str = option(
