@@ -121,8 +121,8 @@ def hiding(family: str | None) -> str:
     """A style that hides the options which a family does not have; none where the family is not known."""
     if family is None:
         return ""
-    traits = families.TABLE[family].traits
-    hidden = [f"#opt-{known.name}" for known in OPTIONS.values() if not known.applies_to(traits)]
+    facts = families.TABLE[family]
+    hidden = [f"#opt-{known.name}" for known in OPTIONS.values() if not known.applies_to(facts)]
     return f"<style>{', '.join(hidden)} {{ display: none }}</style>" if hidden else ""
 
 

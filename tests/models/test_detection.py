@@ -34,6 +34,28 @@ def file_with(path: Path, *names: str, channels: int = 4) -> Path:
             (UNET, "conditioner.embedders.0.transformer.a.weight", "conditioner.embedders.1.model.ln_final.weight"),
             "sdxl",
         ),
+        (
+            ("model.diffusion_model.noise_refiner.0.a", "model.diffusion_model.layers.0.adaLN_modulation.0.weight"),
+            "z_image",
+        ),
+        (("double_stream_modulation_img.lin.weight", "double_blocks.0.img_attn.qkv.weight"), "flux2"),
+        (("double_blocks.0.img_mod.lin.weight", "single_blocks.0.linear1.weight"), "flux"),
+        (
+            ("model.diffusion_model.transformer_blocks.0.img_mod.1.weight", "model.diffusion_model.txt_in.weight"),
+            "qwen_image",
+        ),
+        (("txtfusion.projector.weight",), "krea2"),
+        (("net.blocks.0.cross_attn.q_proj.weight", "net.llm_adapter.out_proj.weight"), "anima"),
+        (("layers.0.adaLN_sa_ln.weight", "layers.0.mlp.gate_proj.weight"), "ernie"),
+        (("distilled_guidance_layer.in_proj.weight", "double_blocks.0.img_attn.qkv.weight"), "chroma"),
+        (
+            (
+                "model.diffusion_model.joint_blocks.0.context_block.adaLN_modulation.1.bias",
+                "model.diffusion_model.x_embedder.proj.weight",
+            ),
+            "sd3",
+        ),
+        (("layers.0.adaLN_modulation.1.weight", "noise_refiner.0.a"), "lumina2"),
         (("something.else",), None),
     ],
 )
@@ -45,8 +67,7 @@ def test_a_single_file_is_known_by_its_tensors(names: tuple[str, ...], family: s
     ("names", "what"),
     [
         (("lora_unet_a.lora_down.weight", "lora_unet_a.alpha"), "is a LoRA, which network_weights takes"),
-        (("double_blocks.0.img_attn.qkv.weight",), "is FLUX"),
-        (("model.diffusion_model.joint_blocks.0.context_block.a.weight",), "is Stable Diffusion 3"),
+        (("double_blocks.0.img_attn.qkv.weight",), "is a model made like FLUX.1"),
         (("encoder.down.0.block.0.conv1.weight",), "is a VAE alone"),
     ],
 )

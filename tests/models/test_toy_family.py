@@ -102,6 +102,7 @@ def test_a_file_of_it_begins_another_run(toy_model: Path, tiny_images: Path, tmp
         ({"clip_skip": 2}, "clip_skip: does not apply to Toy"),
         ({"min_snr_gamma": 5.0}, "min_snr_gamma: does not apply to Toy"),
         ({"sample_sampler": "ddim"}, "sample_sampler: 'ddim' cannot sample Toy; choose one of euler"),
+        ({"clip_l": __file__}, "clip_l: does not apply to Toy"),
         ({"bucket_reso_steps": 8}, "bucket_reso_steps: 8 is not a multiple of 16"),
         ({"family": "sd"}, "family: .* is Toy, not Stable Diffusion"),
         ({"loss_type": "huber"}, "huber_schedule: 'snr' does not apply to Toy"),

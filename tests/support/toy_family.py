@@ -106,7 +106,9 @@ class Toy:
     def pipeline(self, components: Components, scheduler: Any) -> ToyPipeline:
         return ToyPipeline(components["transformer"], scheduler)
 
-    def sample(self, text: Mapping[str, Tensor], negative: Mapping[str, Tensor], prompt: Prompt) -> dict[str, Any]:
+    def sample(
+        self, denoiser: Any, text: Mapping[str, Tensor], negative: Mapping[str, Tensor], prompt: Prompt
+    ) -> dict[str, Any]:
         return {"prompt_embeds": text["states"], "mask": text["states_mask"]}
 
     def shapes(self, denoiser: Any) -> dict[str, tuple[int, ...]]:

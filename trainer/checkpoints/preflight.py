@@ -20,7 +20,7 @@ from trainer.checkpoints.resume import Verdict
 from trainer.data import dataset, findings
 from trainer.data.dataset import Scan
 from trainer.data.folder_scan import Progress, nobody
-from trainer.models import base_model
+from trainer.models import base_model, distillation
 from trainer.models.base_model import BaseModelMissing
 from trainer.models.network_file import RanksUnknown
 from trainer.options.checks import build, check
@@ -61,6 +61,7 @@ class Inputs:
             *([f"{regular} of these images are regularisation images"] if regular else []),
             *([f"{counted(len(found.validation), 'more image')} held out for validation"] if found.validation else []),
             *found.notices,
+            *distillation.remarks(self.config, self.model_path),
         ]
         lines += findings.lines(found.skipped)
         others = findings.by_kind(set(found.findings) - set(found.skipped))

@@ -12,6 +12,7 @@ from trainer import files
 from trainer.data.folder_scan import Progress, nobody
 from trainer.file_memory import sha256_of
 from trainer.models import families, file_header
+from trainer.models.families.facts import Facts
 from trainer.models.file_header import HeaderUnreadable, Shapes
 from trainer.models.network_file import with_ranks_of_file
 from trainer.options.config import Config
@@ -20,15 +21,15 @@ from trainer.refusal import Refused
 WEIGHTS = (".safetensors",)
 DESCRIPTIONS = (".json", ".txt", ".model")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-INDEX = "model_index.json"  # of a diffusers folder
+INDEXES = ("model_index.json", "modular_model_index.json")  # of a diffusers folder, one of them
 # What else people have as a single file, by a tensor of it that no other has. To say what a file is.
 OTHERS = (
     (
         "a LoRA, which network_weights takes",
         r"(\.lora_(down|A)\.|\.hada_|lokr_)",
     ),
-    ("FLUX.1 or a model made like it", r"(^|\.)double_blocks\.0\.img_attn\."),
-    ("Stable Diffusion 3", r"(^|\.)joint_blocks\.0\.context_block\."),
+    ("a model made like FLUX.1", r"(^|\.)double_blocks\.0\.img_attn\."),
+    ("a text encoder alone, which text_encoder or t5xxl takes", r"^(model\.layers\.0\.self_attn|encoder\.block\.0)\."),
     ("the Stable Diffusion XL refiner", r"^conditioner\.embedders\.0\.model\.transformer\.resblocks\.31\."),
     ("Stable Diffusion XL", r"^conditioner\.embedders\.1\.model\.transformer\.resblocks\."),
     ("Stable Cascade or Würstchen", r"^(clip_txt_mapper|effnet_mapper)\."),
@@ -60,11 +61,16 @@ def locate(name: str, family: str = families.AUTO, *, download: bool = True) -> 
 
 def unusable(path: Path) -> str:
     """Why what is there cannot be a base model, as its names tell; empty where it may be one or nothing is there."""
-    if path.is_dir() and not (path / INDEX).is_file():
+    if path.is_dir() and not index_of(path).is_file():
         return f"{path} is not a diffusers model: it has no model_index.json"
     if path.is_file() and path.suffix != ".safetensors":
         return f"{path} is not a .safetensors file; other formats can run code when they are loaded, convert it first"
     return ""
+
+
+def index_of(folder: Path) -> Path:
+    """What says which components a diffusers folder has."""
+    return next((folder / name for name in INDEXES if (folder / name).is_file()), folder / INDEXES[0])
 
 
 def _from_hub(name: str, family: str, download: bool) -> Path:
@@ -83,10 +89,10 @@ def _from_hub(name: str, family: str, download: bool) -> Path:
 
     try:
         if family == families.AUTO:
-            family = detect(fetch([INDEX])) or next(iter(families.TABLE))
+            family = detect(fetch(INDEXES)) or next(iter(families.TABLE))
         kinds = (*WEIGHTS, *DESCRIPTIONS)
         components = families.TABLE[family].components
-        return fetch([INDEX, *(f"{component}/*{suffix}" for component in components for suffix in kinds)])
+        return fetch([*INDEXES, *(f"{component}/*{suffix}" for component in components for suffix in kinds)])
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         if not download:
             raise BaseModelMissing(f"pretrained_model_name_or_path: {name} is not downloaded yet") from error
@@ -122,10 +128,10 @@ def detect(path: Path) -> str | None:
 
 def _family_of_folder(path: Path) -> str | None:
     try:
-        pipeline = json.loads((path / INDEX).read_bytes())["_class_name"]
+        pipeline = json.loads(index_of(path).read_bytes())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise BaseModelMissing(f"pretrained_model_name_or_path: {path / INDEX} cannot be read: {reason}") from error
+        raise BaseModelMissing(f"pretrained_model_name_or_path: {index_of(path)} cannot be read: {reason}") from error
     for name, facts in families.TABLE.items():
         if pipeline in facts.pipelines:
             return name
@@ -165,16 +171,27 @@ def settle(config: Config, path: Path) -> Config:
             f"family: {path} is {families.TABLE[str(detected)].title}, not {families.TABLE[family].title}; set family "
             f'to "{detected}" or "{families.AUTO}"'
         )
-    facts = families.TABLE[family]
-    given = {component for option, component in facts.overrides.items() if getattr(config, option)}
-    if path.is_dir():
-        missing = [name for name in facts.components if name not in given and not (path / name).is_dir()]
-        if missing:
-            raise BaseModelMissing(
-                f"pretrained_model_name_or_path: {path} is not a whole {facts.title} model: it has no "
-                f"{', '.join(missing)}"
-            )
+    _require_whole(config, path, families.TABLE[family])
     return with_family(config, family)
+
+
+def _require_whole(config: Config, path: Path, facts: Facts) -> None:
+    """Raises BaseModelMissing where a component is missing."""
+    given = {component for option, component in facts.overrides.items() if getattr(config, option)}
+    option, folder = "pretrained_model_name_or_path", path
+    if path.is_file():
+        if not facts.denoiser_alone:
+            return
+        option, folder = "single_file_config", Path(config.single_file_config)
+        given.add(facts.denoiser.component)
+        if not config.single_file_config:
+            raise BaseModelMissing(
+                f"{option}: {path} holds the transformer of {facts.title} alone: name a diffusers folder that has the "
+                f"other components ({', '.join(name for name in facts.components if name not in given)})"
+            )
+    missing = [name for name in facts.components if name not in given and not (folder / name).is_dir()]
+    if missing:
+        raise BaseModelMissing(f"{option}: {folder} is not a whole {facts.title} model: it has no {', '.join(missing)}")
 
 
 def with_family(config: Config, family: str) -> Config:
@@ -225,6 +242,8 @@ def identity_of(config: Config, path: Path, components: Collection[str]) -> str:
     digests_of: dict[str, str] = {}
     for component in components:
         override = getattr(config, options[component]) if component in options else ""
+        if not override and path.is_file() and facts.denoiser_alone and component != facts.denoiser.component:
+            override = config.single_file_config
         source = Path(override) if override else path
         inner = source / component
         digests_of[component] = digest(inner if inner.is_dir() else source, (), memory)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -47,6 +47,8 @@ class Naming:
         path = path if path.startswith(before) else before + path
         if component == "unet" and self.scheme == "sai":
             path = original_unet_path(path)
+        if component == "transformer" and self.scheme == "cosmos":
+            path = cosmos_path(path)
         return f"{prefix}_{path}".replace(".", "_")
 
     @property
@@ -147,12 +149,79 @@ def _fused(layers: Mapping[str, Layer], naming: Naming) -> dict[str, Array]:
     return tensors
 
 
+def _cosmos(layers: Mapping[str, Layer], naming: Naming) -> dict[str, Array]:
+    """`_folded` under the names of Cosmos' original file, which ComfyUI and diffusers read of Anima."""
+    renamed = {f"{ORIGINAL}{cosmos_path(ours.partition('.')[2])}": layer for ours, layer in layers.items()}
+    return _folded(renamed, naming)
+
+
+def in_our_names(
+    tensors: Mapping[str, Any], naming: Naming, component: str, sizes: Mapping[str, int]
+) -> dict[str, Any]:
+    """A file's tensors so that each layer of a component has its own; `sizes`: path -> outputs of each layer."""
+    if component == "transformer" and naming.scheme == "fused":
+        return unfused(tensors, naming, component, sizes)
+    if component == "transformer" and naming.scheme == "cosmos":
+        ours = {f"{ORIGINAL}{cosmos_path(path)}": f"{component}.{path}" for path in sizes}
+        layer = re.compile(r"(.+)\.(lora_[AB]\.weight)$")
+        names = {name: match for name in tensors if (match := layer.match(name)) and match[1] in ours}
+        return {
+            f"{ours[names[name][1]]}.{names[name][2]}" if name in names else name: tensor
+            for name, tensor in tensors.items()
+        }
+    return dict(tensors)
+
+
+def unfused(tensors: Mapping[str, Any], naming: Naming, component: str, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """A file's tensors with joined layers of FLUX.1 taken apart, under kohya's names of diffusers' paths.
+
+    `sizes`: path -> outputs of each layer of the component. A part gets its own ranks where those of the others do not
+    reach it (so does what `_fused` joined), or all of them (so does what was trained as one). Arrays or tensors.
+    """
+    prefix, _ = naming.targets[component]
+    groups: dict[str, dict[int, str]] = {}
+    for path in sizes:
+        name, place = flux_place(path)
+        groups.setdefault(f"{prefix}_{name}".replace(".", "_"), {})[place] = path
+    result = dict(tensors)
+    for name, members in groups.items():
+        if f"{name}.lora_up.weight" not in tensors:
+            continue
+        down, up = result.pop(f"{name}.lora_down.weight"), result.pop(f"{name}.lora_up.weight")
+        alpha = result.pop(f"{name}.alpha", None)
+        scale = (len(down) if alpha is None else float(alpha)) / len(down)
+        paths = [members[place] for place in sorted(members)]
+        row, share = 0, len(down) // len(paths)
+        apart = len(down) % len(paths) == 0 and _is_block_diagonal(up, [sizes[path] for path in paths], share)
+        for number, path in enumerate(paths):
+            rows, own = up[row : row + sizes[path]], slice(number * share, (number + 1) * share)
+            row += sizes[path]
+            layer = (down[own], rows[:, own]) if apart else (down, rows)
+            ours = f"{prefix}_{path}".replace(".", "_")
+            result[f"{ours}.lora_down.weight"], result[f"{ours}.lora_up.weight"] = layer
+            result[f"{ours}.alpha"] = scale * len(layer[0])
+    return result
+
+
+def _is_block_diagonal(up: Any, heights: Sequence[int], rank: int) -> bool:
+    """Whether each block of rows uses its own columns alone."""
+    row = 0
+    for number, height in enumerate(heights):
+        rows, column = up[row : row + height], number * rank
+        if rows[:, :column].any() or rows[:, column + rank :].any():
+            return False
+        row += height
+    return True
+
+
 SCHEMES: dict[str, Callable[[Mapping[str, Layer], Naming], dict[str, Array]]] = {
     "kohya": _kohya,
     "sai": _kohya,  # with the U-Net's original paths
     "folded": _folded,
     "fused": _fused,
+    "cosmos": _cosmos,
 }
+ORIGINAL = "diffusion_model."  # before the paths of an original file
 
 
 # --- original paths ------------------------------------------------------------------------------------------------
@@ -237,6 +306,28 @@ def flux_place(path: str) -> tuple[str, int]:
         raise ValueError(f"{path} has no name in FLUX.1's original file")
     name, place = table[match[3]]
     return f"{'single' if match[1] else 'double'}_blocks.{match[2]}.{name}", place
+
+
+_COSMOS = {
+    "attn1.to_q": "self_attn.q_proj",
+    "attn1.to_k": "self_attn.k_proj",
+    "attn1.to_v": "self_attn.v_proj",
+    "attn1.to_out.0": "self_attn.output_proj",
+    "attn2.to_q": "cross_attn.q_proj",
+    "attn2.to_k": "cross_attn.k_proj",
+    "attn2.to_v": "cross_attn.v_proj",
+    "attn2.to_out.0": "cross_attn.output_proj",
+    "ff.net.0.proj": "mlp.layer1",
+    "ff.net.2": "mlp.layer2",
+}
+
+
+def cosmos_path(path: str) -> str:
+    """A layer's path in the original file of Cosmos and Anima, "blocks.0.self_attn.q_proj", from diffusers' path."""
+    match = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", path)
+    if not match or match[2] not in _COSMOS:
+        raise ValueError(f"{path} has no name in Cosmos' original file")
+    return f"blocks.{match[1]}.{_COSMOS[match[2]]}"
 
 
 # --- the file ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from trainer.models import adapters, base_model, families, previews, text
 from trainer.models.adapters.base import Target
 from trainer.models.base_weights import MergedParts
 from trainer.models.families.base import Family
-from trainer.models.families.facts import CONVOLUTIONAL
+from trainer.models.families.facts import CONVOLUTIONAL, GUIDANCE
 from trainer.models.parts import Parts
 from trainer.models.placement import Components
 from trainer.models.text import Arrays
@@ -202,7 +202,14 @@ class Model(nn.Module):
         given = self._in_precision(given)
         if "geometry" in batch:
             given["geometry"] = batch["geometry"]
-        return given
+        return given | self.guidance(len(batch["timesteps"]))
+
+    def guidance(self, count: int) -> dict[str, Tensor]:
+        """What a batch's denoiser is told of the guidance, in models that are told it."""
+        if GUIDANCE not in self.config.facts.traits:
+            return {}
+        scale = self.config.guidance_scale
+        return {"guidance": torch.full((count,), 1.0 if scale is None else scale, device=self.device)}
 
     def _in_precision(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         device = self.device
@@ -229,6 +236,7 @@ class Model(nn.Module):
         with self.autocast():
             if self._trains_text:
                 given = self._in_precision(self.text.encode(self.text.probe()))
+            given |= self.guidance(2)
             side = PROBE_GEOMETRY
             given["geometry"] = torch.tensor([[side, side, 0.0, 0.0, side, side]] * 2, device=device)
             noisy_latents = self.objective.noised(latents, noise, timesteps)

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import safetensors.torch
 import torch
 from diffusers import DDPMScheduler
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from trainer.models.base_model import INDEX, BaseModelMissing
-from trainer.models.families.facts import DDPM, UPCASTS_VAE
+from trainer.models.base_model import BaseModelMissing, index_of
+from trainer.models.families.facts import CLIP_TEXT, DDPM, UPCASTS_VAE
 from trainer.options.config import Config
 
 logger = logging.getLogger(__name__)
@@ -48,7 +51,16 @@ class Parts:
         """The precision in which a component is held."""
         if component == "vae" and (self._config.no_half_vae or self._overflows):
             return torch.float32
+        encoders = {part.component for part in self.facts.encoders}
+        if self._dtype == torch.float16 and component in encoders and CLIP_TEXT not in self.facts.traits:
+            return torch.bfloat16  # language models overflow in fp16
         return self._dtype
+
+    @property
+    def _folder(self) -> Path | None:
+        """The diffusers folder of the model, or the one that describes a single file."""
+        described_by = self._config.single_file_config
+        return self.path if self.path.is_dir() else Path(described_by) if described_by else None
 
     @functools.cached_property
     def _overflows(self) -> bool:
@@ -60,6 +72,18 @@ class Parts:
             with contextlib.suppress(OSError, ValueError):
                 return bool(json.loads((folder / "config.json").read_bytes()).get("force_upcast", True))
         return True
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """What model_index.json says besides the components."""
+        if self._folder is None:
+            return {}
+        index: dict[str, Any] = json.loads(index_of(self._folder).read_bytes())
+        return {
+            name: value
+            for name, value in index.items()
+            if not name.startswith("_") and name not in self.facts.components and value != [None, None]
+        }
 
     def __getitem__(self, component: str) -> Any:
         """The component. Raises BaseModelMissing where its files are missing or cannot be used."""
@@ -89,13 +113,15 @@ class Parts:
         disable_progress_bar()  # a bar a component says nothing, and fills the log
         if component in self._overrides:
             return {component: self._override(component)}
-        if self.path.is_dir():
+        folder = self._folder
+        if folder and (self.path.is_dir() or self.facts.denoiser_alone):
             try:
-                return {component: self._from_folder(component, self.path / component)}
+                if self.path.is_file() and component == self.facts.denoiser.component:
+                    return {component: self._from_weights(self._class_of(component), component, self.path)}
+                return {component: self._from_folder(component, folder / component)}
             except LOADING as error:
-                raise BaseModelMissing(
-                    f"pretrained_model_name_or_path: {self.path} cannot be loaded: {error}"
-                ) from error
+                option = "pretrained_model_name_or_path" if folder == self.path else "single_file_config"
+                raise BaseModelMissing(f"{option}: {folder} cannot be loaded: {error}") from error
         return {name: module for name, module in self._from_file().items() if name not in self._loaded}
 
     # --- folders ---------------------------------------------------------------------------------------------------
@@ -104,7 +130,7 @@ class Parts:
         """The class that model_index.json names; a DDPM's schedule is always trained as one."""
         if component == "scheduler" and DDPM in self._config.facts.traits:
             return DDPMScheduler
-        library, name = json.loads((self.path / INDEX).read_bytes())[component]
+        library, name, *_ = json.loads(index_of(self._folder or self.path).read_bytes())[component]
         if library not in LIBRARIES:
             raise ValueError(f"its {component} is of {library}, which is not supported")
         return getattr(importlib.import_module(library), name)
@@ -127,8 +153,8 @@ class Parts:
         option, path = self._overrides[component]
         try:
             if path.is_file():
-                kind = self._class_of(component) if self.path.is_dir() else diffusers.AutoencoderKL
-                return kind.from_single_file(path, dtype=self._load_dtype or self.dtype_of(component))
+                kind = self._class_of(component) if self._folder else diffusers.AutoencoderKL
+                return self._from_weights(kind, component, path)
             inner = path if (path / "config.json").is_file() else path / component
             name = json.loads((inner / "config.json").read_bytes()).get("_class_name")
             kind = getattr(diffusers, name) if name else self._class_of(component)
@@ -141,6 +167,24 @@ class Parts:
             )
         except LOADING as error:
             raise BaseModelMissing(f"{option}: {path} cannot be loaded: {error}") from error
+
+    def _from_weights(self, kind: Any, component: str, path: Path) -> Any:
+        """A component from a single file of its weights."""
+        dtype, folder = self._load_dtype or self.dtype_of(component), self._folder
+        if kind.__name__ in SINGLE_FILE_LOADABLE_CLASSES:
+            described: dict[str, Any] = {}
+            if folder and (folder / component).is_dir():
+                described = {"config": str(folder / component), "local_files_only": True}
+            return kind.from_single_file(path, dtype=dtype, **described)
+        if folder is None:
+            raise ValueError("set single_file_config to a diffusers folder, which describes what the file holds")
+        weights = safetensors.torch.load_file(path)
+        if issubclass(kind, PreTrainedModel):
+            settings = kind.config_class.from_pretrained(folder / component, local_files_only=True)
+            return kind.from_pretrained(None, config=settings, state_dict=weights, dtype=dtype)
+        model = kind.from_config(kind.load_config(folder / component, local_files_only=True))
+        model.load_state_dict(weights)
+        return model.to(dtype).eval()
 
     # --- single files ----------------------------------------------------------------------------------------------
 

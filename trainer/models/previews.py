@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from trainer.models import flow
 from trainer.models.families.facts import FLOW
 from trainer.options.sections.samples import SAMPLERS
 from trainer.recipe.prompts import Prompt
@@ -59,6 +60,8 @@ def scheduler(model: Model, sampler: str) -> Any:
     if chosen is None:
         raise KeyError(f"{sampler} cannot sample {model.config.facts.title}")
     name, changes = chosen
+    if FLOW in model.config.facts.traits:
+        return flow.sampler(name, changes, model.objective.sampling())
     settings = {**model.objective.sampling(), **changes}
     settings.pop("_class_name", None)
     return getattr(diffusers, name).from_config(settings)
@@ -68,7 +71,7 @@ def one_picture(model: Model, pipeline: Any, prompt: Prompt, text: Conditioning,
     """One prompt's picture."""
     with model.autocast():
         latents = pipeline(
-            **model.family.sample(text, negative, prompt),
+            **model.family.sample(model.denoiser, text, negative, prompt),
             width=prompt.width,
             height=prompt.height,
             num_inference_steps=prompt.steps,

@@ -96,6 +96,25 @@ def joined(rows: Sequence[Mapping[str, Tensor]], ragged: frozenset[str]) -> dict
     return batch
 
 
+def without_padding(given: Mapping[str, Tensor], name: str) -> list[Tensor]:
+    """The rows of a ragged tensor; whole where the batch has no mask for it."""
+    if name + MASK not in given:
+        return list(given[name])
+    return [row[mask] for row, mask in zip(given[name], given[name + MASK], strict=True)]
+
+
+def equally_long(one: Mapping[str, Tensor], other: Mapping[str, Tensor], name: str) -> list[dict[str, Tensor]]:
+    """Two batches of a ragged tensor and its mask, the shorter one with zeros behind, which its mask hides."""
+    longest = max(one[name].shape[1], other[name].shape[1])
+    result = []
+    for given in (one, other):
+        missing = longest - given[name].shape[1]
+        rest = (0, 0) * (given[name].ndim - 2)
+        padded = torch.nn.functional.pad(given[name], (*rest, 0, missing))
+        result.append({name: padded, name + MASK: torch.nn.functional.pad(given[name + MASK], (0, missing))})
+    return result
+
+
 def rows(batch: Mapping[str, Tensor], ragged: frozenset[str], precision: str) -> list[Arrays]:
     """A batch of `Text.encode` as arrays to be cached, one set a caption, on the host."""
     names = [name for name in batch if name.removesuffix(MASK) not in ragged or not name.endswith(MASK)]

@@ -232,7 +232,8 @@ def _family_conflicts(config: Config) -> Iterator[Conflict]:
         return
     facts = config.facts
     for name, known in OPTIONS.items():
-        if not known.applies_to(facts.traits) and getattr(config, name) != known.default:
+        value = getattr(config, name)
+        if not known.applies_to(facts) and value != known.default and (value or known.default):  # 0 is off as well
             yield name, f"does not apply to {facts.title}; leave it out"
     sampler = SAMPLERS.get(config.sample_sampler)
     if sampler and not sampler.fits(facts.traits):

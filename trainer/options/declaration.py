@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from trainer.models.families.facts import Facts
 
 OnResume = Literal["locked", "trajectory", "free"]
 Scope = Literal["run", "dataset", "subset"]  # the level of sd-scripts' dataset TOML that may set it
@@ -39,10 +41,13 @@ class Option:
     sets_speed: bool  # runs in which it differs need other times for a step
     in_header: bool  # a model file tells it, as ss_<name>
     pattern: str  # of texts that are right besides the choices
+    component: bool  # takes the place of one of the base model's components
 
-    def applies_to(self, traits: Collection[str]) -> bool:
-        """Whether a family of these traits has the option."""
-        return not self.traits or any(trait in traits for trait in self.traits)
+    def applies_to(self, facts: Facts) -> bool:
+        """Whether a family has the option."""
+        if self.component:
+            return self.name in facts.overrides
+        return not self.traits or any(trait in facts.traits for trait in self.traits)
 
 
 def option(
@@ -67,6 +72,7 @@ def option(
     sets_speed: bool = False,
     in_header: bool = False,
     pattern: str = "",
+    component: bool = False,
 ) -> Any:
     """Declare an option; see `Option` for what each flag says.
 
@@ -94,5 +100,6 @@ def option(
         "sets_speed": sets_speed,
         "in_header": in_header,
         "pattern": pattern,
+        "component": component,
     }
     return dataclasses.field(default=default, metadata=metadata)

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-RENAMED = {"caption_extention": "caption_extension"}
+RENAMED = {
+    "caption_extention": "caption_extension",
+    "ae": "vae",
+    "training_shift": "discrete_flow_shift",
+    **dict.fromkeys(("qwen3", "gemma2"), "text_encoder"),
+    **dict.fromkeys(
+        ("t5xxl_max_token_length", "qwen3_max_token_length", "gemma2_max_token_length"), "max_sequence_length"
+    ),
+}
 
 # They cannot change what is trained: accepted, with a notice.
 WITHOUT_EFFECT = {
@@ -42,19 +50,13 @@ WITHOUT_EFFECT = {
         "it belongs to sd-scripts' other trainings, not to LoRA",
     ),
     **dict.fromkeys(
-        ("split_mode",
-         "double_blocks_to_swap", "single_blocks_to_swap", "clip_l", "clip_g", "t5xxl", "ae",
-         "controlnet_model_name_or_path", "t5xxl_max_token_length", "apply_t5_attn_mask", "apply_lg_attn_mask",
-         "model_prediction_type",
-         "model_type", "train_t5xxl", "use_t5xxl_cache_only", "save_clip", "save_t5xxl", "t5xxl_device", "t5xxl_dtype",
-         "clip_l_dropout_rate", "clip_g_dropout_rate", "t5_dropout_rate", "pos_emb_random_crop_rate",
-         "enable_scaled_pos_embed", "training_shift", "gemma2", "gemma2_max_token_length", "use_flash_attn",
-         "use_sage_attn", "system_prompt", "sample_batch_size", "qwen3", "llm_adapter_path", "llm_adapter_lr",
-         "self_attn_lr", "cross_attn_lr", "mlp_lr", "mod_lr", "t5_tokenizer_path", "qwen3_max_token_length",
-         "t5_max_token_length", "attn_mode", "split_attn", "vae_chunk_size", "vae_disable_cache", "qwen_image_vae_2d",
-         "unsloth_offload_checkpointing", "text_encoder", "byt5", "fp8_scaled", "fp8_vl", "text_encoder_cpu",
-         "show_timesteps", "show_timesteps_resolution", "compile", "compile_backend", "compile_cache_size_limit",
-         "compile_dynamic", "compile_fullgraph", "compile_mode"),
+        ("split_mode", "double_blocks_to_swap", "single_blocks_to_swap", "controlnet_model_name_or_path",
+         "model_type", "use_t5xxl_cache_only", "save_clip", "save_t5xxl", "t5xxl_device", "t5xxl_dtype",
+         "use_flash_attn", "use_sage_attn", "sample_batch_size", "t5_tokenizer_path", "t5_max_token_length",
+         "attn_mode", "split_attn", "vae_chunk_size", "vae_disable_cache", "qwen_image_vae_2d",
+         "unsloth_offload_checkpointing", "byt5", "fp8_scaled", "fp8_vl", "text_encoder_cpu", "show_timesteps",
+         "show_timesteps_resolution", "compile", "compile_backend", "compile_cache_size_limit", "compile_dynamic",
+         "compile_fullgraph", "compile_mode"),
         "it belongs to another architecture",
     ),
     "config_file": "this is the config file",
@@ -82,6 +84,12 @@ NOT_SUPPORTED = {
     "use_lion_optimizer": 'use optimizer_type = "Lion"',
     "train_inpainting": "inpainting models are not supported",
     **dict.fromkeys(
+        ("apply_t5_attn_mask", "apply_lg_attn_mask", "model_prediction_type", "train_t5xxl", "clip_l_dropout_rate",
+         "clip_g_dropout_rate", "t5_dropout_rate", "pos_emb_random_crop_rate", "enable_scaled_pos_embed",
+         "system_prompt", "llm_adapter_path", "llm_adapter_lr", "self_attn_lr", "cross_attn_lr", "mlp_lr", "mod_lr"),
+        "it would change the training and is not supported; leave it out",
+    ),
+    **dict.fromkeys(
         ("dataset_class", "debug_dataset", "full_fp16", "full_bf16",
          "fp8_base", "fp8_base_unet", "fused_backward_pass", "blocks_to_swap", "torch_compile", "deepspeed",
          "cpu_offload_checkpointing", "stop_text_encoder_training",
@@ -93,5 +101,7 @@ NOT_SUPPORTED = {
 # Values with which even an unsupported option changes nothing (besides false, 0, "" and an empty list).
 HARMLESS = {
     "dynamo_backend": ("no",),
+    "model_prediction_type": ("raw",),
+    "train_blocks": ("all",),
 }
 ONE_FOR_EACH_ENCODER = {"text_encoder_lr": "text_encoder_lr2"}  # two values there; here the second has its own name

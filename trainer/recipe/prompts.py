@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files
+from trainer.models.families.facts import GUIDANCE
 from trainer.options.config import Config
 from trainer.options.problems import ConfigError, Problem
 from trainer.options.sections.samples import AUTO
@@ -23,7 +24,7 @@ _OPTION = re.compile(r"\s--([a-zA-Z]+)\s+")
 
 @dataclass(frozen=True)
 class Prompt:
-    """One sample image to make; width and height in pixels."""
+    """One sample image to make; width and height in pixels. `embedded_guidance`: what a model is told of it."""
 
     text: str
     negative: str
@@ -32,6 +33,7 @@ class Prompt:
     seed: int
     guidance_scale: float
     steps: int
+    embedded_guidance: float = 3.5
 
 
 _LETTERS = {  # what a line's --n, --w ... are called in JSON and TOML
@@ -40,6 +42,7 @@ _LETTERS = {  # what a line's --n, --w ... are called in JSON and TOML
     "h": "height",
     "d": "seed",
     "l": "scale",
+    "g": "guidance_scale",
     "s": "sample_steps",
     "ss": "sample_sampler",
 }
@@ -50,6 +53,7 @@ _MEANINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "height": ("height", int),
     "seed": ("seed", int),
     "scale": ("guidance_scale", float),
+    "guidance_scale": ("embedded_guidance", float),
     "sample_steps": ("steps", int),
 }
 
@@ -125,13 +129,15 @@ def _prompt(fields: Any, config: Config, index: int, *, by_letter: bool) -> Prom
     """The prompt that fields describe; `by_letter`: they came from a line. Raises ValueError."""
     if not isinstance(fields, Mapping):
         raise ValueError(f"{fields!r} is neither a text nor a table")
-    width, height = (max(8, side // 8 * 8) for side in config.resolution_size)
+    step = config.facts.granularity
+    width, height = (max(step, side // step * step) for side in config.resolution_size)
     values: dict[str, Any] = {
         "negative": "",
         "width": width,
         "height": height,
         "seed": config.seed + index,
         "guidance_scale": config.facts.guidance,
+        "embedded_guidance": config.facts.embedded_guidance,
         "steps": 30,
     }
     letters = {field: f"--{letter}" for letter, field in _LETTERS.items()} if by_letter else {}
@@ -149,6 +155,10 @@ def _prompt(fields: Any, config: Config, index: int, *, by_letter: bool) -> Prom
             continue
         if field not in _MEANINGS:
             raise ValueError(f"{called} is unknown; known are {', '.join(_MEANINGS)}, sample_sampler")
+        if field == "guidance_scale" and config.family != AUTO and GUIDANCE not in config.facts.traits:
+            raise ValueError(
+                f"{called}: {config.facts.title} is told no guidance; {letters.get('scale', 'scale')} guides it"
+            )
         name, convert = _MEANINGS[field]
         if isinstance(given, bool | list | dict) or (convert is str.strip and not isinstance(given, str)):
             raise ValueError(f"{called}: {given!r} is not {'text' if convert is str.strip else 'a number'}")
@@ -156,9 +166,11 @@ def _prompt(fields: Any, config: Config, index: int, *, by_letter: bool) -> Prom
             values[name] = convert(text)
         except ValueError:
             raise ValueError(f"{called} {text}: that is not a {'whole ' if convert is int else ''}number") from None
-    if not math.isfinite(values["guidance_scale"]):
-        raise ValueError(f"{letters.get('scale', 'scale')} {values['guidance_scale']} is not finite; 7.5 is usual")
-    step = config.facts.granularity
+    for field, name in (("scale", "guidance_scale"), ("guidance_scale", "embedded_guidance")):
+        if not math.isfinite(values[name]):
+            raise ValueError(
+                f"{letters.get(field, field)} {values[name]} is not finite; {config.facts.guidance} is usual"
+            )
     for side in ("width", "height"):
         if not step <= values[side] <= 4096 or values[side] % step:
             raise ValueError(f"{side} {values[side]} is not a multiple of {step} between {step} and 4096")

@@ -19,7 +19,7 @@ from trainer import randomness
 from trainer.models.adapters import DORA
 from trainer.models.adapters.base import Target, read_file, refuse_misfits
 from trainer.models.adapters.selection import Ranked
-from trainer.models.keys import Naming
+from trainer.models.keys import Naming, in_our_names
 from trainer.options.config import Config
 from trainer.options.problems import ConfigError, Problem
 
@@ -109,6 +109,8 @@ class Lora:
         copies: list[tuple[Tensor, Tensor]] = []
         plain = Naming("kohya", naming.targets)  # diffusers' paths, where kohya's are others
         for target in targets:
+            sizes = {path: len(layer.get_base_layer().weight) for path, layer in layers(target).items()}
+            tensors = in_our_names(tensors, naming, target.name, sizes)
             for layer_path, layer in layers(target).items():
                 name = naming.kohya(target.name, layer_path)
                 others = {naming.kohya(target.name, layer_path), plain.kohya(target.name, layer_path)}

@@ -40,7 +40,9 @@ class Family(Protocol):
         """The official pipeline that samples, without text encoders: it is given their outputs."""
         ...
 
-    def sample(self, text: Mapping[str, Tensor], negative: Mapping[str, Tensor], prompt: Prompt) -> dict[str, Any]:
+    def sample(
+        self, denoiser: Any, text: Mapping[str, Tensor], negative: Mapping[str, Tensor], prompt: Prompt
+    ) -> dict[str, Any]:
         """The pipeline's arguments for a prompt's conditioning besides size, steps and generator."""
         ...
 

@@ -114,8 +114,11 @@ class Facts:
     keys: str = "kohya"  # how a LoRA file names its tensors, see models/keys.py
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of options that are left to the family
     guidance: float = 7.5  # of sample images
+    embedded_guidance: float = 3.5  # of sample images, where the denoiser is told it
     blocks: Blocks | None = None  # of the denoiser; with the trait of the same name
     overrides: Mapping[str, str] = field(default_factory=lambda: {"vae": "vae"})  # option -> component it replaces
+    trained_instead: str = ""  # the base model for training, where there is one distilled for few steps as well
+    denoiser_alone: bool = False  # a single file is read for the denoiser; the rest is of single_file_config
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -125,7 +128,7 @@ class Facts:
     @property
     def text_components(self) -> tuple[str, ...]:
         """What decides how a caption is encoded."""
-        return tuple(name for part in self.encoders for name in (part.component, part.tokenizer))
+        return tuple(name for part in self.encoders for name in (part.component, part.tokenizer) if name)
 
     def is_single_file(self, names: Mapping[str, Any]) -> bool:
         """Whether a single file with tensors of these names is of this architecture."""

@@ -49,7 +49,9 @@ class StableDiffusion:
             requires_safety_checker=False,
         )
 
-    def sample(self, text: Mapping[str, Tensor], negative: Mapping[str, Tensor], prompt: Prompt) -> dict[str, Any]:
+    def sample(
+        self, denoiser: Any, text: Mapping[str, Tensor], negative: Mapping[str, Tensor], prompt: Prompt
+    ) -> dict[str, Any]:
         return {
             "prompt_embeds": text["states"],
             "negative_prompt_embeds": negative["states"],

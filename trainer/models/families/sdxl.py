@@ -55,7 +55,9 @@ class StableDiffusionXL:
             add_watermarker=False,
         )
 
-    def sample(self, text: Mapping[str, Tensor], negative: Mapping[str, Tensor], prompt: Prompt) -> dict[str, Any]:
+    def sample(
+        self, denoiser: Any, text: Mapping[str, Tensor], negative: Mapping[str, Tensor], prompt: Prompt
+    ) -> dict[str, Any]:
         return {
             "prompt_embeds": text["states"],
             "pooled_prompt_embeds": text["pooled"],

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from trainer.models.families import TABLE
 from trainer.options import checks, network_kinds, sd_scripts, writing
 from trainer.options.config import OPTIONS, arguments_of
 from trainer.options.kohya import reading, tables
@@ -15,6 +16,7 @@ from trainer.options.kohya.reading import Form
 from trainer.options.kohya.tables import FAMILIES, KINDS, TRAINERS, NetworkKind
 from trainer.options.optimizer_table import optimizer_of
 from trainer.options.problems import Checked, ConfigError, Given, Problem, nearest
+from trainer.options.sections.samples import SAMPLERS
 from trainer.options.sources import from_text
 from trainer.options.values import as_ours, value_problem
 
@@ -628,6 +630,8 @@ class _Translation:
             self._say(name, "no effect", "off" if off else told)
         elif name == "additional_parameters":
             self._say(name, "used" if str(value).strip() else "no effect", "each has its own line" if value else "none")
+        elif name == "sample_sampler" and not self._takes_sampler(value):
+            self._say(name, "no effect", f"sd-scripts samples {FAMILIES[self.family].title} with a sampler of its own")
         elif name in OPTIONS:
             self._plain(name)
         elif families and self.family not in families:
@@ -637,10 +641,23 @@ class _Translation:
             self._say(name, "no effect", "how many processes there are is said to accelerate launch")
         elif name in tables.OF_THE_PAGE:
             self._say(name, "no effect", "it belongs to kohya_ss' own page")
+        elif name in sd_scripts.RENAMED and not off:
+            option = sd_scripts.RENAMED[name]
+            if not self._value(option):
+                self._say(option, "no effect", f"{name} is given")
+            self._set(option, _as_given(option, value), name)
+        elif value in sd_scripts.HARMLESS.get(name, ()):
+            self._say(name, "no effect", "it is always so here")
         elif families and not off:
             self._refuse(name, f"{FAMILIES[self.family].title} cannot be told this here yet")
         else:
             self._of_sd_scripts(name, value, off=off)
+
+    def _takes_sampler(self, value: Any) -> bool:
+        """Whether sample images of the family can be made with this sampler."""
+        facts = TABLE.get(self.options.get("family", "sd"))
+        sampler = SAMPLERS.get(value) if isinstance(value, str) else None
+        return facts is None or sampler is None or sampler.fits(facts.traits)
 
     def _of_sd_scripts(self, name: str, value: Any, *, off: bool) -> None:
         """A key that sd-scripts has and we have not."""

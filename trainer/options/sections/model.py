@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainer.models import families
-from trainer.models.families.facts import CLIP_SKIP, DDPM
+from trainer.models.families.facts import CLIP_SKIP, DDPM, FLOW
 from trainer.options.declaration import option
 
 
@@ -28,8 +28,9 @@ class Model:
     )
     single_file_config: str = option(
         "",
-        "Diffusers folder that describes a single-file model (its configs and tokenizer). Empty: downloaded from "
-        "Hugging Face, which needs a connection.",
+        "Diffusers folder that describes a single-file model (its configs and tokenizer), and has the components that "
+        "the file lacks: a file of a transformer needs one. Empty: downloaded from Hugging Face, which needs a "
+        "connection.",
         on_resume="locked",
         by_content=True,
         advanced=True,
@@ -40,6 +41,39 @@ class Model:
         on_resume="locked",
         by_content=True,
         advanced=True,
+        component=True,
+    )
+    text_encoder: str = option(
+        "",
+        "Text encoder to use instead of the model's own: its diffusers folder, or a .safetensors file of its weights.",
+        on_resume="locked",
+        by_content=True,
+        advanced=True,
+        component=True,
+    )
+    clip_l: str = option(
+        "",
+        "CLIP-L to use instead of the model's own: its diffusers folder, or a .safetensors file of its weights.",
+        on_resume="locked",
+        by_content=True,
+        advanced=True,
+        component=True,
+    )
+    clip_g: str = option(
+        "",
+        "CLIP-G to use instead of the model's own: its diffusers folder, or a .safetensors file of its weights.",
+        on_resume="locked",
+        by_content=True,
+        advanced=True,
+        component=True,
+    )
+    t5xxl: str = option(
+        "",
+        "T5-XXL to use instead of the model's own: its diffusers folder, or a .safetensors file of its weights.",
+        on_resume="locked",
+        by_content=True,
+        advanced=True,
+        component=True,
     )
     v_parameterization: bool = option(
         False,
@@ -56,4 +90,13 @@ class Model:
         advanced=True,
         in_header=True,
         traits=(CLIP_SKIP,),
+    )
+    max_sequence_length: int | None = option(
+        None,
+        "Tokens of a caption that the text encoder takes; the rest does not count. Empty: as usual for the model.",
+        low=16,
+        high=4096,
+        on_resume="trajectory",
+        advanced=True,
+        traits=(FLOW,),
     )
