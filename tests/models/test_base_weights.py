@@ -13,10 +13,13 @@ from torch import Tensor
 
 from tests.models.test_network import folder
 from tests.models.test_network_kinds import CPU, WAYS, of, parameters, randomise, weight_in_use, write
+from tests.support import tiny_families
 from tests.support.exactness import check_every_resume
 from tests.support.runs_at_tiny_size import config_for, run
 from trainer.checkpoints.resume import ResumeRefused
+from trainer.models.adapters import lora
 from trainer.models.adapters.base import NetworkFileError
+from trainer.models.families import TABLE
 from trainer.models.model import Model
 from trainer.options.checks import check
 from trainer.options.problems import Given
@@ -151,3 +154,21 @@ def test_a_resumed_run_is_bit_equal_and_holds_on_to_the_content(
     moved = tmp_path / "moved.safetensors"
     file.rename(moved)
     assert run(resumed.replace(base_weights=(str(moved),))) == "finished"
+
+
+@pytest.mark.parametrize("family", TABLE)
+def test_a_lora_of_every_family_becomes_part_of_its_base(family: str, tmp_path: Path) -> None:
+    made = tiny_families.FAMILIES[family].make(tmp_path / "model")
+    file = tmp_path / "a.safetensors"
+    trained = of(made, network_dim=4, network_alpha=2.0)
+    trained.eval()
+    randomise(trained)
+    write(trained, file)
+    merged = of(made, network_dim=4, base_weights=(str(file),))
+    for ours, theirs in zip(trained.targets, merged.targets, strict=True):
+        others = lora.layers(theirs)
+        for path, layer in lora.layers(ours).items():
+            own = layer.get_base_layer().weight
+            change = others[path].get_base_layer().weight - own
+            torch.testing.assert_close(change, layer.get_delta_weight("default"), rtol=1e-3, atol=1e-5, msg=path)
+            assert float(change.detach().abs().max()) > 1e-3

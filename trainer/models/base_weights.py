@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trainer.models.adapters import DORA, PRODUCTS
 from trainer.models.adapters.base import NetworkFileError, read_file
-from trainer.models.keys import Naming
+from trainer.models.keys import Naming, in_our_names
 from trainer.models.parts import Parts
 from trainer.options.config import Config
 
@@ -57,6 +57,14 @@ class MergedParts(Parts):
             beginnings.append(f"{ORIGINAL}.")
         return name.startswith(tuple(beginnings))
 
+    def _is_named(self, component: str, path: str) -> bool:
+        """Whether files of the family can have a layer, which those around the blocks have no name for."""
+        try:
+            in_our_names({}, self._naming, component, {path: 0})
+        except ValueError:
+            return False
+        return True
+
     def _names(self, component: str, path: str) -> set[str]:
         """What files may call a layer."""
         names = {Naming("kohya", self._naming.targets).kohya(component, path), f"{component}.{path}"}
@@ -71,11 +79,17 @@ class MergedParts(Parts):
         places = {
             name: layer
             for path, layer in module.named_modules()
-            if isinstance(layer, nn.Linear | nn.Conv2d)
+            if _is_layer(layer)
             for name in self._names(component, path)
         }
         kept: dict[nn.Parameter, Tensor] = {}
-        for file, layers, multiplier in self._files:
+        sizes = {
+            path: len(layer.get_parameter("weight"))
+            for path, layer in module.named_modules()
+            if _is_layer(layer) and self._is_named(component, path)
+        }
+        for file, joined, multiplier in self._files:
+            layers = by_entry(in_our_names(flat(joined), self._naming, component, sizes))
             for name, entries in layers.items():
                 if not self._is_of(name, component):
                     continue
@@ -116,15 +130,31 @@ class MergedParts(Parts):
 
 def by_layer(path: Path) -> dict[str, dict[str, Tensor]]:
     """A file's tensors by the layer that they belong to. Raises NetworkFileError where they cannot be added."""
-    layers: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in read_file(path, "base_weights").items():
-        entry = next((entry for entry in ENTRIES if name.endswith(f".{entry}")), None)
-        if entry is None:
+    tensors = read_file(path, "base_weights")
+    for name in tensors:
+        if not any(name.endswith(f".{entry}") for entry in ENTRIES):
             raise NetworkFileError(
                 f"base_weights: {path} has {name}; LoRA, DoRA, LoHa, LoKr and whole differences can be added to a base"
             )
-        layers.setdefault(name.removesuffix(f".{entry}"), {})[entry] = tensor.float()
+    return by_entry({name: tensor.float() for name, tensor in tensors.items()})
+
+
+def by_entry(tensors: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """Tensors by their layer's name and by what comes after it."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        entry = next(entry for entry in ENTRIES if name.endswith(f".{entry}"))
+        layers.setdefault(name.removesuffix(f".{entry}"), {})[entry] = torch.as_tensor(tensor)
     return layers
+
+
+def flat(layers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of layers by their whole names."""
+    return {f"{name}.{entry}": tensor for name, entries in layers.items() for entry, tensor in entries.items()}
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | nn.Conv2d)
 
 
 def added(weight: Tensor, entries: Mapping[str, Tensor], multiplier: float) -> Tensor:

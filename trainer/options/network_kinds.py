@@ -69,11 +69,12 @@ ALGOS = {"lora": "lora", "locon": "lora", **{kind.algo: name for name, kind in N
 # LyCORIS' switches of its LoCon, and the kind that they make of it.
 SWITCHES = {switch: name for name, kind in NETWORK_KINDS.items() for switch in kind.switches}
 LYCORIS = "lycoris.kohya"
-MODULES = (  # and those of sd-scripts and musubi-tuner; the architecture is read from the model itself
-    "networks.lora", "networks.lora_flux", "networks.lora_sd3", "networks.lora_lumina", "networks.lora_anima",
-    "networks.lora_zimage", "networks.lora_flux_2", "networks.lora_qwen_image", "networks.lora_krea2",
-    "networks.lora_ernie_image", LYCORIS,
-)  # fmt: skip
+MODULES = ("networks.lora", LYCORIS)
+# Those of other architectures in sd-scripts and musubi-tuner: the architecture is read from the model itself.
+OF_ARCHITECTURES = tuple(
+    f"networks.lora_{name}"
+    for name in ("flux", "sd3", "lumina", "anima", "zimage", "flux_2", "qwen_image", "krea2", "ernie_image")
+)
 # Arguments of a network, and our option where it has another name.
 ARGUMENTS = {
     **{
@@ -109,7 +110,7 @@ def is_on(value: Any) -> bool:
 def from_module(module: str, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """What network_module and network_args of sd-scripts say, as options of ours, and what is wrong with them."""
     module = module or "networks.lora"
-    if module not in MODULES:
+    if module not in (*MODULES, *OF_ARCHITECTURES):
         return {}, [f"{module!r} is not supported; there are {' and '.join(MODULES)}"]
     options: dict[str, Any] = {}
     problems: list[str] = []
