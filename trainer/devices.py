@@ -21,6 +21,11 @@ def memory_used(device: torch.device) -> int | None:
     return torch.mps.driver_allocated_memory() if device.type == "mps" else None
 
 
+def memory_total(device: torch.device) -> int | None:
+    """Bytes of memory that a GPU has; None where the device has none of its own."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether a device had no memory left. Apple's says so in words only."""
     return isinstance(error, torch.OutOfMemoryError) or (

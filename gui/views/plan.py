@@ -8,11 +8,14 @@ from typing import Any
 from gui.forms import form as forms
 from gui.places import Places, placed
 from trainer import files, quantities
-from trainer.checkpoints import budget, checkpoint_size, remaining
+from trainer.checkpoints import budget, checkpoint_size, memory_size, preflight, remaining
 from trainer.checkpoints.checkpoint_size import SizeUnknown
+from trainer.checkpoints.memory_size import Estimator
 from trainer.checkpoints.remaining import Amount
 from trainer.data.subsets import DatasetError
+from trainer.models import base_model
 from trainer.models.base_model import BaseModelMissing
+from trainer.models.network_file import RanksUnknown
 from trainer.options import checks
 from trainer.options.config import Config
 
@@ -29,7 +32,8 @@ def told(places: Places, values: Mapping[str, Any]) -> list[str]:
         return [str(error)]
     seconds, time_line = _time(places, settings, amount)
     at_stake = budget.at_stake(settings, 0, amount.steps, amount.steps_per_epoch, seconds)
-    return [_arithmetic(settings, amount), *time_line, *filter(None, [at_stake]), _disk(places, settings, amount)]
+    told = [_arithmetic(settings, amount), *time_line, *filter(None, [at_stake]), _disk(places, settings, amount)]
+    return told + _memory(placed(places, settings))
 
 
 def _arithmetic(settings: Config, amount: Amount) -> str:
@@ -74,3 +78,17 @@ def _disk(places: Places, settings: Config, amount: Amount) -> str:
     kept = budget.kept(settings, saves, amount.steps, amount.steps_per_epoch)
     room = quantities.size(kept * size)
     return f"{quantities.counted(kept, 'checkpoint')} of about {quantities.size(size)} kept: {room}, {free}"
+
+
+def _memory(settings: Config) -> list[str]:
+    """What a GPU would hold, and what to do where that is too much; nothing where the model is not here."""
+    try:
+        model = base_model.locate(settings.pretrained_model_name_or_path, settings.family, download=False)
+        settled = base_model.settle(settings, model)
+        estimator = Estimator(model)
+        memory, room = estimator.of(settled), preflight.smallest_gpu()
+        advice = memory_size.advice(settled, estimator, room) if room else ""
+    except (SizeUnknown, BaseModelMissing, RanksUnknown):
+        return []
+    line = f"about {quantities.size(memory.peak)} of GPU memory"
+    return [f"{line}; {advice}" if advice else line]

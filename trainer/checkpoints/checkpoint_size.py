@@ -82,19 +82,28 @@ def _open_clip(tensors: Shapes, *, drops_last: bool) -> dict[str, Shape]:
 
 def _tensors(model: Path, part: Part) -> Shapes:
     """The shapes of a component's tensors."""
+    if not model.is_file():
+        return in_folder(model / part.component)
+    if not part.original:
+        raise SizeUnknown(f"the tensors of {model} have other names than those of diffusers")
+    return {name: shape for name, shape in in_file(model).items() if name.startswith(part.original)}
+
+
+def in_file(path: Path) -> Shapes:
+    """The shapes of a file's tensors. Raises SizeUnknown."""
     try:
-        if model.is_file():
-            if not part.original:
-                raise SizeUnknown(f"the tensors of {model} have other names than those of diffusers")
-            tensors = file_header.shapes(model)
-            return {name: shape for name, shape in tensors.items() if name.startswith(part.original)}
-        every = sorted((model / part.component).glob("*.safetensors"))
-        whole = [path for path in every if not re.search(r"\.(fp16|non_ema)\b", path.name)]
-        if not every:
-            raise SizeUnknown(f"there is no .safetensors file in {model / part.component}")
-        return {name: shape for path in whole or every for name, shape in file_header.shapes(path).items()}
+        return file_header.shapes(path)
     except HeaderUnreadable as error:
         raise SizeUnknown(str(error)) from error
+
+
+def in_folder(folder: Path) -> Shapes:
+    """The shapes of the tensors in a folder of weights, those of other variants apart. Raises SizeUnknown."""
+    every = sorted(folder.glob("*.safetensors"))
+    whole = [path for path in every if not re.search(r"\.(fp16|non_ema)\b", path.name)]
+    if not every:
+        raise SizeUnknown(f"there is no .safetensors file in {folder}")
+    return {name: shape for path in whole or every for name, shape in in_file(path).items()}
 
 
 # --- what is kept of it --------------------------------------------------------------------------------------------
@@ -112,15 +121,7 @@ def of_fresh_start(config: Config, images: int) -> int:
 
 def estimate(config: Config, parameters: Shapes, images: int) -> int:
     """About how many bytes a checkpoint takes; `images`: how many the dataset has."""
-    arguments = config.optimizer_arguments
-
-    idle = {
-        name
-        for part in config.trained_parts
-        for name in part.idle_among(name for name in parameters if name.startswith(f"{part.component}."))
-    }
-
-    zeros = tuple(f".{entry}" for entry in adapters.kind_of(config).zeros)
+    without_gradient = idle(config, parameters)
 
     def tensors() -> Iterator[tuple[str, int]]:
         for name, shape in parameters.items():
@@ -128,10 +129,23 @@ def estimate(config: Config, parameters: Shapes, images: int) -> int:
             yield name, size
             if config.use_ema or config.optimizer.averages:
                 yield name, size
-            if name in idle:
-                continue
-            begins_as_zeros = name.endswith(zeros) and not config.network_weights
-            for entry, held in config.optimizer.keeps(shape, arguments, begins_as_zeros).items():
-                yield f"{name}/{entry}", held
+            if name not in without_gradient:
+                yield from ((f"{name}/{entry}", held) for entry, held in moments(config, name, shape).items())
 
     return sum(size + len(name) + ENTRY for name, size in tensors()) + DOCUMENTS + images * AN_IMAGE
+
+
+def idle(config: Config, parameters: Shapes) -> set[str]:
+    """The trained parameters that never get a gradient, and of which the optimizer keeps nothing."""
+    return {
+        name
+        for part in config.trained_parts
+        for name in part.idle_among(name for name in parameters if name.startswith(f"{part.component}."))
+    }
+
+
+def moments(config: Config, name: str, shape: Shape) -> dict[str, int]:
+    """The bytes of each tensor that the optimizer keeps of a trained parameter."""
+    zeros = tuple(f".{entry}" for entry in adapters.kind_of(config).zeros)
+    begins_as_zeros = name.endswith(zeros) and not config.network_weights
+    return config.optimizer.keeps(shape, config.optimizer_arguments, begins_as_zeros)

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files
-from trainer.checkpoints import budget, checkpoint_size, choosing, resume
+from trainer.checkpoints import budget, checkpoint_size, choosing, memory_size, resume
 from trainer.checkpoints.budget import Budget
 from trainer.checkpoints.checkpoint_size import SizeUnknown
 from trainer.checkpoints.choosing import ResumeRefused, starts_from_scratch
+from trainer.checkpoints.memory_size import Estimator, Memory
 from trainer.checkpoints.resume import Verdict
 from trainer.data import dataset, findings
 from trainer.data.dataset import Scan
@@ -31,7 +32,7 @@ from trainer.options.sources import read_arguments, read_toml
 from trainer.quantities import counted, size
 from trainer.recipe import prompts
 from trainer.refusal import Refused, both
-from trainer.runs import manifest
+from trainer.runs import manifest, resources
 from trainer.runs.run_folder import RunFolder
 
 SCAN_WORKERS = 4
@@ -278,6 +279,7 @@ class Preflight:
     """What a training would be. `refusals`: every reason why it may not begin; empty when it may.
 
     `bytes_of_save`: what a checkpoint takes; None where nothing would be written, or for a reason: `size_unknown`.
+    `memory`: what the GPU would hold; None where the files do not tell. `memory_advice`: of what does not fit.
     """
 
     config: Config
@@ -287,6 +289,8 @@ class Preflight:
     disk_free: int  # bytes
     bytes_of_save: int | None = None
     size_unknown: str = ""
+    memory: Memory | None = None
+    memory_advice: str = ""
 
     @property
     def writes(self) -> Budget | None:
@@ -319,6 +323,8 @@ class Preflight:
         if writes := self.writes:
             lines += [writes.line(), *filter(None, [writes.warning()])]
         lines += filter(None, [self.at_stake])
+        if self.memory:
+            lines.append("; ".join(filter(None, [self.memory.line(), self.memory_advice])))
         lines.append(self._disk())
         return lines + [f"Refused: {line}" for refusal in self.refusals for line in refusal.splitlines()]
 
@@ -351,6 +357,8 @@ class Preflight:
             "checkpoint_bytes_unknown": self.size_unknown or None,
             "writes": self._writes_json(),
             "at_stake": self.at_stake,
+            "memory": self.memory.as_json() if self.memory else None,
+            "memory_advice": self.memory_advice or None,
             "resume": self._resume_json(verdict) if verdict else None,
         }
 
@@ -390,8 +398,17 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def look(config: Config, *, processes: int = 1, environment: Mapping[str, Any] | None = None) -> Preflight:
-    """Look at everything, change nothing, and report every reason against beginning at once."""
+def look(
+    config: Config,
+    *,
+    processes: int = 1,
+    environment: Mapping[str, Any] | None = None,
+    gpu_memory: int | None = None,
+) -> Preflight:
+    """Look at everything, change nothing, and report every reason against beginning at once.
+
+    `gpu_memory`: bytes; None: of the smallest NVIDIA GPU, if there is one.
+    """
     refusals: list[str] = []
     inputs, verdict, needed, unknown = None, None, None, ""
     try:
@@ -407,4 +424,22 @@ def look(config: Config, *, processes: int = 1, environment: Mapping[str, Any] |
         unknown = str(error)
     except Refused as error:
         refusals.append(str(error))
-    return Preflight(config, inputs, verdict, tuple(refusals), files.free_bytes(config.run_dir), needed, unknown)
+    memory, told = memory_of(inputs, gpu_memory) if inputs else (None, "")
+    free = files.free_bytes(config.run_dir)
+    return Preflight(config, inputs, verdict, tuple(refusals), free, needed, unknown, memory, told)
+
+
+def memory_of(inputs: Inputs, gpu_memory: int | None) -> tuple[Memory | None, str]:
+    """What a GPU would hold, None where the files do not tell; and what to do where that is too much for this one."""
+    largest = max(inputs.found.bucket_counts(), key=lambda bucket: bucket[0] * bucket[1], default=None)
+    estimator = Estimator(inputs.model_path, largest)
+    room = gpu_memory or smallest_gpu()
+    try:
+        return estimator.of(inputs.config), memory_size.advice(inputs.config, estimator, room) if room else ""
+    except SizeUnknown:
+        return None, ""
+
+
+def smallest_gpu() -> int | None:
+    """The memory of the smallest NVIDIA GPU here; None without one."""
+    return min((gpu.memory_total for gpu in resources.gpus_here().read() if gpu.memory_total), default=None)

@@ -88,7 +88,10 @@ def train(preset: str, rest: Sequence[str]) -> TrainingEnd:
                 if not config.resume_from_checkpoint:
                     preflight.require_fresh(config)
                 logger.info("Loading PyTorch and diffusers, which takes some seconds")
-                from trainer.training import loop
+                from trainer.models import base_model
+
+                with base_model.read_ahead(config):
+                    from trainer.training import loop
 
             try:
                 ending = loop.train(config, signals, console)
@@ -138,16 +141,19 @@ def dry_run(preset: str, rest: Sequence[str], *, as_json: bool) -> int:
         else:
             print("\n".join(f"Refused: {problem}" for problem in error.problems))
         return REFUSED
-    from trainer.training import beginning, environment  # torch, which only the comparison of the environment needs
+    from trainer import devices  # torch, which only the environment and the device need
+    from trainer.training import beginning, environment
 
     refusals = []
-    here = None
+    here = room = None
     try:
         accelerator = beginning.make_accelerator(config)
         here = environment.describe(config, accelerator.device, accelerator.num_processes)
+        room = devices.memory_total(accelerator.device)
     except Refused as refusal:
         refusals.append(str(refusal))
-    looked = preflight.look(config, processes=here["processes"] if here else 1, environment=here)
+    processes = here["processes"] if here else 1
+    looked = preflight.look(config, processes=processes, environment=here, gpu_memory=room)
     looked = dataclasses.replace(looked, refusals=(*refusals, *looked.refusals))
     if as_json:
         print(json.dumps({**looked.as_json(), "option_notices": notices}, indent=1))

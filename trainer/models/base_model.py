@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Collection, Sequence
+import threading
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from trainer import files
@@ -14,7 +16,7 @@ from trainer.file_memory import sha256_of
 from trainer.models import families, file_header
 from trainer.models.file_header import HeaderUnreadable, Shapes
 from trainer.models.network_file import with_ranks_of_file
-from trainer.options.config import Config
+from trainer.options.config import OPTIONS, Config
 from trainer.refusal import Refused
 
 WEIGHTS = (".safetensors",)
@@ -166,6 +168,11 @@ def settle(config: Config, path: Path) -> Config:
             f'to "{detected}" or "{families.AUTO}"'
         )
     facts = families.TABLE[family]
+    for option in ("quantize", "base_gguf"):
+        if path.is_file() and getattr(config, option) != OPTIONS[option].default:
+            raise BaseModelMissing(
+                f"{option}: needs a base model in a diffusers folder, and {path} is a single file; convert it first"
+            )
     given = {component for option, component in facts.overrides.items() if getattr(config, option)}
     if path.is_dir():
         missing = [name for name in facts.components if name not in given and not (path / name).is_dir()]
@@ -207,7 +214,7 @@ def digests(config: Config, path: Path, progress: Progress = nobody) -> dict[str
     """The digest of everything that makes up the base model, by the option that names it."""
     facts, memory = config.facts, config.cache_path
     result = {"pretrained_model_name_or_path": digest(path, facts.components, memory, progress)}
-    for name in (*facts.overrides, "single_file_config"):
+    for name in (*facts.overrides, "single_file_config", "base_gguf"):
         if value := getattr(config, name):
             result[name] = digest(Path(value), facts.components, memory, progress)
     if config.base_weights:
@@ -234,3 +241,31 @@ def identity_of(config: Config, path: Path, components: Collection[str]) -> str:
         for file, strength in zip(config.base_weights, config.base_weights_multipliers, strict=True):
             digests_of[f"base_weights {len(digests_of)}"] = f"{digest(Path(file), (), memory)} x {strength}"
     return files.digest(digests_of)
+
+
+@contextlib.contextmanager
+def read_ahead(config: Config) -> Iterator[None]:
+    """Within, files of a base model on this machine are read for their digests, on a thread of its own. What is not
+    done at the end is left to who needs it; so is what goes wrong."""
+    path, over = Path(config.pretrained_model_name_or_path), threading.Event()
+
+    class Over(Exception):
+        pass
+
+    def go_on(done: int, total: int) -> None:
+        if over.is_set():
+            raise Over
+
+    def read() -> None:
+        with contextlib.suppress(Over, OSError):
+            for component in config.facts.components if path.is_dir() else ("",):
+                if (path / component).exists():
+                    digest(path / component, (), config.cache_path, go_on)
+
+    thread = threading.Thread(target=read, name="read ahead", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

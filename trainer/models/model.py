@@ -13,13 +13,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from trainer import devices, randomness
-from trainer.models import adapters, base_model, families, previews, text
+from trainer.models import adapters, base_model, compiling, families, mapped_weights, previews, quantising, text
 from trainer.models.adapters.base import Target
 from trainer.models.base_weights import MergedParts
 from trainer.models.families.base import Family
 from trainer.models.families.facts import CONVOLUTIONAL
 from trainer.models.parts import Parts
 from trainer.models.placement import Components
+from trainer.models.streaming import Streamer, offloaded_activations
 from trainer.models.text import Arrays
 from trainer.options.config import Config
 from trainer.recipe import losses
@@ -55,8 +56,8 @@ class Model(nn.Module):
         self.latent_channels, self.latent_factor = facts.channels, facts.factor
         self.targets: list[Target] = []
         denoiser: Any = components.keep(facts.denoiser.component)
-        if CONVOLUTIONAL in facts.traits:
-            denoiser.to(memory_format=torch.channels_last)
+        if CONVOLUTIONAL in facts.traits and not quantising.package_of(config):
+            mapped_weights.to_channels_last(denoiser)
         self.add_module(facts.denoiser.component, denoiser)
         for part in config.trained_parts:
             module = components.keep(part.component)
@@ -70,6 +71,10 @@ class Model(nn.Module):
                 parameters[name].requires_grad_(False)
         if config.gradient_checkpointing:
             self._checkpoint_gradients()
+        if config.fp8_base:
+            quantising.cast_blocks(denoiser, dtype, self._trained())
+        if config.torch_compile:
+            compiling.compile_blocks(denoiser, config)
         self.objective = family.objective(components, config)
         self.latents = family.latents(components)
         self.text = family.text(components, config, dtype)
@@ -110,10 +115,12 @@ class Model(nn.Module):
     # --- devices ---------------------------------------------------------------------------------------------------
 
     def prepare(self, device: torch.device, *, latents_cached: bool, text_cached: bool) -> None:
-        """Put what every step needs on the device and take the rest off it; text encoders leave memory altogether."""
+        """Put what every step needs on the device; the rest leaves it, and memory, until it is used again."""
         host = torch.device("cpu")
         self.components.put(["vae"], host if latents_cached else device)
         self.components.put(self._frozen_encoders, host if text_cached else device)
+        if latents_cached:
+            self.components.release(["vae"])
         if text_cached:
             self.components.release(self._frozen_encoders)
         devices.give_back_memory(device)
@@ -123,6 +130,17 @@ class Model(nn.Module):
         default precision for all threads until it is done."""
         for name in (*(() if latents_cached else ("vae",)), *(() if text_cached else self._frozen_encoders)):
             self.components[name]
+        self.components.parts.alone = False
+
+    def stream_blocks(self, device: torch.device) -> None:
+        """Keep in the host's memory what blocks_to_swap asks for; to be called before the model goes to the device."""
+        if self.config.blocks_to_swap:
+            Streamer(self.denoiser, self.config.blocks_to_swap, device, self._trained())
+
+    def _trained(self) -> list[nn.Parameter]:
+        """What is trained, and what would be if a gradient reached it."""
+        adapter = adapters.load(self.config)
+        return [parameter for target in self.targets for parameter in adapter.parameters(target).values()]
 
     def lent_encoders(self, device: torch.device) -> AbstractContextManager[None]:
         """Within, frozen text encoders are on the device."""
@@ -170,9 +188,9 @@ class Model(nn.Module):
         timesteps, noise = batch["timesteps"], self._noise(batch, latents)
         noised_by = noise + batch["input_noise"] if "input_noise" in batch else noise
         noisy_latents = self.objective.noised(latents, noised_by, timesteps)
-        model_pred = self.family.predict(
-            self.denoiser, noisy_latents.to(self.dtype), timesteps, self._conditioning(batch)
-        )
+        given = self._conditioning(batch)
+        with offloaded_activations(self.device) if self.config.cpu_offload_checkpointing else nullcontext():
+            model_pred = self.family.predict(self.denoiser, noisy_latents.to(self.dtype), timesteps, given)
         target = self.objective.target(latents, noise, timesteps)
         return self.objective.losses(model_pred, target, timesteps, batch.get("mask"))
 

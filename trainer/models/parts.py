@@ -18,6 +18,7 @@ from diffusers import DDPMScheduler
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
+from trainer.models import quantising
 from trainer.models.base_model import INDEX, BaseModelMissing
 from trainer.models.families.facts import DDPM, UPCASTS_VAE
 from trainer.options.config import Config
@@ -38,6 +39,7 @@ class Parts:
         self._dtype = dtype
         self._loaded: dict[str, Any] = {}
         self._lock = threading.RLock()
+        self.alone = True  # whether no other thread prepares batches
         self._overrides = {
             component: (option, Path(getattr(config, option)))
             for option, component in config.facts.overrides.items()
@@ -71,12 +73,15 @@ class Parts:
 
     @property
     def _load_dtype(self) -> torch.dtype | None:
-        """The precision to load in. Off the main thread it is torch's own default, since loading in another one changes
-        that default for a moment, also for the step that the main thread computes; the cast follows."""
-        return None if threading.current_thread() is threading.main_thread() else torch.float32
+        """The precision to load in. Beside other threads it is torch's own default, since loading in another one
+        changes that default for a moment, also for what they compute; the cast follows."""
+        is_main = threading.current_thread() is threading.main_thread()
+        return None if is_main and self.alone else torch.float32
 
     def _to_precision(self) -> None:
         for name, module in self._loaded.items():
+            if self._is_quantised(name):
+                continue
             if isinstance(module, nn.Module) and module.dtype != self.dtype_of(name):
                 module.to(self.dtype_of(name))
 
@@ -89,6 +94,8 @@ class Parts:
         disable_progress_bar()  # a bar a component says nothing, and fills the log
         if component in self._overrides:
             return {component: self._override(component)}
+        if component == self.facts.denoiser.component and self._config.base_gguf:
+            return {component: self._from_gguf(component, Path(self._config.base_gguf))}
         if self.path.is_dir():
             try:
                 return {component: self._from_folder(component, self.path / component)}
@@ -119,7 +126,25 @@ class Parts:
             variant=variant_in(folder),
             local_files_only=True,
             use_safetensors=True,
+            **(quantising.for_loading(self._config, self._dtype) if self._is_quantised(component) else {}),
         )
+
+    def _is_quantised(self, component: str) -> bool:
+        return component == self.facts.denoiser.component and bool(quantising.package_of(self._config))
+
+    def _from_gguf(self, component: str, path: Path) -> Any:
+        """The denoiser from a file in the names of its first publishers; what it is made of stands in the folder."""
+        try:
+            return self._class_of(component).from_single_file(
+                path,
+                config=str(self.path),
+                subfolder=component,
+                local_files_only=True,
+                quantization_config=diffusers.GGUFQuantizationConfig(compute_dtype=self._dtype),
+                dtype=self._dtype,
+            )
+        except LOADING as error:
+            raise BaseModelMissing(f"base_gguf: {path} cannot be loaded: {error}") from error
 
     # --- overrides -------------------------------------------------------------------------------------------------
 

@@ -45,9 +45,7 @@ def _foreign(key: str, given: Given) -> tuple[Problem | None, str | None]:
             return None, None
         return Problem(key, f"{value!r} is not supported; model files are safetensors", given.where), None
     off = value in (False, 0, "", None) or value == []
-    if (off or value in sd_scripts.HARMLESS.get(key, ())) and (
-        key in sd_scripts.WITHOUT_EFFECT or key in sd_scripts.NOT_SUPPORTED
-    ):
+    if off and (key in sd_scripts.WITHOUT_EFFECT or key in sd_scripts.NOT_SUPPORTED):
         return None, None
     if key in sd_scripts.WITHOUT_EFFECT:
         return None, f"{key} has no effect here: {sd_scripts.WITHOUT_EFFECT[key]} ({given.where})"

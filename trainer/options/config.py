@@ -21,6 +21,7 @@ from trainer.options.sections.dataset import Dataset
 from trainer.options.sections.folders import Folders
 from trainer.options.sections.logging import Logging
 from trainer.options.sections.loss import Loss
+from trainer.options.sections.memory import Memory
 from trainer.options.sections.model import Model
 from trainer.options.sections.network import Network
 from trainer.options.sections.resume import Resume
@@ -30,11 +31,16 @@ from trainer.options.sections.training import Training
 from trainer.options.sections.validation import Validation
 from trainer.options.sections.watching import Watching
 
-SECTIONS = (Model, Folders, Dataset, Validation, Network, Training, Loss, Saving, Resume, Samples, Watching, Logging)
+SECTIONS = (
+    *(Model, Folders, Dataset, Validation, Network, Training, Memory),
+    *(Loss, Saving, Resume, Samples, Watching, Logging),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Logging, Watching, Samples, Resume, Saving, Loss, Training, Network, Validation, Dataset, Folders, Model):
+class Config(
+    Logging, Watching, Samples, Resume, Saving, Loss, Memory, Training, Network, Validation, Dataset, Folders, Model
+):
     """The complete, checked set of options. Build it with `resolve`, which checks; the constructor does not."""
 
     @property

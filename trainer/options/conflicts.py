@@ -201,6 +201,46 @@ def _optimizer_conflicts(config: Config) -> Iterator[Conflict]:
         yield "optimizer_args", "warmup_init belongs to relative_step=True; set both, or leave it out"
 
 
+def _whole_weight_conflicts(config: Config) -> Iterator[Conflict]:
+    """What reads or changes the base model's weights needs them whole."""
+    packed = [name for name in ("quantize", "base_gguf") if getattr(config, name) not in ("no", "")]
+    smaller = packed + ["fp8_base"] * config.fp8_base
+    if (packed and not config.kind.plus) or (smaller and config.kind.needs_weights):
+        yield (
+            "network_kind",
+            f"{config.kind.title} needs the base model's weights whole, and {' and '.join(smaller)} packs them; "
+            "choose lora, or leave that out",
+        )
+    if packed and config.base_weights:
+        yield "base_weights", f"nothing can be added to weights that {packed[0]} packs; leave one out"
+    moved = [name for name in ("fp8_base", "blocks_to_swap", "torch_compile") if getattr(config, name)]
+    if moved and config.base_weights and not config.base_weights_in_samples:
+        yield "base_weights_in_samples", f"cannot be off with {moved[0]}; leave one out"
+
+
+def _memory_conflicts(config: Config) -> Iterator[Conflict]:
+    for name in ("fp8_base", "blocks_to_swap", "cpu_offload_checkpointing"):
+        if getattr(config, name) and not config.gradient_checkpointing:
+            yield name, "needs gradient_checkpointing = true; without it the backward pass keeps what this would save"
+    smaller = [name for name in ("fp8_base", "quantize", "base_gguf") if getattr(config, name) not in (False, "no", "")]
+    if len(smaller) > 1:
+        yield smaller[0], f"cannot go with {' and '.join(smaller[1:])}: each is a way to hold the weights; choose one"
+    if config.base_gguf and not config.base_gguf.lower().endswith(".gguf"):
+        yield "base_gguf", f"{config.base_gguf!r} is not a .gguf file"
+    if config.blocks_to_swap and (config.quantize != "no" or config.base_gguf):
+        yield "blocks_to_swap", f"cannot go with {smaller[-1]}, whose weights do not leave the GPU; choose one"
+    if config.quantize == "int8wo" and config.mixed_precision != "bf16":
+        yield "quantize", "int8wo computes in bfloat16; set mixed_precision = bf16"
+    if config.torch_compile:
+        for name in ("fp8_base", "blocks_to_swap", "cpu_offload_checkpointing"):
+            if getattr(config, name):
+                yield "torch_compile", f"cannot go with {name}, which moves or casts what is compiled; choose one"
+        if config.dynamo_backend == "no":
+            yield "dynamo_backend", "'no' compiles nothing; choose inductor, or turn torch_compile off"
+        elif config.dynamo_backend != "inductor" and config.dynamo_mode != "default":
+            yield "dynamo_mode", f"{config.dynamo_mode!r} is one of inductor; set dynamo_backend, or leave it out"
+
+
 def _plateau_conflicts(config: Config) -> Iterator[Conflict]:
     validates = config.validation_split or config.validation_data_dir or config.dataset_config
     if config.lr_curve == "reduce_lr_on_plateau" and not validates:
@@ -260,6 +300,8 @@ CONFLICTS = (
     _training_conflicts,
     _network_conflicts,
     _optimizer_conflicts,
+    _memory_conflicts,
+    _whole_weight_conflicts,
     _plateau_conflicts,
     _watching_conflicts,
     _family_conflicts,

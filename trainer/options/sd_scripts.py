@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-RENAMED = {"caption_extention": "caption_extension"}
+RENAMED = {"caption_extention": "caption_extension", "fp8_base_unet": "fp8_base"}
 
 # They cannot change what is trained: accepted, with a notice.
 WITHOUT_EFFECT = {
@@ -64,7 +64,6 @@ WITHOUT_EFFECT = {
     "use_safetensors": "model files are always safetensors",
     "disable_mmap_load_safetensors": "not needed",
     "tokenizer_cache_dir": "the tokenizer comes with the model",
-    "dynamo_backend": "used by torch_compile only",
     "epoch": "the length is max_train_steps or max_train_epochs",
     "noise_offset_type": "noise_offset or multires_noise_iterations choose the type",
     "num_cpu_threads_per_process": "set by accelerate launch or OMP_NUM_THREADS",
@@ -83,15 +82,10 @@ NOT_SUPPORTED = {
     "train_inpainting": "inpainting models are not supported",
     **dict.fromkeys(
         ("dataset_class", "debug_dataset", "full_fp16", "full_bf16",
-         "fp8_base", "fp8_base_unet", "fused_backward_pass", "blocks_to_swap", "torch_compile", "deepspeed",
-         "cpu_offload_checkpointing", "stop_text_encoder_training",
+         "fused_backward_pass", "deepspeed", "stop_text_encoder_training",
          "no_token_padding", "additional_parameters"),
         "not supported yet; remove it to train without",
     ),
 }  # fmt: skip
 
-# Values with which even an unsupported option changes nothing (besides false, 0, "" and an empty list).
-HARMLESS = {
-    "dynamo_backend": ("no",),
-}
 ONE_FOR_EACH_ENCODER = {"text_encoder_lr": "text_encoder_lr2"}  # two values there; here the second has its own name

@@ -26,7 +26,7 @@ from trainer.checkpoints.resume import Verdict
 from trainer.data.epochs import Origin
 from trainer.distributed.agreement import Agreement
 from trainer.distributed.processes import Processes, several_processes
-from trainer.models import adapters
+from trainer.models import adapters, quantising
 from trainer.options.config import Config
 from trainer.options.problems import ConfigError, Problem
 from trainer.recipe import optimizers, prompts, schedule
@@ -180,6 +180,7 @@ def make_accelerator(config: Config) -> Accelerator:
     optimizers.check(config)
     adapters.check(config)
     tracking.require(config)
+    quantising.check(config)
     return Accelerator(
         mixed_precision=config.mixed_precision,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from trainer.models import quantising
 from trainer.options.config import Config
 
 ENVIRONMENT_VERSION = 1
@@ -53,6 +54,6 @@ def describe(config: Config, device: torch.device, processes: int) -> dict[str, 
         description["device"] = device.type
     for package in PACKAGES:
         description[package] = metadata.version(package)
-    if package := config.optimizer.package:
+    for package in filter(None, (config.optimizer.package, quantising.package_of(config))):
         description[package] = metadata.version(package)
     return description

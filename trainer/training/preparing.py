@@ -71,6 +71,7 @@ def prepare(begun: Beginning) -> Training | None:
         begun.agreement.wait()
         return None
     begun.agreement.wait()  # one may have loaded from a slower disk
+    model.stream_blocks(begun.device)
     module = accelerator.prepare(model.module())
     state = State(config, model, begun.device)
     if begun.checkpoint_bytes is None:
@@ -120,18 +121,17 @@ def prepare_sources(begun: Beginning, model: Model, aside: threading.Lock) -> So
     """Compute what is to be cached, in all processes, then move what is no longer needed off the device."""
     config, device = begun.config, begun.device
     cached = {"latents_cached": config.cache_latents, "text_cached": config.cache_text_encoder_outputs}
-    nothing = dict.fromkeys(cached, False)
 
     @contextlib.contextmanager
-    def lending() -> Iterator[None]:
+    def lending(kind: str) -> Iterator[None]:
+        """Within, what encodes this kind is on the device."""
         with aside:
-            model.prepare(device, **nothing)
+            model.prepare(device, **cached | {kind: False})
             try:
                 yield
             finally:
                 model.prepare(device, **cached)
 
-    model.prepare(device, **nothing)
     entries = (*begun.inputs.found.entries, *begun.inputs.found.validation)
     meter = functools.partial(
         CachingMeter,
@@ -140,21 +140,26 @@ def prepare_sources(begun: Beginning, model: Model, aside: threading.Lock) -> So
         raise_if_requested=begun.raise_if_stopped,
     )
 
-    def encoder(encode: Callable[[Any], Any], components: Sequence[str], identity: str, named_by: str) -> Encoder[Any]:
+    def encoder(
+        encode: Callable[[Any], Any], components: Sequence[str], identity: str, named_by: str, kind: str
+    ) -> Encoder[Any]:
         """`named_by`: the option whose digest stood for the components in caches of earlier versions."""
         described = {"family": config.family, "encoder": identity}
         settings = {**described, "model": base_model.identity_of(config, begun.inputs.model_path, components)}
         former = {**described, "model": begun.inputs.base_model[named_by]}
-        return Encoder(encode, settings, {"model": getattr(config, named_by)}, lending, former)
+        lent = functools.partial(lending, kind)
+        return Encoder(encode, settings, {"model": getattr(config, named_by)}, lent, former)
 
     latents = text = None
     if config.cache_latents:
+        model.prepare(device, **cached | {"latents_cached": False})
         name = "vae" if config.vae else "pretrained_model_name_or_path"
-        pictures = encoder(model.encode_images, ["vae"], model.image_identity(), name)
+        pictures = encoder(model.encode_images, ["vae"], model.image_identity(), name, "latents_cached")
         latents = filling.latent_source(config, entries, pictures, begun.agreement, meter("latents"))
     if config.cache_text_encoder_outputs:
+        model.prepare(device, **cached | {"text_cached": False})
         components, name = config.facts.text_components, "pretrained_model_name_or_path"
-        captions = encoder(model.encode_captions, components, model.text_identity(), name)
+        captions = encoder(model.encode_captions, components, model.text_identity(), name, "text_cached")
         prompted = {text for prompt in begun.prompts for text in (prompt.text, prompt.negative)}
         text = filling.text_source(config, entries, captions, begun.agreement, meter("captions"), prompted)
     model.prepare(device, **cached)

@@ -85,7 +85,7 @@ FAMILY_MODULES: dict[str, str] = {
     "networks.lora_anima": "anima",
 }
 # Keys that only some families have. In a TOML, where there are no switches, the first of them that is set tells.
-_SWAP = ("blocks_to_swap", "single_blocks_to_swap", "double_blocks_to_swap", "cpu_offload_checkpointing")
+SWAP = ("blocks_to_swap", "single_blocks_to_swap", "double_blocks_to_swap", "cpu_offload_checkpointing")
 _FLUX = (
     "model_type", "ae", "clip_l", "t5xxl", "discrete_flow_shift", "model_prediction_type", "timestep_sampling",
     "sigmoid_scale", "split_mode", "train_blocks", "t5xxl_max_token_length", "t5xxl_lr", "enable_all_linear",
@@ -104,19 +104,19 @@ _SD3 = (
 )  # fmt: skip
 FAMILY_KEYS: dict[str, tuple[str, ...]] = {
     "sdxl": ("sdxl_cache_text_encoder_outputs", "sdxl_no_half_vae"),
-    "flux": (*_FLUX, *_SWAP),
-    "chroma": (*_FLUX, *_SWAP),
-    "sd3": (*_SD3, *_SWAP),
+    "flux": (*_FLUX, *SWAP),
+    "chroma": (*_FLUX, *SWAP),
+    "sd3": (*_SD3, *SWAP),
     "lumina": ("gemma2", "gemma2_max_token_length", "system_prompt", "use_flash_attn", "use_sage_attn", "ae",
-               "discrete_flow_shift", "timestep_sampling", "sigmoid_scale", "model_prediction_type", *_SWAP),
+               "discrete_flow_shift", "timestep_sampling", "sigmoid_scale", "model_prediction_type", *SWAP),
     "hunyuan_image": ("text_encoder", "byt5", "fp8_scaled", "fp8_vl", "text_encoder_cpu", "vae_chunk_size", "attn_mode",
                       "split_attn", "discrete_flow_shift", "timestep_sampling", "sigmoid_scale",
-                      "model_prediction_type", *_SWAP),
+                      "model_prediction_type", *SWAP),
     "anima": ("qwen3", "llm_adapter_path", "llm_adapter_lr", "t5_tokenizer_path", "qwen3_max_token_length",
               "t5_max_token_length", "qwen_image_vae_2d", "vae_disable_cache", "unsloth_offload_checkpointing",
               "self_attn_lr", "cross_attn_lr", "mlp_lr", "mod_lr", "compile", "compile_backend", "compile_mode",
               "compile_dynamic", "compile_fullgraph", "compile_cache_size_limit", "vae_chunk_size", "attn_mode",
-              "split_attn", "discrete_flow_shift", "timestep_sampling", "sigmoid_scale", *_SWAP),
+              "split_attn", "discrete_flow_shift", "timestep_sampling", "sigmoid_scale", *SWAP),
 }  # fmt: skip
 # What a family's keys of the page begin with; the rest is the trainer's name.
 FAMILY_PREFIXES = {

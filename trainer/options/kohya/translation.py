@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -628,7 +628,7 @@ class _Translation:
             self._say(name, "no effect", "off" if off else told)
         elif name == "additional_parameters":
             self._say(name, "used" if str(value).strip() else "no effect", "each has its own line" if value else "none")
-        elif name in OPTIONS:
+        elif name in OPTIONS and not self._of_another(name, families):
             self._plain(name)
         elif families and self.family not in families:
             titles = " or ".join(FAMILIES[family].title for family in dict.fromkeys(families))
@@ -642,15 +642,19 @@ class _Translation:
         else:
             self._of_sd_scripts(name, value, off=off)
 
+    def _of_another(self, name: str, families: Sequence[str]) -> bool:
+        """Whether kohya's programs would not read this option of ours here."""
+        is_swap = name in tables.SWAP and self.family not in families
+        return is_swap or (name in tables.LAUNCH and self.form == "page")
+
     def _of_sd_scripts(self, name: str, value: Any, *, off: bool) -> None:
         """A key that sd-scripts has and we have not."""
-        harmless = value in sd_scripts.HARMLESS.get(name, ())
         if name == "save_model_as":
             self._say(name, "no effect", "model files are always safetensors")
         elif name in sd_scripts.WITHOUT_EFFECT:
             self._say(name, "no effect", sd_scripts.WITHOUT_EFFECT[name])
         elif name in sd_scripts.NOT_SUPPORTED:
-            if off or harmless:
+            if off:
                 self._say(name, "no effect", "off")
             else:
                 self._refuse(name, sd_scripts.NOT_SUPPORTED[name])
