@@ -18,7 +18,7 @@ from trainer.models import activations, blocks
 from trainer.models.activations import Kept
 from trainer.models.families.facts import CLIP_TEXT, CONVOLUTIONAL, UPCASTS_VAE
 from trainer.models.file_header import Shape, Shapes
-from trainer.options.config import Config
+from trainer.options.config import OPTIONS, Config
 from trainer.options.conflicts import combination_problems
 from trainer.quantities import size as words
 
@@ -131,7 +131,8 @@ class Estimator:
     def _trained(self, config: Config) -> tuple[int, int, int]:
         """Bytes of the trained parameters, of their gradients and of what the optimizer keeps."""
         names = tuple(part.component for part in config.trained_parts)
-        kind = (names, config.network_dim, config.conv_dim, config.optimizer_type)
+        network = tuple(getattr(config, name) for name, known in OPTIONS.items() if known.section == "Network")
+        kind = (names, network, config.optimizer_type)
 
         def compute() -> tuple[int, int, int]:
             parameters = checkpoint_size.trained(config, self._model)
@@ -211,7 +212,7 @@ class Estimator:
         checkpointing = config.gradient_checkpointing
 
         def kept(component: str, size: tuple[int, int], text: int, convolutional: bool) -> Kept:
-            rank = config.network_dim if component in names else 0
+            rank = config.network_dim if component in names and config.kind.plus else 0
             shapes, precision = self._of(config, component), config.mixed_precision
             return self._once(
                 ("kept", component, size, text, precision, rank),

@@ -201,6 +201,23 @@ def _optimizer_conflicts(config: Config) -> Iterator[Conflict]:
         yield "optimizer_args", "warmup_init belongs to relative_step=True; set both, or leave it out"
 
 
+def _whole_weight_conflicts(config: Config) -> Iterator[Conflict]:
+    """What reads or changes the base model's weights needs them whole."""
+    packed = [name for name in ("quantize", "base_gguf") if getattr(config, name) not in ("no", "")]
+    smaller = packed + ["fp8_base"] * config.fp8_base
+    if (packed and not config.kind.plus) or (smaller and config.kind.needs_weights):
+        yield (
+            "network_kind",
+            f"{config.kind.title} needs the base model's weights whole, and {' and '.join(smaller)} packs them; "
+            "choose lora, or leave that out",
+        )
+    if packed and config.base_weights:
+        yield "base_weights", f"nothing can be added to weights that {packed[0]} packs; leave one out"
+    moved = [name for name in ("fp8_base", "blocks_to_swap", "torch_compile") if getattr(config, name)]
+    if moved and config.base_weights and not config.base_weights_in_samples:
+        yield "base_weights_in_samples", f"cannot be off with {moved[0]}; leave one out"
+
+
 def _memory_conflicts(config: Config) -> Iterator[Conflict]:
     for name in ("fp8_base", "blocks_to_swap", "cpu_offload_checkpointing"):
         if getattr(config, name) and not config.gradient_checkpointing:
@@ -285,6 +302,7 @@ CONFLICTS = (
     _network_conflicts,
     _optimizer_conflicts,
     _memory_conflicts,
+    _whole_weight_conflicts,
     _plateau_conflicts,
     _watching_conflicts,
     _family_conflicts,

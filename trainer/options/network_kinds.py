@@ -27,6 +27,7 @@ class NetworkKind:
     any_rank: bool = False  # a rank beyond a layer's width means whole matrices
     plus: str = ""  # what the names of a LoRA layer's second matrix end with: LoRA+ gives it a rate of its own
     extra: str = ""  # the optional dependency that brings it
+    needs_weights: bool = False  # it computes with the base model's weights themselves
     folded: bool = False  # ComfyUI reads it under the paths of transformers too
 
 
@@ -38,16 +39,22 @@ NETWORK_KINDS: dict[str, NetworkKind] = {
     "rslora": NetworkKind(
         "rsLoRA", "locon", {"rs_lora": True}, _EVERY_DROPOUT, limits_norms=True, plus="lora_B.weight", folded=True
     ),
-    "dora": NetworkKind("DoRA", "locon", {"dora_wd": True}, limits_norms=True, plus="lora_B.weight", folded=True),
+    "dora": NetworkKind(
+        "DoRA", "locon", {"dora_wd": True}, limits_norms=True, plus="lora_B.weight", needs_weights=True, folded=True
+    ),
     "loha": NetworkKind("LoHa", "loha", {}, _OF_WEIGHTS, ("use_tucker",), limits_norms=True, folded=True),
     "lokr": NetworkKind(
         "LoKr", "lokr", {}, _OF_WEIGHTS, ("factor", "decompose_both", "use_tucker"), limits_norms=True, any_rank=True,
         folded=True,
     ),
-    "ia3": NetworkKind("(IA)^3", "ia3", {}, ("module_dropout",), ("train_on_input",), any_rank=True, extra="lycoris"),
-    "glora": NetworkKind("GLoRA", "glora", {}, ("module_dropout",), extra="lycoris"),
+    "ia3": NetworkKind(
+        "(IA)^3", "ia3", {}, ("module_dropout",), ("train_on_input",), any_rank=True, extra="lycoris",
+        needs_weights=True,
+    ),
+    "glora": NetworkKind("GLoRA", "glora", {}, ("module_dropout",), extra="lycoris", needs_weights=True),
     "diag-oft": NetworkKind(
-        "Diag-OFT", "diag-oft", {}, ("module_dropout",), ("constraint", "rescaled"), any_rank=True, extra="lycoris"
+        "Diag-OFT", "diag-oft", {}, ("module_dropout",), ("constraint", "rescaled"), any_rank=True, extra="lycoris",
+        needs_weights=True,
     ),
 }  # fmt: skip
 
