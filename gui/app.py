@@ -43,7 +43,7 @@ from gui.tabs.samples_tab import SamplesTab
 from gui.tabs.train_tab import TrainTab
 from gui.views import dataset_view, runs, thumbnails
 from gui.views.monitor import View, Watch
-from gui.wiring import QUIET, Updates, fresh_list, stamp_of_list
+from gui.wiring import IN_TURN, QUIET, Updates, fresh_list, stamp_of_list
 from trainer.commands import queue_runner
 from trainer.options import checks
 from trainer.options.config import Config
@@ -165,10 +165,10 @@ class Page:
         filled = tab.outputs() | {message}
         tab.picker.focus(self.look_for_presets, {tab.listed, tab.opened_with}, {tab.listed}, queue=False, **QUIET)
         tab.listed.change(self.list_presets, {tab.picker}, {tab.picker}, queue=False, **QUIET)
-        tab.picker.input(self.choose_preset, draft | {tab.picker}, filled, queue=False, **QUIET)
-        tab.load.click(self.load_preset, draft | {tab.picker}, filled, queue=False, **QUIET)
+        tab.picker.input(self.choose_preset, draft | {tab.picker}, filled, **IN_TURN)
+        tab.load.click(self.load_preset, draft | {tab.picker}, filled, **IN_TURN)
         tab.upload.upload(self.read_upload, tab.upload, tab.uploaded, **(QUIET | {"preprocess": True})).then(
-            self.load_upload, draft | {tab.uploaded, tab.picker}, filled, **QUIET
+            self.load_upload, draft | {tab.uploaded, tab.picker}, filled, **IN_TURN
         )
         tab.save.click(
             self.save_preset, draft | {tab.name},
@@ -179,8 +179,8 @@ class Page:
             None, tab.sent, None, js="rekindleDownload", api_visibility="private"
         )
         tab.delete.click(self.ask_delete, {tab.picker}, {message} | self.question.outputs(), **QUIET)
-        tab.revert.click(self.revert, draft, tab.outputs() | {message}, **QUIET)
-        tab.undo.click(self.undo_loading, {tab.stamp}, filled, **QUIET)
+        tab.revert.click(self.revert, draft, tab.outputs() | {message}, **IN_TURN)
+        tab.undo.click(self.undo_loading, {tab.stamp}, filled, **IN_TURN)
         edits = [item.blur if hasattr(item, "blur") else item.input for item in self.form.widgets.values()]
         gr.on(edits, self.edited, draft, tab.about_outputs(), **(QUIET | {"trigger_mode": "always_last"}))
 

@@ -58,12 +58,12 @@ a[data-option] { text-decoration: underline; color: inherit; padding: 0 !importa
   #page-title small { display: none; }
   #run-bar { padding: 6px 8px; gap: 4px; } #run-bar .run-buttons { gap: 6px; flex-wrap: wrap; align-items: center; }
   #run-bar .run-buttons > * { min-width: max-content !important; flex: 1 1 auto; width: auto !important; }
-  #run-bar .run-buttons > :has(input) { flex: 1 1 100%; min-width: 100% !important; }
-  #run-bar .run-buttons > #run-more-place { flex: 0 0 auto; }
+  #run-bar .run-buttons > :has(input) { flex: 1 1 70%; min-width: 70% !important; order: -2; }
+  #run-bar .run-buttons > #run-more-place { flex: 0 0 auto; order: -1; }
   #run-bar .run-buttons [data-testid="block-info"] { display: none; }
-  #run-bar button { min-height: 34px; padding: .2rem .5rem; font-size: .85rem; }
-  #run-bar:not(.all) :is(#save-now, #sample-now, #kill-training, #print-command, #add-to-queue, #form-run) {
-    display: none; }
+  #run-bar button { min-height: 34px; padding: .2rem .4rem; font-size: .8rem; }
+  #run-bar:not(.all) :is(#save-now, #sample-now, #kill-training, #print-command, #add-to-queue, #form-run),
+  #run-bar:not(.all) > #run-machine { display: none; }
   #run-bar.all .run-buttons > button { flex: 1 1 40%; }
   #run-more { display: inline-block !important; }
   #run-bar:not(.all) :is(#run-notice, #form-message) { max-height: 3.4rem; overflow: auto !important; }

@@ -9,6 +9,9 @@ from typing import Any
 import gradio as gr
 
 QUIET = {"preprocess": False, "api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+# Of events that put other values into the form: their answers come in the order of the clicks. In another order the
+# page would be left with the stamp of an earlier filling, and all that is typed from then on would count as late.
+IN_TURN = QUIET | {"concurrency_limit": 1, "concurrency_id": "fill"}
 Updates = dict[Any, Any]
 Data = Mapping[Any, Any]
 

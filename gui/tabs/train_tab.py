@@ -76,7 +76,7 @@ class TrainTab:
         gr.HTML(SEARCH)
         self.form = Form()
         self.fillings = drafts.Fillings()
-        self.stamp = gr.Textbox("", visible="hidden")  # another one after each filling: see Fillings
+        self.stamp = gr.Textbox("", visible="hidden", elem_id="form-stamp")  # see Fillings
         self.base = gr.State({"name": "", "values": forms.complete({})})  # what the form began with
         self.listed = gr.Number(0, visible="hidden")  # stands for the presets that the picker lists now,
         self.opened_with = gr.State(0)  # and this for those that it lists until that one changes

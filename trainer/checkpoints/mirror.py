@@ -493,8 +493,9 @@ class Mirroring:
         there = mirror.record()
         if there is not None and there["run_id"] != record["run_id"]:
             mirror.replace_run()
-        self._send_beside(mirror, self._run.config_file)
-        self._send_beside(mirror, self._run.run_file)
+        for path in (self._run.config_file, self._run.run_file, self._run.events_file):  # before what they tell of
+            with contextlib.suppress(FileNotFoundError):
+                self._once(path, mirror.put_beside)
         found = mirror.checkpoints(outline)
         own = {item.path.name for item in _leading(found, record)}
         for item in found:
@@ -509,7 +510,6 @@ class Mirroring:
         for path, _, _ in branches.model_files(self._config):
             with contextlib.suppress(FileNotFoundError):
                 self._once(path, mirror.put_model_file)
-        self._send_beside(mirror, self._run.events_file)
 
     def _send(self, mirror: Mirror, item: Found) -> None:
         assert item.manifest
@@ -532,10 +532,6 @@ class Mirroring:
         ]
         for step in retention.steps_to_delete(kept, self._config, self._resumed_from):
             mirror.remove(step)
-
-    def _send_beside(self, mirror: Mirror, path: Path) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._once(path, mirror.put_beside)
 
     def _once(self, path: Path, send: Callable[[Path], None]) -> None:
         """Send a file unless it is as it was when it was sent."""
