@@ -82,12 +82,13 @@ class Watched:
     def _watch(self) -> None:
         while self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE:
             try:
-                memory = self._process.memory_info()
+                memory = self._process.memory_info()._asdict()
             except psutil.Error:
                 return
-            self.now = memory.rss, memory.shared
-            self.peak = max(self.peak, memory.rss)
-            self.peak_without_files = max(self.peak_without_files, memory.rss - memory.shared)
+            resident, files = memory["rss"], memory.get("shared", 0)  # which Linux alone tells
+            self.now = resident, files
+            self.peak = max(self.peak, resident)
+            self.peak_without_files = max(self.peak_without_files, resident - files)
             time.sleep(0.02)
 
 

@@ -97,13 +97,12 @@ class Estimator:
         trained_components = {part.component for part in config.trained_parts}
         denoiser, host = self._denoiser(config)
         weights, aside = {facts.denoiser.component: denoiser}, 0
-        encoders = [part.component for part in facts.encoders]
-        for name in ("vae", *encoders):
+        for name in ("vae", *(part.component for part in facts.encoders)):
             cached = config.cache_latents if name == "vae" else config.cache_text_encoder_outputs
-            if cached and name not in trained_components:
-                aside += self._weights(config, name) if name in encoders else 0
-            else:
+            if name in trained_components or not cached:
                 weights[name] = self._weights(config, name)
+            elif name != "vae":
+                aside += self._weights(config, name)
         trained, gradients, moments = self._trained(config)
         memory = Memory(
             weights=weights,
@@ -132,7 +131,7 @@ class Estimator:
         """Bytes of the trained parameters, of their gradients and of what the optimizer keeps."""
         names = tuple(part.component for part in config.trained_parts)
         network = tuple(getattr(config, name) for name, known in OPTIONS.items() if known.section == "Network")
-        kind = (names, network, config.optimizer_type)
+        kind = (names, network, config.optimizer_type, config.optimizer_args)
 
         def compute() -> tuple[int, int, int]:
             parameters = checkpoint_size.trained(config, self._model)

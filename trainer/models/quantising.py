@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Collection
 from typing import Any
 
 import diffusers
 import torch
+from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
 from torch import nn
 
 from trainer.models import blocks
@@ -58,17 +60,20 @@ def for_loading(config: Config, dtype: torch.dtype) -> dict[str, Any]:
     return {}
 
 
-def cast_blocks(denoiser: nn.Module, dtype: torch.dtype, trained: Collection[nn.Parameter]) -> None:
+def cast_blocks(denoiser: Any, dtype: torch.dtype, trained: Collection[nn.Parameter]) -> None:
     """Hold the linear and convolution layers of the repeated blocks in 8-bit floats, and compute in `dtype`.
 
     diffusers' layerwise casting gives parameters other data in place. Gradient checkpointing keeps frozen parameters by
     themselves, so that the backward pass would find what is cast back; here a layer computes with a copy that is its
-    own. Norms and what is trained stay as they are.
+    own. What is trained stays as it is, and so do norms and what the model's class says needs its precision.
     """
     stays = {id(parameter) for parameter in trained}
+    precise = (*DEFAULT_SKIP_MODULES_PATTERN, *(denoiser._skip_layerwise_casting_patterns or ()))
     for name, module in denoiser.named_modules():
         is_layer = isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d)
-        if is_layer and blocks.block_of(f"{name}.") and not any(id(weight) in stays for weight in module.parameters()):
+        is_trained = any(id(weight) in stays for weight in module.parameters())
+        is_precise = any(re.search(pattern, name) for pattern in precise)
+        if is_layer and blocks.block_of(f"{name}.") and not is_trained and not is_precise:
             _cast(module, dtype)
 
 

@@ -70,11 +70,6 @@ class Streamer:
             module.register_forward_hook(lambda *_, block=block: self._after(block), always_call=True)
         network.register_forward_pre_hook(lambda *_: self._begin())
 
-    @property
-    def bytes(self) -> int:
-        """Of the weights in the host's memory."""
-        return sum(weight.host.nbytes for block in self._blocks for weight in block.weights)
-
     def _take(self, block: nn.Module, stays: Collection[int]) -> list[_Weight]:
         taken = []
         for module in block.modules():
