@@ -83,7 +83,7 @@ def why_not_resumed(places: Places, settings: Config) -> list[str]:
     if choosing.starts_from_scratch(settings, places.home) or choosing.may_be_fetched(settings, places.home):
         return []
     try:
-        looked = preflight.look(placed(places, settings))
+        looked = preflight.examine(placed(places, settings))
     except OSError as error:
         return [f"This could not be looked at: {error}"]
     if looked.refusals:

@@ -74,7 +74,7 @@ def _disk(places: Places, settings: Config, amount: Amount) -> str:
         size = checkpoint_size.of_fresh_start(placed(places, settings), amount.images)
     except (SizeUnknown, BaseModelMissing):
         return f"{free}; what a checkpoint takes is known when the base model is here"
-    saves = budget.of(settings, 0, amount.steps, amount.steps_per_epoch, size, None).saves
+    saves = budget.planned(settings, 0, amount.steps, amount.steps_per_epoch, size, None).saves
     kept = budget.kept(settings, saves, amount.steps, amount.steps_per_epoch)
     room = quantities.size(kept * size)
     return f"{quantities.counted(kept, 'checkpoint')} of about {quantities.size(size)} kept: {room}, {free}"

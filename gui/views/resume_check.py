@@ -151,7 +151,7 @@ def examine(places: Places, values: Mapping[str, Any], environment: Mapping[str,
     if not resumes(places, now):
         return Outcome(_afresh(places, values))
     try:
-        looked = preflight.look(placed(places, now), environment=environment)
+        looked = preflight.examine(placed(places, now), environment=environment)
     except OSError as error:
         return Outcome(look.note(f"This could not be looked at: {error}", kind="bad"))
     if looked.verdict is None:

@@ -82,7 +82,7 @@ def sources_of(config: Config, found: Scan) -> Sources:
     agreement = Agreement()
     latents = filling.latent_source(config, found.entries, PICTURES, agreement, Nobody())
     text = filling.text_source(config, found.entries, CAPTIONS, agreement, Nobody())
-    return Sources(fail, latents, text, 4, 8, torch.device("cpu"), timesteps.of(config))
+    return Sources(fail, latents, text, 4, 8, torch.device("cpu"), timesteps.from_config(config))
 
 
 def timed(parts: Parts, name: str, work: Callable[[], Result]) -> Result:

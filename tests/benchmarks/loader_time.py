@@ -79,7 +79,7 @@ def sources_of(config: Config, entries: tuple[Entry, ...], *, with_text: bool) -
     encoder: Encoder[Any] = Encoder(fail, SETTINGS, {}, nullcontext)
     latents = filling.latent_source(config, entries, encoder, Agreement(), Nobody())
     text = filling.text_source(config, entries, encoder, Agreement(), Nobody()) if with_text else None
-    return Sources(tokens, latents, text, 4, 8, torch.device("cpu"), timesteps.of(config))
+    return Sources(tokens, latents, text, 4, 8, torch.device("cpu"), timesteps.from_config(config))
 
 
 def rate(steps: Iterator[Step], seconds: float) -> tuple[float, float]:

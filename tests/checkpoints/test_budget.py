@@ -31,13 +31,13 @@ from trainer.runs.run_folder import RunFolder
     ],
 )
 def test_the_saves_of_100_steps_of_2_seconds_in_epochs_of_25(options: dict[str, Any], step: int, saves: int) -> None:
-    found = budget.of(Config(**options), step, 100, 25, 10_000_000, 2.0)
+    found = budget.planned(Config(**options), step, 100, 25, 10_000_000, 2.0)
     assert found.saves == saves
     assert found.total == saves * 10_000_000
 
 
 def test_the_rate_follows_from_the_time_between_two_saves() -> None:
-    found = budget.of(Config(save_every_n_steps=10), 0, 100, 25, 10_000_000_000, 2.0)
+    found = budget.planned(Config(save_every_n_steps=10), 0, 100, 25, 10_000_000_000, 2.0)
     assert found.per_hour == 1.8e12
     assert found.line() == "10 checkpoints of 10 GB to be written: 100 GB in all, 1.8 TB an hour"
     assert "SSD" in (found.warning() or "")
@@ -45,15 +45,17 @@ def test_the_rate_follows_from_the_time_between_two_saves() -> None:
 
 def test_a_computed_size_is_told_as_such() -> None:
     config = Config(save_every_n_steps=50, save_every_n_minutes=0.0)
-    found = budget.of(config, 0, 100, 25, 12_345_678, None, about=True)
+    found = budget.planned(config, 0, 100, 25, 12_345_678, None, about=True)
     assert found.line() == "2 checkpoints of about 12.3 MB to be written: about 24.7 MB in all"
 
 
 def test_saves_by_the_clock_are_counted_where_the_time_is_known_and_told_where_it_is_not() -> None:
     config = Config(save_every_n_steps=50, save_every_n_minutes=2.5)
-    assert budget.of(config, 0, 100, 25, 10**6, 60.0).line().startswith("41 checkpoints of 1 MB to be written: 41 MB")
-    assert budget.of(config, 0, 100, 25, 10**6, 0.1).saves == 2  # over before the clock calls for any
-    unknown = budget.of(config, 0, 100, 25, 10**6, None)
+    assert (
+        budget.planned(config, 0, 100, 25, 10**6, 60.0).line().startswith("41 checkpoints of 1 MB to be written: 41 MB")
+    )
+    assert budget.planned(config, 0, 100, 25, 10**6, 0.1).saves == 2  # over before the clock calls for any
+    unknown = budget.planned(config, 0, 100, 25, 10**6, None)
     assert unknown.line() == (
         "2 checkpoints of 1 MB to be written: 2 MB in all, and one whenever 2.5 minutes pass without"
     )

@@ -49,7 +49,7 @@ def test_the_layers_are_found_in_the_headers_and_the_size_is_right(
     layers: dict[str, Any], tiny_model: Path, tiny_images: Path, tmp_path: Path
 ) -> None:
     config = config_for(tiny_model, tiny_images, tmp_path, max_train_steps=1, **layers)
-    looked = preflight.look(config)
+    looked = preflight.examine(config)
     size = saved(config)
     assert looked.bytes_of_save == pytest.approx(size, rel=0.03)
     weights = load_file(RunFolder(config.run_dir).checkpoints / "step-00000001" / "weights.safetensors")
@@ -63,7 +63,7 @@ def test_what_an_optimizer_keeps_is_known(optimizer: str, tiny_model: Path, tiny
         tiny_model, tiny_images, tmp_path, max_train_steps=1, optimizer_type=optimizer, optimizer_args=arguments,
         network_dim=16, network_train_unet_only=True,
     )  # fmt: skip
-    expected = preflight.look(config).bytes_of_save
+    expected = preflight.examine(config).bytes_of_save
     assert expected == pytest.approx(saved(config), rel=0.03)
 
 
@@ -111,7 +111,7 @@ def test_a_model_of_the_hub_is_read_where_it_was_downloaded_and_never_fetched_fo
     (downloaded / "refs").mkdir()
     (downloaded / "refs" / "main").write_text("0123")
     local = config.replace(pretrained_model_name_or_path=str(tiny_model))
-    assert checkpoint_size.of_fresh_start(config, 3) == checkpoint_size.of_fresh_start(local, 3)
+    assert checkpoint_size.of_fresh_start(config, 3) == pytest.approx(checkpoint_size.of_fresh_start(local, 3), abs=200)
 
 
 # --- where it is told ----------------------------------------------------------------------------------------------
@@ -120,7 +120,9 @@ def test_a_model_of_the_hub_is_read_where_it_was_downloaded_and_never_fetched_fo
 @pytest.fixture(scope="module")
 def looked(tiny_model: Path, tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Preflight:
     folder = tmp_path_factory.mktemp("output")
-    return preflight.look(config_for(tiny_model, tiny_images, folder, keep_last_n_checkpoints=3, save_every_n_steps=2))
+    return preflight.examine(
+        config_for(tiny_model, tiny_images, folder, keep_last_n_checkpoints=3, save_every_n_steps=2)
+    )
 
 
 def test_a_fresh_start_says_about_what_is_written_and_what_is_free(looked: Preflight) -> None:
@@ -142,6 +144,6 @@ def test_the_same_for_programs(looked: Preflight) -> None:
 
 def test_a_start_that_could_lose_much_says_so(tiny_model: Path, tiny_images: Path, tmp_path: Path) -> None:
     config = config_for(tiny_model, tiny_images, tmp_path, save_every_n_steps=0, save_every_n_minutes=0.0)
-    looked = preflight.look(config)
+    looked = preflight.examine(config)
     assert looked.refusals == () and looked.at_stake in looked.lines()
     assert looked.as_json()["at_stake"].startswith("Nothing is saved before the end")

@@ -67,8 +67,8 @@ def test_a_changed_option_is_told_with_its_class(known: Option, trained: Config)
     config = changed(known, trained)
     here = environment.describe(trained, beginning.make_accelerator(trained).device, 1)
     try:
-        inputs = preflight.look_at_inputs(config)
-        verdict = preflight.look_at_checkpoint(inputs, here)
+        inputs = preflight.examine_inputs(config)
+        verdict = preflight.examine_checkpoint(inputs, here)
     except Refused as error:  # a file that is not there, an argument that the schedule does not have
         assert known.name in str(error)
         return

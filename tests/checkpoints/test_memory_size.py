@@ -224,13 +224,13 @@ def test_what_fits_is_left_alone_and_what_never_can_is_said(large: tuple[Estimat
 
 def test_the_dry_run_says_it_in_words_and_for_programs(tiny_model: Path, tiny_images: Path, tmp_path: Path) -> None:
     config = config_for(tiny_model, tiny_images, tmp_path)
-    looked = preflight.look(config, gpu_memory=OVERHEAD + 3_000_000)
+    looked = preflight.examine(config, gpu_memory=OVERHEAD + 3_000_000)
     [line] = [line for line in looked.lines() if line.startswith("GPU memory: about ")]
     assert "it would with cache_latents = true" in line
     told = json.loads(json.dumps(looked.as_json()))
     assert looked.memory and told["memory"]["peak"] == looked.memory.peak
     assert told["memory_advice"] in line
-    assert preflight.look(config, gpu_memory=1 << 40).memory_advice == ""
+    assert preflight.examine(config, gpu_memory=1 << 40).memory_advice == ""
 
 
 def test_a_start_on_a_gpu_that_is_likely_to_be_too_small_says_so(

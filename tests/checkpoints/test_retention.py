@@ -107,7 +107,7 @@ def loaded(folder: Path) -> Loaded:
         max_train_steps=10_000,
     )
     accelerator = beginning.make_accelerator(config)
-    inputs = preflight.look_at_inputs(config)
+    inputs = preflight.examine_inputs(config)
     model = models.load(inputs.config, inputs.model_path, preparing.DTYPES[config.mixed_precision], accelerator.device)
     here = environment.describe(config, accelerator.device, 1)
     return Loaded(config, inputs, State(config, model, accelerator.device), here)
@@ -158,11 +158,11 @@ class Checkpoints(RuleBasedStateMachine):
         """What the loop does at a session's start."""
         config, of = self.config.replace(resume_from_checkpoint=wanted), self.of
         self.session.enter_context(run_folder.locked(self.run))
-        verdict = preflight.look_at_checkpoint(dataclasses.replace(of.inputs, config=config), of.here)
+        verdict = preflight.examine_checkpoint(dataclasses.replace(of.inputs, config=config), of.here)
         session = Session(config, self.run, verdict, of.inputs.total_steps)
         self.session.enter_context(session.recorded())
         self.plan = plan = Plan(
-            config, of.inputs.found.entries, of.inputs.batches_per_step, verdict.origin if verdict else Origin()
+            config, of.inputs.scan.entries, of.inputs.batches_per_step, verdict.origin if verdict else Origin()
         )
         self.resumed_from = verdict.step if verdict else None
         of.state.global_step = verdict.step if verdict else 0

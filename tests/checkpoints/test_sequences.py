@@ -89,7 +89,7 @@ class Known:
 
     def order(self) -> tuple[Any, ...]:
         """What the order of the batches hangs on."""
-        found = paper.inputs_of(Config(**{**paper.OPTIONS, **self.options}), self.pictures).found.entries
+        found = paper.inputs_of(Config(**{**paper.OPTIONS, **self.options}), self.pictures).scan.entries
         sizes = sorted({entry.bucket for entry in found})
         uses = sorted((entry.id, entry.repeats, sizes.index(entry.bucket)) for entry in found)
         return self.options["seed"], self.options["train_batch_size"], tuple(uses)

@@ -98,7 +98,7 @@ def folder_of(pipeline: str, folder: Path) -> Path:
 
 
 def refusals(model: Path, images: Path, output: Path, **options: Any) -> tuple[str, ...]:
-    return preflight.look(config_for(model, images, output, **options)).refusals
+    return preflight.examine(config_for(model, images, output, **options)).refusals
 
 
 def test_a_folder_of_an_unknown_architecture_is_refused_by_its_name(tiny_images: Path, tmp_path: Path) -> None:

@@ -278,7 +278,7 @@ def test_a_resumed_run_is_bit_equal_and_its_checkpoint_is_exported_and_as_large_
     exported = export.model_file(found.path, tmp_path / "exported.safetensors")
     assert_bit_equal(safetensors.torch.load_file(exported), exported_tensors_of(config))
     fresh = config.replace(output_dir=str(tmp_path / "fresh"))
-    assert found.manifest and preflight.look(fresh).bytes_of_save == pytest.approx(found.manifest.bytes, rel=0.03)
+    assert found.manifest and preflight.examine(fresh).bytes_of_save == pytest.approx(found.manifest.bytes, rel=0.03)
 
 
 @pytest.mark.parametrize("kind", [name for name, kind in NETWORK_KINDS.items() if "module_dropout" in kind.dropouts])

@@ -36,7 +36,7 @@ def test_a_preset_begins_a_training(
     variant = "flux2 dev" if "flux2-dev" in preset.stem else config.family
     if variant not in folders:
         folders[variant] = tiny_families.FAMILIES[variant].make(tmp_path_factory.mktemp(config.family))
-    looked = preflight.look(
+    looked = preflight.examine(
         config.replace(pretrained_model_name_or_path=str(folders[variant]), output_dir=str(tmp_path))
     )
     assert looked.refusals == () and looked.inputs
@@ -65,7 +65,7 @@ def test_a_distilled_model_is_named_with_what_to_do(
     variant: str, name: str, options: dict[str, Any], words: str, tiny_images: Path, tmp_path: Path
 ) -> None:
     folder = tiny_families.FAMILIES[variant].make(tmp_path / name)
-    looked = preflight.look(config_for(folder, tiny_images, tmp_path / "out", **options))
+    looked = preflight.examine(config_for(folder, tiny_images, tmp_path / "out", **options))
     lines = [line for line in looked.lines() if line.startswith(("The base model", "guidance_scale"))]
     assert looked.refusals == () and len(lines) == bool(words) and all(words in line for line in lines)
 

@@ -92,7 +92,7 @@ def test_a_preset_of_it_could_begin(preset: Path, folder: Path, tiny_images: Pat
     here = {"pretrained_model_name_or_path": folder, "train_data_dir": tiny_images, "output_dir": tmp_path}
     arguments = [word for name, value in here.items() for word in (f"--{name}", str(value))]
     config, _ = preflight.read_options(preset, arguments)
-    looked = preflight.look(config)
+    looked = preflight.examine(config)
     assert looked.refusals == () and looked.bytes_of_save
     assert config.facts.title == "Stable Diffusion XL"
 

@@ -79,7 +79,7 @@ def test_it_trains_resumes_exports_and_samples(
 def test_its_files_tell_what_it_is_and_its_own_defaults_apply(
     toy_model: Path, tiny_images: Path, tmp_path: Path
 ) -> None:
-    looked = preflight.look(config_of(toy_model, tiny_images, tmp_path))
+    looked = preflight.examine(config_of(toy_model, tiny_images, tmp_path))
     assert looked.refusals == () and looked.inputs
     settled = looked.inputs.config
     assert (settled.family, settled.timestep_sampling, settled.discrete_flow_shift) == ("toy", "shift", 3.0)
@@ -111,7 +111,7 @@ def test_a_file_of_it_begins_another_run(toy_model: Path, tiny_images: Path, tmp
 def test_what_does_not_go_with_it_is_refused_by_name(
     options: dict[str, Any], named: str, toy_model: Path, tiny_images: Path, tmp_path: Path
 ) -> None:
-    looked = preflight.look(config_of(toy_model, tiny_images, tmp_path, **options))
+    looked = preflight.examine(config_of(toy_model, tiny_images, tmp_path, **options))
     assert len(looked.refusals) == 1
     with pytest.raises(AssertionError, match=named):
         raise AssertionError(looked.refusals[0])

@@ -91,5 +91,5 @@ def test_a_flow_is_trained_between_the_lowest_and_the_highest_timestep() -> None
 
 def test_ddpm_draws_as_it_always_did() -> None:
     config = Config(family="sd", min_timestep=100, max_timestep=900)
-    drawn = timesteps.of(config).draw(np.random.default_rng(3), SQUARE)
+    drawn = timesteps.from_config(config).draw(np.random.default_rng(3), SQUARE)
     assert drawn == int(np.random.default_rng(3).integers(100, 900))

@@ -298,7 +298,7 @@ def test_a_document_with_a_wrong_value_anywhere_gives_a_verdict_or_a_refusal(
 ) -> None:
     shutil.copytree(trained.run_dir, tmp_path / "run")
     config = trained.replace(output_dir=str(tmp_path), resume_allow=("all",))
-    inputs = preflight.look_at_inputs(config)
+    inputs = preflight.examine_inputs(config)
     here = environment.describe(config, beginning.make_accelerator(config).device, 1)
     path = checkpoint_of(config, 1) / name
     document = json.loads(path.read_bytes())
@@ -310,7 +310,7 @@ def test_a_document_with_a_wrong_value_anywhere_gives_a_verdict_or_a_refusal(
             path.write_bytes(files.json_bytes(replaced(document, place, value)))
             recompose(path.parent)
             try:
-                preflight.look_at_checkpoint(inputs, here)
+                preflight.examine_checkpoint(inputs, here)
                 answers.add("verdict")
             except Refused as error:
                 assert "step-00000001" in str(error), (place, value)

@@ -135,7 +135,7 @@ def inputs_of(config: Config, pictures: tuple[Picture, ...]) -> Inputs:
     )
     return Inputs(
         config=config,
-        found=found,
+        scan=found,
         images=dataset.record(found, config, config.gradient_accumulation_steps),
         model_path=Path("model"),
         base_model={"pretrained_model_name_or_path": "0" * 64},
@@ -159,7 +159,7 @@ class Training:
             self.verdict = verdict = self._examine()
             self.session = Session(config, self.run, verdict, inputs.total_steps)
             self.origin = verdict.origin if verdict else Origin()
-            self.plan = Plan(config, inputs.found.entries, inputs.batches_per_step, self.origin, inputs.total_steps)
+            self.plan = Plan(config, inputs.scan.entries, inputs.batches_per_step, self.origin, inputs.total_steps)
             self.curve = verdict.curve if verdict else schedule.new_curve(config, inputs.total_steps)
             self.history: History = history_of(verdict.path) if verdict else ()
             beginning.enter_context(self.session.recorded())
@@ -168,7 +168,7 @@ class Training:
             self._held = beginning.pop_all()
 
     def _examine(self) -> Verdict | None:
-        verdict = preflight.look_at_checkpoint(self._inputs, self._environment)
+        verdict = preflight.examine_checkpoint(self._inputs, self._environment)
         if verdict and verdict.refusals:
             raise ResumeRefused(list(verdict.refusals))
         return verdict

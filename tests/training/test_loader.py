@@ -61,7 +61,7 @@ def config(tmp_path: Path) -> Config:
 
 def loader_of(config: Config, latents: Latents | None = None) -> Loader:
     entries = dataset.scan(config).entries
-    sources = Sources(tokenize, latents or Latents(), None, 4, 8, torch.device("cpu"), timesteps.of(config))
+    sources = Sources(tokenize, latents or Latents(), None, 4, 8, torch.device("cpu"), timesteps.from_config(config))
     return Loader(config, Plan(config, entries, 1, Origin()), sources)
 
 
@@ -144,7 +144,7 @@ def test_a_worker_that_fails_ends_the_stream_with_the_name_of_the_image(config: 
 
 def prepared(config: Config, entry: Entry) -> MicroBatch:
     """One use of an image, from its file."""
-    samples = Samples(config, Sources(tokenize, None, None, 4, 8, torch.device("cpu"), timesteps.of(config)))
+    samples = Samples(config, Sources(tokenize, None, None, 4, 8, torch.device("cpu"), timesteps.from_config(config)))
     return samples.micro_batch([Use(entry, 0, 0)], 1.0)
 
 

@@ -61,7 +61,7 @@ class Budget:
         )
 
 
-def of(
+def planned(
     config: Config,
     step: int,
     total_steps: int,

@@ -12,9 +12,10 @@ from trainer.models.adapters import Layer, selection
 from trainer.models.families.facts import Part
 from trainer.models.file_header import HeaderUnreadable, Shape, Shapes
 from trainer.options.config import Config
+from trainer.options.writing import to_toml
 
 ENTRY = 66  # bytes that a safetensors header has for a tensor beside its name
-DOCUMENTS = 7_500  # bytes of config, state, environment and manifest
+DOCUMENTS = 4_900  # bytes of state and environment
 AN_IMAGE = 320  # bytes of dataset.json for an image
 
 _OPEN_CLIP = re.compile(r"\.resblocks\.(\d+)\.(attn\.in_proj_weight|attn\.out_proj\.weight|mlp\.c_(fc|proj)\.weight)$")
@@ -132,7 +133,8 @@ def estimate(config: Config, parameters: Shapes, images: int) -> int:
             if name not in without_gradient:
                 yield from ((f"{name}/{entry}", held) for entry, held in moments(config, name, shape).items())
 
-    return sum(size + len(name) + ENTRY for name, size in tensors()) + DOCUMENTS + images * AN_IMAGE
+    documents = DOCUMENTS + len(to_toml(config)) + images * AN_IMAGE
+    return sum(size + len(name) + ENTRY for name, size in tensors()) + documents
 
 
 def idle(config: Config, parameters: Shapes) -> set[str]:

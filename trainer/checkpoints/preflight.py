@@ -20,7 +20,7 @@ from trainer.checkpoints.memory_size import Estimator, Memory
 from trainer.checkpoints.resume import Verdict
 from trainer.data import dataset, findings
 from trainer.data.dataset import Scan
-from trainer.data.folder_scan import Progress, nobody
+from trainer.data.folder_scan import Progress, no_progress
 from trainer.models import base_model, distillation
 from trainer.models.base_model import BaseModelMissing
 from trainer.models.network_file import RanksUnknown
@@ -43,7 +43,7 @@ class Inputs:
     """The images, the base model's files and what follows from them. `config`: with its family as the files tell."""
 
     config: Config
-    found: Scan
+    scan: Scan
     images: Mapping[str, Any]  # what dataset.json keeps
     model_path: Path
     base_model: Mapping[str, str]  # digests by option
@@ -53,7 +53,7 @@ class Inputs:
 
     def lines(self) -> list[str]:
         """For people: how much there is, what it makes, and what was left out."""
-        found = self.found
+        found = self.scan
         regular = sum(entry.subset.is_reg for entry in found.entries)
         lines = [
             f"{counted(len(found.entries), 'image')}, {counted(found.samples, 'sample')} an epoch in "
@@ -142,8 +142,8 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
     return [problem for problem in problems if problem.key not in told]
 
 
-def look_at_inputs(
-    config: Config, processes: int = 1, progress: Progress = nobody, model_progress: Progress = nobody
+def examine_inputs(
+    config: Config, processes: int = 1, progress: Progress = no_progress, model_progress: Progress = no_progress
 ) -> Inputs:
     """Find images and base model. Raises Refused with everything that is missing or cannot be used.
 
@@ -160,7 +160,7 @@ def look_at_inputs(
     epochs = config.max_train_epochs
     return Inputs(
         config=config,
-        found=found,
+        scan=found,
         images=dataset.record(found, config, batches),
         model_path=model_path,
         base_model=base_model.digests(config, model_path, model_progress),
@@ -210,7 +210,7 @@ def require_fresh(config: Config) -> None:
         )
 
 
-def look_at_checkpoint(inputs: Inputs, environment: Mapping[str, Any] | None) -> Verdict | None:
+def examine_checkpoint(inputs: Inputs, environment: Mapping[str, Any] | None) -> Verdict | None:
     """What a resume would be; None for a fresh start. `environment`: None where it is not known; not compared then.
 
     Raises ResumeRefused when there is nothing to resume, or something to lose; other reasons are in the verdict.
@@ -234,13 +234,13 @@ def bytes_of_save(config: Config, inputs: Inputs, verdict: Verdict | None) -> in
     if verdict:
         return verdict.manifest.bytes
     shapes = checkpoint_size.trained(config, inputs.model_path)
-    return checkpoint_size.estimate(config, shapes, len(inputs.found.entries))
+    return checkpoint_size.estimate(config, shapes, len(inputs.scan.entries))
 
 
 def write_budget(config: Config, inputs: Inputs, verdict: Verdict | None, bytes_of_save: int) -> Budget:
     """What the training is going to write in checkpoints of this size."""
     step, seconds = (verdict.step, budget.seconds_per_step(RunFolder(config.run_dir))) if verdict else (0, None)
-    return budget.of(
+    return budget.planned(
         config, step, inputs.total_steps, inputs.steps_per_epoch, bytes_of_save, seconds, about=verdict is None
     )
 
@@ -311,7 +311,7 @@ class Preflight:
         if self.inputs is None or self.bytes_of_save is None:
             return None
         steps, epoch = self.inputs.total_steps, self.inputs.steps_per_epoch
-        saves = budget.of(self.config, 0, steps, epoch, self.bytes_of_save, None).saves
+        saves = budget.planned(self.config, 0, steps, epoch, self.bytes_of_save, None).saves
         return budget.kept(self.config, saves, steps, epoch) * self.bytes_of_save
 
     def lines(self) -> list[str]:
@@ -346,10 +346,10 @@ class Preflight:
         return {
             "version": 1,
             "refusals": list(self.refusals),
-            "images": len(inputs.found.entries) if inputs else None,
-            "samples": inputs.found.samples if inputs else None,
-            "skipped": [[str(item.path), item.reason] for item in inputs.found.skipped] if inputs else None,
-            "notices": list(inputs.found.notices) if inputs else None,
+            "images": len(inputs.scan.entries) if inputs else None,
+            "samples": inputs.scan.samples if inputs else None,
+            "skipped": [[str(item.path), item.reason] for item in inputs.scan.skipped] if inputs else None,
+            "notices": list(inputs.scan.notices) if inputs else None,
             "steps_per_epoch": inputs.steps_per_epoch if inputs else None,
             "total_steps": inputs.total_steps if inputs else None,
             "disk_free": self.disk_free,
@@ -399,7 +399,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def look(
+def examine(
     config: Config,
     *,
     processes: int = 1,
@@ -413,10 +413,10 @@ def look(
     refusals: list[str] = []
     inputs, verdict, needed, unknown = None, None, None, ""
     try:
-        inputs = look_at_inputs(config, processes)
+        inputs = examine_inputs(config, processes)
         config = inputs.config
         if not choosing.may_be_fetched(config):
-            verdict = look_at_checkpoint(inputs, environment)
+            verdict = examine_checkpoint(inputs, environment)
         refusals += verdict.refusals if verdict else ()
         if not (verdict and verdict.finished):
             needed = bytes_of_save(config, inputs, verdict)
@@ -432,7 +432,7 @@ def look(
 
 def memory_of(inputs: Inputs, gpu_memory: int | None) -> tuple[Memory | None, str]:
     """What a GPU would hold, None where the files do not tell; and what to do where that is too much for this one."""
-    largest = max(inputs.found.bucket_counts(), key=lambda bucket: bucket[0] * bucket[1], default=None)
+    largest = max(inputs.scan.bucket_counts(), key=lambda bucket: bucket[0] * bucket[1], default=None)
     estimator = Estimator(inputs.model_path, largest)
     room = gpu_memory or smallest_gpu()
     try:

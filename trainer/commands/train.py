@@ -153,7 +153,7 @@ def dry_run(preset: str, rest: Sequence[str], *, as_json: bool) -> int:
     except Refused as refusal:
         refusals.append(str(refusal))
     processes = here["processes"] if here else 1
-    looked = preflight.look(config, processes=processes, environment=here, gpu_memory=room)
+    looked = preflight.examine(config, processes=processes, environment=here, gpu_memory=room)
     looked = dataclasses.replace(looked, refusals=(*refusals, *looked.refusals))
     if as_json:
         print(json.dumps({**looked.as_json(), "option_notices": notices}, indent=1))

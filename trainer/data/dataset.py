@@ -16,7 +16,7 @@ from trainer import files, randomness
 from trainer.data import buckets, dataset_config, metadata_files
 from trainer.data.augmentation import cut_by_rules, face_in
 from trainer.data.findings import KINDS, Finding
-from trainer.data.folder_scan import EXTENSIONS, Progress, no_collections, nobody, read_folders
+from trainer.data.folder_scan import EXTENSIONS, Progress, no_collections, no_progress, read_folders
 from trainer.data.subsets import DatasetError, Subset, in_folder
 from trainer.options.config import OPTIONS, Config
 
@@ -90,7 +90,7 @@ class Scan:
 def scan(
     config: Config,
     *,
-    progress: Progress = nobody,
+    progress: Progress = no_progress,
     workers: int = 4,
 ) -> Scan:
     """Look at every image of the training: read the new ones whole, skip and name those that cannot be read.

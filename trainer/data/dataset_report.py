@@ -12,7 +12,7 @@ from typing import Any
 from trainer.data import captions, dataset, findings, inspection
 from trainer.data.dataset import Entry, Scan
 from trainer.data.findings import Finding
-from trainer.data.folder_scan import Progress, nobody
+from trainer.data.folder_scan import Progress, no_progress
 from trainer.data.subsets import DatasetError
 from trainer.options.config import Config
 
@@ -154,7 +154,7 @@ def tag_counts(captions: Iterable[str], separator: str) -> Counter[str]:
     return counts
 
 
-def make(config: Config, *, deep: bool = False, progress: Progress = nobody, workers: int = 4) -> Report:
+def make(config: Config, *, deep: bool = False, progress: Progress = no_progress, workers: int = 4) -> Report:
     """Look at the images of a training; `deep`: decode every one of them.
 
     Raises DatasetError when there is no folder to look at.

@@ -41,8 +41,8 @@ PICTURES = "pictures"  # what is remembered of them
 Progress = Callable[[int, int], None]
 
 
-def nobody(done: int, total: int) -> None:
-    """The progress that nobody watches."""
+def no_progress(done: int, total: int) -> None:
+    """Progress that is not shown."""
 
 
 # There may be a hundred thousand of each of these: tuples are made the fastest.
@@ -313,7 +313,7 @@ def read_folders(
     wanted: Sequence[tuple[Path, Sequence[str]]],
     memory_folder: Path,
     *,
-    progress: Progress = nobody,
+    progress: Progress = no_progress,
     workers: int = 4,
 ) -> list[Folder]:
     """Each (folder, caption extensions: the first of which there is a file counts), as it is now.
@@ -325,7 +325,7 @@ def read_folders(
     pictures = {path: stamp for listing in listings for path, stamp in listing.pictures.items() if stamp}
     texts = {path: stamp for listing in listings for path, stamp in listing.texts.items()}
     facts = learn(FileMemory(memory_folder, PICTURES), pictures, _picture_row, progress, workers, _lasts)
-    captions = learn(FileMemory(memory_folder, "captions"), texts, _caption_row, nobody, workers, _caption_lasts)
+    captions = learn(FileMemory(memory_folder, "captions"), texts, _caption_row, no_progress, workers, _caption_lasts)
     return [_assemble(listing, facts, captions) for listing in listings]
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trainer.data.findings import Finding
-from trainer.data.folder_scan import PICTURES, Facts, Progress, learn, nobody
+from trainer.data.folder_scan import PICTURES, Facts, Progress, learn, no_progress
 from trainer.data.pictures import PictureError, open_picture
 from trainer.file_memory import FileMemory, stamp_of
 
@@ -47,7 +47,7 @@ def look_whole(file: str) -> Look:
 
 
 def inspect(
-    digests: dict[Path, str], memory_folder: Path, *, progress: Progress = nobody, workers: int = 4
+    digests: dict[Path, str], memory_folder: Path, *, progress: Progress = no_progress, workers: int = 4
 ) -> list[Finding]:
     """Decode every picture (path -> SHA-256) once: what is damaged, and what is nearly the same.
 

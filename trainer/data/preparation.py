@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer import files, quantities
-from trainer.data.folder_scan import Progress, list_pictures, nobody
+from trainer.data.folder_scan import Progress, list_pictures, no_progress
 from trainer.refusal import Refused
 
 LONGEST_NAME = 255  # bytes
@@ -118,7 +118,7 @@ def _files_of(folder: Path, caption_extensions: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def carry_out(planned: Plan, progress: Progress = nobody) -> None:
+def carry_out(planned: Plan, progress: Progress = no_progress) -> None:
     """Copy. An interrupted copy is continued by planning and carrying out again. Raises OSError."""
     for folder in planned.folders:
         folder.mkdir(parents=True, exist_ok=True)

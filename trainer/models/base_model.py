@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from trainer import files
-from trainer.data.folder_scan import Progress, nobody
+from trainer.data.folder_scan import Progress, no_progress
 from trainer.file_memory import sha256_of
 from trainer.models import families, file_header
 from trainer.models.families.facts import Facts
@@ -211,7 +211,7 @@ def with_family(config: Config, family: str) -> Config:
 # --- what they hold ------------------------------------------------------------------------------------------------
 
 
-def digest(path: Path, components: Sequence[str], memory: Path, progress: Progress = nobody) -> str:
+def digest(path: Path, components: Sequence[str], memory: Path, progress: Progress = no_progress) -> str:
     """SHA-256 over the content of a model file, or of the weights and configs of a diffusers folder.
 
     `memory`: the folder that remembers the digests of unchanged files; `progress`: of the bytes to be read.
@@ -227,7 +227,7 @@ def digest(path: Path, components: Sequence[str], memory: Path, progress: Progre
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
-def digests(config: Config, path: Path, progress: Progress = nobody) -> dict[str, str]:
+def digests(config: Config, path: Path, progress: Progress = no_progress) -> dict[str, str]:
     """The digest of everything that makes up the base model, by the option that names it."""
     facts, memory = config.facts, config.cache_path
     result = {"pretrained_model_name_or_path": digest(path, facts.components, memory, progress)}

@@ -101,7 +101,7 @@ class FlowTimesteps:
         return [*dataclasses.astuple(self.density), self.lowest, self.highest, self.low, self.high]
 
 
-def of(config: Config) -> Timesteps:
+def from_config(config: Config) -> Timesteps:
     """The timesteps that a config whose family is settled trains."""
     if FLOW not in config.facts.traits:
         return WholeTimesteps(config.min_timestep, config.max_timestep)

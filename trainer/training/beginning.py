@@ -92,7 +92,7 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
     run = RunFolder(config.run_dir)
 
     with processes.watched():
-        inputs = preflight.look_at_inputs(
+        inputs = preflight.examine_inputs(
             config,
             processes.count,
             told_now_and_then(signals, "Reading images: %s of %s", "{:,}".format),
@@ -128,7 +128,7 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
             environment=here,
             inputs=inputs,
             verdict=verdict,
-            plan=Plan(config, inputs.found.entries, inputs.batches_per_step, origin, planned_steps),
+            plan=Plan(config, inputs.scan.entries, inputs.batches_per_step, origin, planned_steps),
             planned_steps=planned_steps,
             curve=verdict.curve if verdict else schedule.new_curve(config, inputs.total_steps),
             prompts=tuple(sample_prompts),
@@ -225,7 +225,7 @@ def holding(run: RunFolder, config: Config, accelerator: Accelerator) -> Iterato
 
 def examined_checkpoint(inputs: Inputs, here: dict[str, Any]) -> Verdict | None:
     """What a resume will be, told to the log; None for a fresh start. Raises ResumeRefused."""
-    verdict = preflight.look_at_checkpoint(inputs, here)
+    verdict = preflight.examine_checkpoint(inputs, here)
     if verdict:
         logger.info("%s", "\n".join(verdict.lines()))
         if verdict.refusals:
@@ -263,9 +263,9 @@ def description(begun: Beginning) -> dict[str, Any]:
     return {
         "total_steps": inputs.total_steps,
         "steps_per_epoch": inputs.steps_per_epoch,
-        "images": len(inputs.found.entries),
-        "samples": inputs.found.samples,
-        "skipped": len(inputs.found.skipped),
+        "images": len(inputs.scan.entries),
+        "samples": inputs.scan.samples,
+        "skipped": len(inputs.scan.skipped),
         "processes": begun.accelerator.num_processes,
         "device": str(begun.device),
     }

@@ -75,7 +75,7 @@ def prepare(begun: Beginning) -> Training | None:
     module = accelerator.prepare(model.module())
     state = State(config, model, begun.device)
     if begun.checkpoint_bytes is None:
-        begun.checkpoint_bytes = state.checkpoint_bytes(len(begun.inputs.found.entries))
+        begun.checkpoint_bytes = state.checkpoint_bytes(len(begun.inputs.scan.entries))
         preflight.require_disk_space(config, begun.checkpoint_bytes)
         warn_of_writes(begun, begun.checkpoint_bytes)
     if verdict:
@@ -132,7 +132,7 @@ def prepare_sources(begun: Beginning, model: Model, aside: threading.Lock) -> So
             finally:
                 model.prepare(device, **cached)
 
-    entries = (*begun.inputs.found.entries, *begun.inputs.found.validation)
+    entries = (*begun.inputs.scan.entries, *begun.inputs.scan.validation)
     meter = functools.partial(
         CachingMeter,
         events=begun.session.events,
@@ -171,14 +171,14 @@ def prepare_sources(begun: Beginning, model: Model, aside: threading.Lock) -> So
         latent_channels=model.latent_channels,
         latent_factor=model.latent_factor,
         device=device,
-        timesteps=timesteps.of(config),
+        timesteps=timesteps.from_config(config),
         ragged=model.text.ragged,
     )
 
 
 def make_validator(begun: Beginning, sources: Sources, state: State) -> Validator | None:
     """What measures the loss on the validation images; None where there are none."""
-    if not begun.inputs.found.validation:
+    if not begun.inputs.scan.validation:
         return None
     accelerator = begun.accelerator
 
@@ -189,7 +189,7 @@ def make_validator(begun: Beginning, sources: Sources, state: State) -> Validato
 
     return Validator(
         begun.config,
-        begun.inputs.found.validation,
+        begun.inputs.scan.validation,
         sources,
         state,
         begun.device,

@@ -69,7 +69,7 @@ class Saver:
         self.last_error = ""
         self._constant = file_metadata.constant(
             config,
-            inputs.found,
+            inputs.scan,
             state.model,
             total_steps=inputs.total_steps,
             steps_per_epoch=inputs.steps_per_epoch,
