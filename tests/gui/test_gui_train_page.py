@@ -78,7 +78,7 @@ def varied() -> dict[str, Any]:
 def test_every_option_goes_from_a_preset_to_the_form_and_back_unchanged(page: Page, served: Served) -> None:
     values = varied()
     had = [known for known in OPTIONS.values() if known.applies_to(TABLE[values["family"]])]
-    assert len(values) > len(had) - 15
+    assert len(values) > 0.85 * len(had)  # the others exclude one another
     presets.save(served.places, "everything", values)
     load_preset(page, "user/everything")
     save_preset(page, "again")
