@@ -302,6 +302,15 @@ def restore(config: Config) -> None:
     mirror = _reached(config, needed=wanted != "nothing" and not has_own)
     if mirror is None:
         return
+    try:
+        _take_over(config, mirror, run, has_own=has_own)
+    except OSError as error:
+        raise ResumeRefused([f"checkpoint_mirror: {error}"]) from error
+
+
+def _take_over(config: Config, mirror: Mirror, run: RunFolder, *, has_own: bool) -> None:
+    """Raises ResumeRefused, and OSError where it cannot be read there or written here."""
+    wanted = choosing.wanted(config.resume_from_checkpoint)
     with tempfile.TemporaryDirectory() as outline:
         record = mirror.record()
         if record is None:
@@ -395,8 +404,6 @@ def _fetch_newest(mirror: Mirror, there: list[Found], run: RunFolder) -> None:
         except CheckpointDamaged as error:
             reasons.append(f"{item.path.name}: {error}")
             logger.warning("%s at %s is damaged: %s", item.path.name, mirror.address, error)
-        except OSError as error:
-            raise ResumeRefused([f"checkpoint_mirror: step {item.step} could not be fetched: {error}"]) from error
         else:
             return
     raise ResumeRefused([f"checkpoint_mirror: every checkpoint at {mirror.address} is damaged", *reasons])
@@ -506,6 +513,9 @@ class Mirroring:
         for item in here:
             if item.manifest and digests.get(item.step) != item.manifest.digest:
                 self._send(mirror, item)
+                if self._wake.is_set():  # there is a newer one
+                    self._is_behind = True
+                    return
         self._prune(mirror, outline, {item.step: item.pinned for item in here})
         for path, _, _ in branches.model_files(self._config):
             with contextlib.suppress(FileNotFoundError):
