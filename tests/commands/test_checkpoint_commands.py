@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -77,10 +78,15 @@ def test_a_checkpoint_without_its_manifest_is_damaged(run: RunFolder, capsys: py
     assert "DAMAGED" in capsys.readouterr().out
 
 
-def test_json_without_a_dry_run_is_no_silent_wish(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["train", "--config", "any.toml", "--json"])
-    assert "--json goes with --dry-run" in capsys.readouterr().err
+def test_a_training_says_at_its_end_how_it_ended_for_programs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = tmp_path / "wrong.toml"
+    preset.write_text("network_dim = 0\nlearning_rat = 1\n")
+    assert main(["train", "--config", str(preset), "--json"]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert (told["version"], told["ended"], told["exit_code"]) == (1, "refused", 3)
+    assert [reason.split()[0] for reason in told["reasons"]]
 
 
 def test_a_checkpoint_of_a_newer_program_is_not_called_damaged(
