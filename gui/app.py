@@ -474,7 +474,7 @@ class Page:
     def load_preset(self, data: Mapping[Any, Any]) -> Updates:
         name = str(data[self.train.picker] or "")
         draft = self.train.draft(data)
-        if name == draft.name and name not in presets.listing(self.places):  # of a run or a file
+        if name and name == draft.name and name not in presets.listing(self.places):  # of a run or a file
             return self.revert(data)
         values, message = train_tab.load_preset(self.places, name)
         if values is None:

@@ -200,6 +200,13 @@ class Machine:
         mirroring.close()
 
 
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def at_mirror(machine: Machine, tmp_path: Path) -> list[int]:
     return [item.step for item in Mirror(machine.config).checkpoints(tmp_path / f"outline-{time.monotonic_ns()}")]
 
@@ -377,3 +384,55 @@ def test_a_lineage_of_the_record_is_that_of_the_checkpoints(config: Config) -> N
     assert record
     state = lineage.of_checkpoint(newest.path, newest.step)
     assert state and lineage.sessions_of(record["sessions"][-1]) == state.sessions
+
+
+def test_of_two_machines_that_train_one_run_only_the_later_one_writes_to_the_mirror(tmp_path: Path) -> None:
+    address = str(tmp_path / "there")
+    first = Machine(tmp_path / "here", address, [("a", 0)])
+    first.save(1)
+    mirroring = first.mirroring()
+    mirroring.wake()
+    until(lambda: at_mirror(first, tmp_path) == [1])
+    second = Machine(tmp_path / "elsewhere", address)
+    mirror.restore(second.config)
+    second.begin([("a", 0), ("b", 1)])
+    second.save(2)
+    second.copy()
+    first.save(3)
+    mirroring.wake()
+    mirroring.close()
+    assert [warning for warning in first.warnings if "Another machine goes on with this run" in warning]
+    assert at_mirror(second, tmp_path) == [2, 1]
+    assert fetched(address, tmp_path / "third") == 2
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"", b"[]", b"{}", b'{"run_id": 1, "sessions": []}', b'{"run_id": "1", "sessions": {}}',
+        b'{"run_id": "1", "sessions": [{"id": "a", "lineage": [["a", "zero"]]}]}', b"\xff\xfe", b"[" * 100_000,
+    ],
+    ids=range(8),
+)  # fmt: skip
+def test_a_record_that_is_damaged_or_made_to_harm_is_refused_and_stops_no_training(
+    record: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "TRIES", ())
+    monkeypatch.setattr(mirror, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(mirror, "CLOSING_SECONDS", 0.3)
+    machine = Machine(tmp_path / "here", str(tmp_path / "there"), [("a", 0)])
+    machine.save(1)
+    machine.copy()
+    (tmp_path / "there" / "run" / "run.json").write_bytes(record)
+    other = Machine(tmp_path / "elsewhere", str(tmp_path / "there"))
+    with pytest.raises(ResumeRefused, match="checkpoint_mirror"):
+        mirror.restore(other.config)
+    machine.save(2)
+    machine.copy()
+    assert len(machine.warnings) == 1 and "Nothing can be copied" in machine.warnings[0]
+
+
+def test_the_output_folder_is_no_mirror_of_itself(config: Config) -> None:
+    (Path(config.output_dir) / "inner").mkdir(parents=True)
+    (problem,) = preflight.missing(config.replace(checkpoint_mirror=f"{config.output_dir}/inner/.."))
+    assert problem.key == "checkpoint_mirror" and "is output_dir itself" in problem.message

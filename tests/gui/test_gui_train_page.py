@@ -85,9 +85,7 @@ def test_every_option_goes_from_a_preset_to_the_form_and_back_unchanged(page: Pa
     message(page).to_contain_text("Saved as presets/user/again.toml")
     folder = served.places.user_presets
     assert (folder / "again.toml").read_text() == (folder / "everything.toml").read_text()
-    choose(page, "preset-picker", "Defaults of every option")
-    page.locator("#preset-load").click()
-    message(page).to_contain_text("Every option is at its default")
+    load_preset(page, "Defaults of every option", "Every option is at its default")
     save_preset(page, "defaults")
     message(page).to_contain_text("Saved as presets/user/defaults.toml")
     assert (folder / "defaults.toml").read_text() == ""

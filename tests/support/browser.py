@@ -124,7 +124,7 @@ def choose(page: Page, picker: str, words: str) -> None:
     page.get_by_role("option", name=words).first.click()
 
 
-def load_preset(page: Page, name: str) -> None:
+def load_preset(page: Page, name: str, answer: str = "{name} was loaded") -> None:
     """Choose it, which loads it at once where nothing is unsaved, then press Load; what is typed after this comes after
     both answers."""
     stamp = page.locator("#form-stamp").locator("input, textarea").first
@@ -139,7 +139,7 @@ def load_preset(page: Page, name: str) -> None:
         before = stamp.input_value()
     page.locator("#preset-load button, button#preset-load").click()
     expect(stamp).not_to_have_value(before)
-    expect(page.locator("#form-message")).to_contain_text(f"{name} was loaded")
+    expect(page.locator("#form-message")).to_contain_text(answer.format(name=name))
     settle(page)
 
 

@@ -45,6 +45,10 @@ READ_AT_ONCE = 4 << 20  # bytes
 TRIES = (2.0, 5.0)  # seconds between the attempts to reach a mirror at the start
 FIRST_WAIT, LONGEST_WAIT = 5.0, 120.0  # seconds between the attempts of a training that goes on
 CLOSING_SECONDS = 600.0  # for what is not there yet when a session ends
+TAKEN_OVER = (
+    "Another machine goes on with this run at {}, so what is trained here is no longer copied there. Stop one of the "
+    "two; its checkpoints stay where it is."
+)
 NEW = ".new"  # behind the name of a file that is about to take the place of the one without it
 ENDLESS = 2**62  # a step after all others
 
@@ -58,21 +62,30 @@ def reaching(address: str) -> Iterator[None]:
     """Within, every failure is one of the mirror: each kind of storage has errors of its own. Raises MirrorAway."""
     try:
         yield
-    except (CheckpointDamaged, FileNotFoundError):
+    except (CheckpointDamaged, FileNotFoundError, MirrorAway, TakenOver):
         raise
     except Exception as error:
         raise MirrorAway(f"{address}: {str(error) or type(error).__name__}") from error
 
 
-def why_unusable(address: str) -> str:
-    """Why nothing can be mirrored at such an address; empty when it can, as far as can be told without asking it."""
-    protocol = split_protocol(address)[0]
+class TakenOver(Exception):
+    """Another machine goes on with the run."""
+
+
+def why_unusable(config: Config, home: Path) -> str:
+    """Why a run cannot be mirrored where it is to be; empty when it can, as far as can be told without asking there.
+
+    `home`: the folder that relative paths mean.
+    """
+    protocol, path = split_protocol(config.checkpoint_mirror)
     try:
         fsspec.get_filesystem_class(protocol or "file")
     except ImportError as error:
         return f"{protocol}:// needs another package: {error}"
     except ValueError:
         return f"{protocol}:// is nothing that fsspec reaches; use s3://, gs://, hf://, ssh:// or a folder"
+    if protocol in (None, "file", "local") and (home / path).resolve() == (home / config.output_dir).resolve():
+        return "is output_dir itself, where the run is already; name another folder, on another disk or machine"
     return ""
 
 
@@ -111,11 +124,12 @@ class Mirror:
                 record = json.loads(data)
             except FileNotFoundError:
                 continue
-            except ValueError:
+            except (ValueError, RecursionError):
                 damaged = damaged or name == "run.json"
                 continue
-            if isinstance(record, dict) and isinstance(record.get("run_id"), str):
-                return record
+            if _is_record(record):
+                return dict(record)
+            damaged = damaged or name == "run.json"
         if damaged:
             raise MirrorAway(f"{self.address}: run.json is damaged")
         return None
@@ -287,6 +301,19 @@ class Mirror:
         logger.info("The run of this name at %s is kept there as %s", self.address, aside)
 
 
+def _is_record(value: Any) -> bool:
+    """Whether this is what a run.json holds, as far as it is read here; it comes from elsewhere."""
+    try:
+        sessions = manifest.of(list, value["sessions"])
+        manifest.of(str, value["run_id"])
+        for session in sessions:
+            manifest.of(str, session["id"])
+            lineage.sessions_of(session)
+    except (KeyError, TypeError, ValueError):
+        return False
+    return True
+
+
 # --- at the start --------------------------------------------------------------------------------------------------
 
 
@@ -382,6 +409,10 @@ def _is_ahead(theirs: Mapping[str, Any], ours: Mapping[str, Any] | None) -> bool
     return len(there) > len(here) and there[: len(here)] == here
 
 
+def _last_session(record: Mapping[str, Any]) -> Any:
+    return record["sessions"][-1].get("id") if record["sessions"] else None
+
+
 def _leading(found: list[Found], record: Mapping[str, Any]) -> list[Found]:
     """The checkpoints that are states of the run as its last session had it; all where that does not tell."""
     sessions = record.get("sessions") or [{}]
@@ -437,6 +468,7 @@ class Mirroring:
         self._sent: dict[str, tuple[int, int]] = {}  # of files beside the checkpoints: size and time as they were sent
         self._is_behind = True
         self._failing_since: float | None = None
+        self._began = False  # whether this session's record is there
 
     def wake(self) -> None:
         """Something is there to be copied."""
@@ -471,19 +503,23 @@ class Mirroring:
                 self._wake.clear()
                 self._is_behind = False
                 try:
-                    self._copy(Path(outline))
+                    with reaching(self._config.checkpoint_mirror):
+                        self._copy(Path(outline))
                     wait = FIRST_WAIT
                     if self._failing_since is not None:
                         logger.info("%s is as the run is here again", self._config.checkpoint_mirror)
                         self._failing_since = None
-                except OSError as error:
+                except TakenOver:
+                    self._tell("mirror_taken_over", TAKEN_OVER.format(self._config.checkpoint_mirror))
+                    return
+                except (OSError, CheckpointDamaged) as error:
                     self._is_behind = True
                     self._warn(error)
                     self._mirror = None
                     self._closing.wait(wait) if not self._closing.is_set() else time.sleep(min(wait, FIRST_WAIT))
                     wait = min(2 * wait, LONGEST_WAIT)
 
-    def _warn(self, error: OSError) -> None:
+    def _warn(self, error: Exception) -> None:
         """Once for a failure that lasts."""
         if self._failing_since is None:
             self._failing_since = time.monotonic()
@@ -498,11 +534,14 @@ class Mirroring:
         if record is None:
             return
         there = mirror.record()
+        if there is not None and self._began and _last_session(there) != _last_session(record):
+            raise TakenOver
         if there is not None and there["run_id"] != record["run_id"]:
             mirror.replace_run()
         for path in (self._run.config_file, self._run.run_file, self._run.events_file):  # before what they tell of
             with contextlib.suppress(FileNotFoundError):
                 self._once(path, mirror.put_beside)
+        self._began = True
         found = mirror.checkpoints(outline)
         own = {item.path.name for item in _leading(found, record)}
         for item in found:

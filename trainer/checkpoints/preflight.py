@@ -132,7 +132,7 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
     if config.checkpoint_mirror:
         from trainer.checkpoints import mirror  # and with it fsspec, which takes a moment
 
-        if why := mirror.why_unusable(config.checkpoint_mirror):
+        if why := mirror.why_unusable(config, home):
             problems.append(Problem("checkpoint_mirror", why))
     try:
         prompts.read(config)
