@@ -18,7 +18,7 @@ from trainer.checkpoints.checkpoint_size import SizeUnknown
 from trainer.checkpoints.choosing import ResumeRefused, starts_from_scratch
 from trainer.checkpoints.memory_size import Estimator, Memory
 from trainer.checkpoints.resume import Verdict
-from trainer.data import dataset, epochs, findings
+from trainer.data import addresses, dataset, epochs, findings
 from trainer.data.dataset import Scan
 from trainer.data.epochs import Origin
 from trainer.data.folder_scan import Progress, no_progress
@@ -124,10 +124,17 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
         if not (known.replaced_by and getattr(config, known.replaced_by))
         if name != "network_weights" or starts_from_scratch(config, home)  # a resume has weights of its own
         for path in (getattr(config, name) if known.kind == "list" else [getattr(config, name)])
-        if path and not files.exists(home / path)
+        if path and not (known.address and addresses.is_address(path)) and not files.exists(home / path)
+    ]
+    problems += [
+        Problem(name, why)
+        for name, known in OPTIONS.items()
+        if known.address and addresses.is_address(path := getattr(config, name))
+        if (why := _why_unusable(path))
     ]
     model = config.pretrained_model_name_or_path
-    if model and not files.exists(home / model) and not base_model.HUB_ID.fullmatch(model):
+    is_elsewhere = addresses.is_address(model) or base_model.HUB_ID.fullmatch(model)
+    if model and not is_elsewhere and not files.exists(home / model):
         problems.append(
             Problem(
                 "pretrained_model_name_or_path",
@@ -145,6 +152,12 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
         problems += error.problems
     told = {problem.key for problem in known}
     return [problem for problem in problems if problem.key not in told]
+
+
+def _why_unusable(address: str) -> str:
+    from trainer.data import fetching  # and with it fsspec, which takes a moment
+
+    return fetching.why_unusable(address)
 
 
 def examine_inputs(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files, randomness
-from trainer.data import buckets, dataset_config, metadata_files
+from trainer.data import addresses, buckets, dataset_config, metadata_files
 from trainer.data.augmentation import cut_by_rules, face_in
 from trainer.data.findings import KINDS, Finding
 from trainer.data.folder_scan import EXTENSIONS, Progress, no_collections, no_progress, read_folders
@@ -97,6 +97,9 @@ def scan(
 
     Raises DatasetError when nothing can be trained.
     """
+    for name in ("train_data_dir", "reg_data_dir", "validation_data_dir"):
+        if name == "validation_data_dir" or not config.dataset_config:
+            addresses.fetched(name, getattr(config, name))
     try:
         chosen, notices = _subsets(config)
         contents = read_folders(

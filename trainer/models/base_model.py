@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from trainer import files
+from trainer.data import addresses
 from trainer.data.folder_scan import Progress, no_progress
 from trainer.file_memory import sha256_of
 from trainer.models import families, file_header
@@ -47,15 +48,21 @@ class BaseModelMissing(Refused):
 
 
 def locate(name: str, family: str = families.AUTO, *, download: bool = True) -> Path:
-    """The local folder or file of a model: a path as it is, or a Hugging Face id, downloaded if necessary.
+    """The local folder or file of a model: a path as it is; of an address, its copy here; a Hugging Face id,
+    downloaded if necessary.
 
     `download=False`: only what was downloaded before. Raises BaseModelMissing.
     """
-    path = Path(name)
+    try:
+        path = addresses.fetched("pretrained_model_name_or_path", name) if download else addresses.local(name)
+    except Refused as error:
+        raise BaseModelMissing(str(error)) from error
     if wrong := unusable(path):
         raise BaseModelMissing(f"pretrained_model_name_or_path: {wrong}")
     if path.exists():
         return path
+    if addresses.is_address(name):
+        raise BaseModelMissing(f"pretrained_model_name_or_path: {name} is not copied to this machine yet")
     if path.is_absolute() or not HUB_ID.fullmatch(name):
         raise BaseModelMissing(f"pretrained_model_name_or_path: there is no folder or file {path}")
     return _from_hub(name, family, download)

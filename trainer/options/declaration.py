@@ -41,6 +41,7 @@ class Option:
     sets_speed: bool  # runs in which it differs need other times for a step
     in_header: bool  # a model file tells it, as ss_<name>
     pattern: str  # of texts that are right besides the choices
+    address: bool  # may also be s3://, gs:// ..., which the start copies to this machine
     component: bool  # takes the place of one of the base model's components
 
     def applies_to(self, facts: Facts) -> bool:
@@ -72,6 +73,7 @@ def option(
     sets_speed: bool = False,
     in_header: bool = False,
     pattern: str = "",
+    address: bool = False,
     component: bool = False,
 ) -> Any:
     """Declare an option; see `Option` for what each flag says.
@@ -100,6 +102,7 @@ def option(
         "sets_speed": sets_speed,
         "in_header": in_header,
         "pattern": pattern,
+        "address": address,
         "component": component,
     }
     return dataclasses.field(default=default, metadata=metadata)
