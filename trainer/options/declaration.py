@@ -42,12 +42,17 @@ class Option:
     in_header: bool  # a model file tells it, as ss_<name>
     pattern: str  # of texts that are right besides the choices
     component: bool  # takes the place of one of the base model's components
+    kinds: tuple[str, ...]  # of training: it does something in these; empty: in all
 
     def applies_to(self, facts: Facts) -> bool:
         """Whether a family has the option."""
         if self.component:
             return self.name in facts.overrides
         return not self.traits or any(trait in facts.traits for trait in self.traits)
+
+    def serves(self, training_kind: str) -> bool:
+        """Whether it does something in this kind of training."""
+        return not self.kinds or training_kind in self.kinds
 
 
 def option(
@@ -73,6 +78,7 @@ def option(
     in_header: bool = False,
     pattern: str = "",
     component: bool = False,
+    kinds: tuple[str, ...] = (),
 ) -> Any:
     """Declare an option; see `Option` for what each flag says.
 
@@ -101,5 +107,6 @@ def option(
         "in_header": in_header,
         "pattern": pattern,
         "component": component,
+        "kinds": kinds,
     }
     return dataclasses.field(default=default, metadata=metadata)
