@@ -186,7 +186,22 @@ def settle(config: Config, path: Path) -> Config:
             raise BaseModelMissing(
                 f"{option}: needs a base model in a diffusers folder, and {path} is a single file; convert it first"
             )
-    return with_family(config, family)
+    settled = with_family(config, family)
+    if settled.fine_tunes and settled.save_model_as == "diffusers":
+        require_folders(settled, path)
+    return settled
+
+
+def require_folders(config: Config, path: Path) -> None:
+    """Raises BaseModelMissing where no diffusers folder can be made of a base model's files."""
+    single = [option for option in config.facts.overrides if Path(getattr(config, option) or "/").is_file()]
+    if path.is_file() and not config.facts.denoiser_alone:
+        single.insert(0, "pretrained_model_name_or_path")
+    if single:
+        raise BaseModelMissing(
+            f"save_model_as: a diffusers folder is made of folders, and {single[0]} is a single file; choose "
+            "safetensors"
+        )
 
 
 def _require_whole(config: Config, path: Path, facts: Facts) -> None:

@@ -36,6 +36,10 @@ class FlowFamily:
         has the text encoders, on `device`, and nothing else."""
         raise NotImplementedError
 
+    def ragged_with(self, config: Config) -> frozenset[str]:
+        """The conditioning that has a length of its own for each caption."""
+        return self.ragged
+
     def objective(self, components: Components, config: Config) -> RectifiedFlow:
         return RectifiedFlow(config, components["scheduler"].config)
 
@@ -56,7 +60,8 @@ class FlowFamily:
 
         precisions = {str(components.parts.dtype_of(part.component)) for part in facts.encoders}
         identity = " ".join([*sorted(precisions), f"max_sequence_length={config.max_sequence_length}"])
-        return PipelineText(components, rows, identity=identity, dtype=dtype, ragged=self.ragged)
+        identity += " masked" if config.apply_t5_attn_mask else ""
+        return PipelineText(components, rows, identity=identity, dtype=dtype, ragged=self.ragged_with(config))
 
     def pipeline(self, components: Components, scheduler: Any) -> Any:
         denoiser = components.parts.facts.denoiser.component

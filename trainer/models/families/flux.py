@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import FluxPipeline
 from torch import Tensor
 
@@ -25,12 +26,25 @@ class Flux(FlowFamily):
 
     def encode(self, pipeline: Any, caption: str, device: torch.device, config: Config) -> dict[str, Tensor]:
         limit = config.max_sequence_length or 512
-        states, pooled, _ = pipeline.encode_prompt(caption, device=device, max_sequence_length=limit)
-        return {"states": states[0], "pooled": pooled[0]}
+        if not config.apply_t5_attn_mask:
+            states, pooled, _ = pipeline.encode_prompt(caption, device=device, max_sequence_length=limit)
+            return {"states": states[0], "pooled": pooled[0]}
+        # What is masked in T5 and in the denoiser has no effect on the rest: it may as well not be there.
+        padded = pipeline.tokenizer_2(
+            caption, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
+        )
+        counting = padded.input_ids[:, : max(1, int(padded.attention_mask.sum()))]
+        states = pipeline.text_encoder_2(counting.to(device))[0]
+        return {"states": states[0], "pooled": pipeline._get_clip_prompt_embeds(caption, device=device)[0]}
+
+    def ragged_with(self, config: Config) -> frozenset[str]:
+        return frozenset({"states"}) if config.apply_t5_attn_mask else frozenset()
 
     def predict(self, denoiser: Any, noisy: Tensor, timesteps: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         folded = fold(noisy)
         grid = positions(folded)
+        mask = given.get("states_mask") if len(noisy) > 1 else None  # one caption fills its batch
+        masked = {} if mask is None else {"attention_mask": F.pad(mask, (0, len(grid)), value=True)[:, None, None]}
         predicted = denoiser(
             hidden_states=tokens(folded),
             timestep=timesteps,
@@ -39,6 +53,7 @@ class Flux(FlowFamily):
             encoder_hidden_states=given["states"],
             txt_ids=torch.zeros(given["states"].shape[1], 3, dtype=grid.dtype, device=grid.device),
             img_ids=grid,
+            joint_attention_kwargs=masked or None,
             return_dict=False,
         )[0]
         return unfold(picture(predicted, *folded.shape[2:]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainer.models import families
-from trainer.models.families.facts import CLIP_SKIP, DDPM, FLOW
+from trainer.models.families.facts import CLIP_SKIP, DDPM, FLOW, PADS_TEXT
 from trainer.options.declaration import option
 
 
@@ -92,6 +92,14 @@ class Model:
         advanced=True,
         in_header=True,
         traits=(CLIP_SKIP,),
+    )
+    apply_t5_attn_mask: bool = option(
+        False,
+        "Leave a caption's padding out of T5 and of the denoiser's attention. Without, it takes part, as the official "
+        "pipeline has it.",
+        on_resume="trajectory",
+        advanced=True,
+        traits=(PADS_TEXT,),
     )
     max_sequence_length: int | None = option(
         None,
