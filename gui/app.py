@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import dataclasses
 import logging
 import os
 import signal
@@ -97,7 +98,7 @@ class Page:
             self.form = self.train.form
             self._wire(resume_item)
             self._wire_queue(queue_item)
-            self.dataset.wire(self.form, dataset_item, QUIET)
+            self.dataset.wire(self.train, dataset_item, QUIET)
             self.monitor.wire(places, self.bar.picker, monitor_item)
             self.monitor.remember(self.blocks)
             self.runs.wire(runs_item, self.monitor.compare, self.tabs)
@@ -180,6 +181,7 @@ class Page:
         )
         tab.delete.click(self.ask_delete, {tab.picker}, {message} | self.question.outputs(), **QUIET)
         tab.revert.click(self.revert, draft, tab.outputs() | {message}, **IN_TURN)
+        tab.marks.click(self.take_back, draft, tab.outputs(), **IN_TURN)
         tab.undo.click(self.undo_loading, {tab.stamp}, filled, **IN_TURN)
         edits = [item.blur if hasattr(item, "blur") else item.input for item in self.form.widgets.values()]
         gr.on(edits, self.edited, draft, tab.about_outputs(), **(QUIET | {"trigger_mode": "always_last"}))
@@ -567,6 +569,14 @@ class Page:
         shown = self.fill(data, draft.base, draft.name)
         return shown | {self.bar.message: look.note("The changes were reverted.")}
 
+    def take_back(self, data: Mapping[Any, Any], event: gr.EventData) -> Updates:
+        """One option as the form began with it."""
+        draft, name = self.train.draft(data), getattr(event, "value", "")
+        if name not in draft.base:
+            return {self.train.stamp: gr.skip()}
+        values = {**draft.values, name: draft.base[name]}
+        return self.train.fill(Draft(values, draft.name, draft.base), data, undo=None)
+
     def undo_loading(self, data: Mapping[Any, Any]) -> Updates:
         draft = drafts.read(self.places.put_aside_file)
         if draft is None:
@@ -604,7 +614,7 @@ def make_application(places: Places, *, root_path: str = "") -> security.App:
         enable_monitoring=False,
         pwa=False,
         theme=look.theme(),
-        css=look.CSS + dataset_view.CSS,
+        css=look.CSS + dataset_view.CSS + presets.headings(places, "preset-picker"),
         head=look.script(forms.index()),
     )
     return EarlyScript(mounted)
@@ -638,11 +648,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="another name the server answers under, such as that of a reverse proxy",
     )
+    parser.add_argument(
+        "--browse",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="a folder inside which the page may show what there is, to choose paths from (the folder where relative "
+        "paths begin); may be given again, or as REKINDLE_BROWSE",
+    )
     known = parser.parse_args(arguments)
     known.username = known.username or os.environ.get("REKINDLE_USERNAME", "")
     known.password = known.password or os.environ.get("REKINDLE_PASSWORD", "")
     if bool(known.username) != bool(known.password):
         parser.error("--username and --password go together")
+    if missing := [folder for folder in known.browse if not Path(folder).expanduser().is_dir()]:
+        parser.error(f"--browse: there is no folder {', '.join(missing)}")
     if not 0 <= known.server_port <= 65535:
         parser.error("--server_port is between 0 and 65535")
     return known
@@ -655,6 +675,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_heap_small()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     places = usual_places()
+    if known.browse:
+        places = dataclasses.replace(places, browse=tuple(Path(one).expanduser().resolve() for one in known.browse))
     os.chdir(places.home)  # relative paths mean the same here and in the trainer
     try:
         listener = bind(known.listen, known.server_port)

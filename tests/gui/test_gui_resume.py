@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, Page, expect
 from gui.forms import form as forms
 from gui.places import Places, placed
 from gui.server import drills
+from gui.server.side_process import Work
 from gui.tabs import resume_tab
 from gui.views import checkpoints, resume_check
 from gui.views.checkpoints import Verified
@@ -156,11 +157,11 @@ def test_the_curve_has_the_checkpoints_the_new_one_and_the_point_of_the_resume(t
         resume_allow=("all",),
     )  # fmt: skip
     assert outcome.figure is not None
-    traces = {trace.name: trace for trace in outcome.figure.data}
-    assert traces["the checkpoint's curve"].y[4] == pytest.approx(0.0, abs=1e-9)
-    assert (traces["from here on"].x[0], traces["from here on"].x[-1]) == (2, 8)
-    assert list(traces["resume"].x) == [2]
-    assert traces["resume"].y[0] == pytest.approx(trained.learning_rate * 0.8535533905932737)
+    traces = {trace["name"]: trace for trace in outcome.figure["data"]}
+    assert traces["the checkpoint's curve"]["y"][4] == pytest.approx(0.0, abs=1e-9)
+    assert (traces["from here on"]["x"][0], traces["from here on"]["x"][-1]) == (2, 8)
+    assert traces["resume"]["x"] == [2]
+    assert traces["resume"]["y"][0] == pytest.approx(trained.learning_rate * 0.8535533905932737)
 
 
 def test_the_checkpoints_curve_is_drawn_at_the_rates_it_was_trained_at(trained: Config, places: Places) -> None:
@@ -169,9 +170,9 @@ def test_the_checkpoints_curve_is_drawn_at_the_rates_it_was_trained_at(trained: 
         resume_lr_policy="stretch", resume_allow=("all",),
     )  # fmt: skip
     assert outcome.figure is not None
-    traces = {trace.name: trace for trace in outcome.figure.data}
-    assert max(traces["the checkpoint's curve"].y) == pytest.approx(trained.learning_rate)
-    assert max(traces["from here on"].y) < trained.learning_rate / 4
+    traces = {trace["name"]: trace for trace in outcome.figure["data"]}
+    assert max(traces["the checkpoint's curve"]["y"]) == pytest.approx(trained.learning_rate)
+    assert max(traces["from here on"]["y"]) < trained.learning_rate / 4
 
 
 def test_the_environment_is_compared_once_it_is_known(trained: Config, places: Places, run: RunFolder) -> None:
@@ -289,7 +290,7 @@ def test_what_was_left_behind_by_going_back_can_be_listed(places: Places, run: R
 # --- the drill ---
 
 
-def wait_for_drill(run: RunFolder, seconds: float = 120.0) -> drills.Drill:
+def wait_for_drill(run: RunFolder, seconds: float = 120.0) -> Work:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         drill = drills.read(run)
@@ -311,11 +312,11 @@ def test_a_verdict_of_a_drill_is_shown_first_and_in_its_colour() -> None:
     stage = json.dumps({"stage": 1, "of": 3, "doing": "Training 8 steps straight"})
     verdict = {"version": 1, "verdict": "passed", "lines": ["PASSED: bit-equal.", "8 steps; killed after step 4"]}
     text = f"{stage}\na warning of a library\n{json.dumps(verdict)}\n"
-    shown = drills.show(drills.Drill(100.0, False, text), 200.0)
+    shown = drills.show(Work(100.0, False, text), 200.0)
     assert 'class="note good"' in shown
     assert "PASSED: bit-equal." in shown
     assert "killed after step 4" in shown
-    going = drills.show(drills.Drill(100.0, True, f"{stage}\na warning of a library"), 130.0)
+    going = drills.show(Work(100.0, True, f"{stage}\na warning of a library"), 130.0)
     assert "for 30 s, stage 1 of 3: Training 8 steps straight" in going
 
 
