@@ -52,6 +52,7 @@ a[data-option] { text-decoration: underline; color: inherit; padding: 0 !importa
   background: var(--block-background-fill); gap: 10px; }
 #run-bar .form, #run-bar .block { border-width: 0 !important; box-shadow: none; padding: 0; background: none; }
 #run-bar .run-buttons, .beside { align-items: end; }
+.beside > button { min-width: max-content !important; padding-left: .9rem; padding-right: .9rem; }
 #run-bar button, #presets button { white-space: nowrap; font-size: .95rem; padding-left: .7rem; padding-right: .7rem; }
 @media (max-width: 640px) {
   #page-title small { display: none; }
@@ -133,7 +134,8 @@ dialog#lightbox p { margin: .5rem 0; max-width: 92vw; overflow-wrap: anywhere; }
 .option-grid .block > :is(label, .container):has(> .info-text) { display: flex; flex-direction: column; }
 .option-grid .block .info-text { order: 2; margin: .25rem 0 0 0; }
 .option-grid .block.changed { box-shadow: inset 3px 0 0 #1d4ed8; }
-.at-field { margin-top: .25rem; } .at-field p { color: #b91c1c; font-size: .85rem; margin: 0; overflow-wrap: anywhere; }
+.at-field { margin-top: .25rem; }
+.at-field p { color: #b91c1c; font-size: .85rem; margin: 0; overflow-wrap: anywhere; }
 .dark .at-field p { color: #fca5a5; }
 .simple .option-advanced:not(.wanted) { display: none !important; }
 figure.rate { display: flex; flex-wrap: wrap; align-items: center; gap: .2rem .8rem; margin: .3rem 0 0 0; }
@@ -141,14 +143,16 @@ figure.rate svg { width: 240px; height: 44px; } figure.rate figcaption { font-si
 figure.rate polyline { fill: none; stroke: #3b82f6; stroke-width: 2; vector-effect: non-scaling-stroke; }
 #form-beside { align-items: flex-start; flex-wrap: nowrap; gap: 16px; }
 #sections { font-size: .9rem; } #sections ul { list-style: none; margin: 0; padding: 0; }
-#sections a { display: block; text-align: left; padding: .25rem .6rem; border-left: 3px solid transparent; color: inherit;
+#sections a { display: block; text-align: left; padding: .25rem .6rem; color: inherit;
+  border-left: 3px solid transparent;
   text-decoration: none; } #sections a:hover { text-decoration: underline; }
 #sections a[aria-current] { border-left-color: #1d4ed8; font-weight: 600; }
 #sections-place { position: sticky; top: 12px; flex: 0 0 150px !important; min-width: 150px !important; }
 @media (max-width: 1023px) { #sections-place { display: none; } }
 .option-mode { margin-left: auto; white-space: nowrap; }
 .names-a-folder, .names-a-path { position: relative; }
-button.small.browse { position: absolute; top: 2px; right: 4px; z-index: var(--layer-5, 50); margin: 0; padding: 0 .5rem; }
+button.small.browse { position: absolute; top: 2px; right: 4px; z-index: var(--layer-5, 50); margin: 0;
+  padding: 0 .5rem; }
 dialog.choosing { width: min(680px, 96vw); max-height: 90vh; padding: 14px; border-radius: 10px; margin: auto;
   background: var(--background-fill-primary); color: var(--body-text-color);
   border: 1px solid var(--border-color-primary); }

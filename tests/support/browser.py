@@ -121,8 +121,8 @@ def open_tab(page: Page, name: str) -> None:
 
 
 def choose(page: Page, picker: str, words: str, *, exact: bool = False) -> None:
-    """Choose from a dropdown's list. It moves while it opens, and is made anew when other choices arrive for it; so it is
-    opened again where the click did not come through."""
+    """Choose from a dropdown's list. It moves while it opens, and is made anew when other choices arrive for it; so it
+    is opened again where the click did not come through."""
     box = page.locator(f"#{picker} input").first
     option = page.locator(f"#{picker}").get_by_role("option", name=words, exact=exact).first
     deadline = time.monotonic() + SLOW / 1000
