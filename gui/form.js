@@ -12,7 +12,8 @@
     const problem = marks.problems[name] || "";
     const before = marks.changed[name];
     const said = `${problem}\n${before ?? ""}`;
-    if ((block.dataset.said ?? "\n") === said && Boolean(block.querySelector(":scope > .at-field")) === said.length > 1) return;
+    const isSaid = (block.dataset.said ?? "\n") === said;
+    if (isSaid && (said.length === 1 || block.querySelector(":scope > .at-field"))) return;
     block.dataset.said = said;
     block.querySelector(":scope > .at-field")?.remove();
     block.classList.toggle("changed", before !== undefined);
@@ -46,7 +47,10 @@
       const inside = rekindleOptions.filter((option) => wanted.has(option.name)).flatMap((option) => option.inside);
       for (const one of document.querySelectorAll(".option-advanced")) one.classList.toggle("wanted", inside.includes(one.id));
     }
-    for (const block of document.querySelectorAll('[id^="opt-"]')) mark(block);
+    for (const { name } of rekindleOptions) {
+      const block = find(`opt-${name}`);
+      if (block) mark(block);
+    }
   });
 
   document.addEventListener("click", (event) => {
