@@ -18,8 +18,9 @@ from trainer.checkpoints.checkpoint_size import SizeUnknown
 from trainer.checkpoints.choosing import ResumeRefused, starts_from_scratch
 from trainer.checkpoints.memory_size import Estimator, Memory
 from trainer.checkpoints.resume import Verdict
-from trainer.data import dataset, findings
+from trainer.data import dataset, epochs, findings
 from trainer.data.dataset import Scan
+from trainer.data.epochs import Origin
 from trainer.data.folder_scan import Progress, no_progress
 from trainer.models import base_model, distillation
 from trainer.models.base_model import BaseModelMissing
@@ -49,7 +50,11 @@ class Inputs:
     base_model: Mapping[str, str]  # digests by option
     batches_per_step: int
     steps_per_epoch: int
-    total_steps: int
+    total_steps: int  # in all; after a resume that moved where epochs begin, as `resumed` tells
+
+    def resumed(self, verdict: Verdict | None) -> Inputs:
+        """These, with the length of the run as it is after the resume."""
+        return self if verdict is None else dataclasses.replace(self, total_steps=verdict.total_steps)
 
     def lines(self) -> list[str]:
         """For people: how much there is, what it makes, and what was left out."""
@@ -157,7 +162,6 @@ def examine_inputs(
     )
     batches = resume.batches_per_step(config, processes)
     steps_per_epoch = found.steps_per_epoch(batches)
-    epochs = config.max_train_epochs
     return Inputs(
         config=config,
         scan=found,
@@ -166,7 +170,7 @@ def examine_inputs(
         base_model=base_model.digests(config, model_path, model_progress),
         batches_per_step=batches,
         steps_per_epoch=steps_per_epoch,
-        total_steps=config.max_train_steps if epochs is None else epochs * steps_per_epoch,
+        total_steps=epochs.last_step(config.max_train_steps, config.max_train_epochs, steps_per_epoch, Origin()),
     )
 
 
@@ -222,7 +226,7 @@ def examine_checkpoint(inputs: Inputs, environment: Mapping[str, Any] | None) ->
     return resume.examine(
         config,
         choosing.choose(config),
-        total_steps=inputs.total_steps,
+        steps_per_epoch=inputs.steps_per_epoch,
         images=inputs.images,
         base_model=inputs.base_model,
         environment=environment,
@@ -417,6 +421,7 @@ def examine(
         config = inputs.config
         if not choosing.may_be_fetched(config):
             verdict = examine_checkpoint(inputs, environment)
+            inputs = inputs.resumed(verdict)
         refusals += verdict.refusals if verdict else ()
         if not (verdict and verdict.finished):
             needed = bytes_of_save(config, inputs, verdict)

@@ -106,6 +106,7 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
         if config.checkpoint_mirror:
             processes.meet(signals)  # none looks for checkpoints before they have been fetched
         verdict = examined_checkpoint(inputs, here)
+        inputs = inputs.resumed(verdict)
         if verdict and verdict.finished and branches.last_file(config).exists():
             if accelerator.is_main_process:
                 session.record_finished(config, run, verdict.step)
