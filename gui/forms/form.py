@@ -38,7 +38,11 @@ WORDS = {
 
 def label(known: Option) -> str:
     """The option's name in words: pretrained_model_name_or_path -> Pretrained model name or path."""
-    words = [WORDS.get(word, word) for word in known.name.split("_")]
+    return in_words(known.name)
+
+
+def in_words(name: str) -> str:
+    words = [WORDS.get(word, word) for word in name.split("_")]
     return words[0][:1].upper() + words[0][1:] + "".join(f" {word}" for word in words[1:])
 
 

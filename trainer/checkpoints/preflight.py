@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files
-from trainer.checkpoints import budget, checkpoint_size, choosing, memory_size, resume
+from trainer.checkpoints import budget, checkpoint_size, choosing, kohya_state, memory_size, resume
 from trainer.checkpoints.budget import Budget
 from trainer.checkpoints.checkpoint_size import SizeUnknown
 from trainer.checkpoints.choosing import ResumeRefused, starts_from_scratch
@@ -337,7 +337,9 @@ class Preflight:
         lines += self.verdict.lines() if self.verdict else []
         if not self.refusals and self.verdict is None:
             rates = ", ".join(f"{part} {peak:.3g}" for part, peak in self.config.peak_learning_rates.items())
-            lines.append(f"Starts afresh; learning rate {rates}, {self.config.lr_curve}")
+            state = choosing.imported_state(self.config)
+            how = f"Begins with sd-scripts' state {state} (imported, never exact)" if state else "Starts afresh"
+            lines.append(f"{how}; learning rate {rates}, {self.config.lr_curve}")
         if writes := self.writes:
             lines += [writes.line(), *filter(None, [writes.warning()])]
         lines += filter(None, [self.at_stake])
@@ -436,6 +438,8 @@ def examine(
             verdict = examine_checkpoint(inputs, environment)
             inputs = inputs.resumed(verdict)
         refusals += verdict.refusals if verdict else ()
+        if verdict is None:
+            kohya_state.examine(config, inputs.total_steps)
         if not (verdict and verdict.finished):
             needed = bytes_of_save(config, inputs, verdict)
             require_disk_space(config, needed)

@@ -17,9 +17,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
 from trainer import devices, quantities
-from trainer.checkpoints import choosing, mirror, preflight
+from trainer.checkpoints import choosing, kohya_state, mirror, preflight
 from trainer.checkpoints.checkpoint_size import SizeUnknown
 from trainer.checkpoints.choosing import ResumeRefused
+from trainer.checkpoints.kohya_state import KohyaState
 from trainer.checkpoints.mirror import Mirroring
 from trainer.checkpoints.preflight import Inputs
 from trainer.checkpoints.resume import Verdict
@@ -57,6 +58,7 @@ class Beginning:
     environment: dict[str, Any]  # what environment.json of its checkpoints says
     inputs: Inputs
     verdict: Verdict | None  # None for a fresh start
+    imported: KohyaState | None  # what a fresh start begins with, where it is another program's
     plan: Plan
     planned_steps: int  # the run's length when it first began
     curve: LrCurve
@@ -115,10 +117,11 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
             return
         size = checkpoint_bytes(config, inputs, verdict)
         preflight.require_disk_space(config, size or 0)
+        imported = None if verdict else kohya_state.examine(config, inputs.total_steps)
         planned_steps = verdict.state.get("planned_steps", inputs.total_steps) if verdict else inputs.total_steps
         origin = verdict.origin if verdict else Origin()
         this_session = (Session if accelerator.is_main_process else SilentSession)(
-            config, run, verdict, inputs.total_steps
+            config, run, verdict, inputs.total_steps, imported
         )
         begun = Beginning(
             config=config,
@@ -130,6 +133,7 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
             environment=here,
             inputs=inputs,
             verdict=verdict,
+            imported=imported,
             plan=Plan(config, inputs.scan.entries, inputs.batches_per_step, origin, planned_steps),
             planned_steps=planned_steps,
             curve=verdict.curve if verdict else schedule.new_curve(config, inputs.total_steps),
@@ -227,7 +231,7 @@ def holding(run: RunFolder, config: Config, accelerator: Accelerator) -> Iterato
             mirror.restore(config)
     if choosing.starts_from_scratch(config):
         preflight.require_fresh(config)
-        by_choice = choosing.wanted(config.resume_from_checkpoint) == "nothing"
+        by_choice = choosing.begins_by_choice(config)
         if by_choice and config.overwrite_run and (run_folder.read_run(run) or manifest.listing(run.checkpoints)):
             logger.info("The old run is kept at %s", branches.replace_run(config, run))
     with run_folder.locked(run):

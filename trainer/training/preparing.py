@@ -25,7 +25,7 @@ from trainer.models.model import Model
 from trainer.options.config import Config
 from trainer.recipe import timesteps
 from trainer.runs.manifest import CheckpointDamaged
-from trainer.training import watching
+from trainer.training import importing, watching
 from trainer.training.beginning import Beginning, warn_of_writes
 from trainer.training.loader import Loader, Sources
 from trainer.training.progress import CachingMeter, Meter
@@ -86,6 +86,8 @@ def prepare(begun: Beginning) -> Training | None:
         if verdict.grade == "changed":
             state.alarms.forget()
         begun.session.resumed(probe_loss, epochs=begun.plan.place(state.global_step)[0])
+    if begun.imported:
+        begun.session.took_over(importing.restore(state, begun.imported, begun.curve))
     state.origin, state.planned_steps = begun.plan.origin, begun.planned_steps
     if begun.mirroring:
         begun.mirroring.wake()  # that a new session has begun, and from where
