@@ -22,6 +22,7 @@ from trainer.data import addresses, dataset, epochs, findings
 from trainer.data.dataset import Scan
 from trainer.data.epochs import Origin
 from trainer.data.folder_scan import Progress, no_progress
+from trainer.data.subsets import DatasetError
 from trainer.models import base_model, distillation
 from trainer.models.base_model import BaseModelMissing
 from trainer.models.network_file import RanksUnknown
@@ -169,10 +170,13 @@ def examine_inputs(
     """
     if problems := missing(config):
         raise ConfigError(problems)
-    found, (config, model_path) = both(
-        lambda: dataset.scan(config, progress=progress, workers=SCAN_WORKERS),
-        lambda: locate_model(config),
+    located: list[tuple[Config, Path]] = []
+    _, found = both(
+        lambda: located.append(locate_model(config)),
+        lambda: dataset.scan(located[0][0] if located else config, progress=progress, workers=SCAN_WORKERS),
     )
+    config, model_path = located[0]
+    require_controls(config, model_path, found)
     batches = resume.batches_per_step(config, processes)
     steps_per_epoch = found.steps_per_epoch(batches)
     return Inputs(
@@ -185,6 +189,40 @@ def examine_inputs(
         steps_per_epoch=steps_per_epoch,
         total_steps=epochs.last_step(config.max_train_steps, config.max_train_epochs, steps_per_epoch, Origin()),
     )
+
+
+def require_controls(config: Config, model_path: Path, found: Scan) -> None:
+    """Refuse control pictures where the base model takes none, and images and prompts without one where it cannot do
+    without. Raises DatasetError, ConfigError."""
+    entries = (*found.entries, *found.validation)
+    without = [entry.file for entry in entries if not entry.control]
+    facts = config.facts
+    if not facts.edits:
+        return
+    if not base_model.edits_pictures(config, model_path):
+        if len(without) < len(entries):
+            raise DatasetError(
+                f"conditioning_data_dir: {model_path} does not edit pictures; take a model that does, like "
+                f"{facts.title}-Edit, or leave the control pictures out"
+            )
+        if any(prompt.control for prompt in prompts.read(config)):
+            raise ConfigError([Problem("sample_prompts", f"{model_path} does not edit pictures; leave --cn out")])
+        return
+    problems = []
+    if without:
+        text = f"is missing: {model_path} edits pictures, and {len(without)} images have no control picture, first "
+        problems.append(Problem("conditioning_data_dir", f"{text}{', '.join(without[:3])}; name their folder"))
+    if any(prompt.control is None for prompt in prompts.read(config)):
+        text = f"{model_path} edits pictures: each prompt needs one, after --cn"
+        problems.append(Problem("sample_prompts", text))
+    if not config.cache_text_encoder_outputs:
+        text = "must be on: the text encoder looks at the control pictures, which is done once, before the training"
+        problems.append(Problem("cache_text_encoder_outputs", text))
+    if config.flip_aug or any(entry.subset.options.flip_aug for entry in entries):
+        text = "must be off: the text encoder looks at the control pictures as they are"
+        problems.append(Problem("flip_aug", text))
+    if problems:
+        raise ConfigError(problems)
 
 
 def locate_model(config: Config) -> tuple[Config, Path]:

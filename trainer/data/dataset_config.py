@@ -11,6 +11,7 @@ from typing import Any
 from trainer import files
 from trainer.data import addresses
 from trainer.data.subsets import Subset
+from trainer.models.families.facts import CONTROLS
 from trainer.options.config import OPTIONS, Config
 from trainer.options.conflicts import combination_problems
 from trainer.options.declaration import Scope
@@ -117,7 +118,7 @@ class _Reader:
         elif not folder.is_dir():
             self._problem((*place, "image_dir"), f"there is no folder {folder}")
         options = self._config.replace(**{"in_json": "", **values, **own})
-        if "conditioning_data_dir" in own:
+        if "conditioning_data_dir" in own and CONTROLS not in options.facts.traits:
             options = options.replace(masked_loss=True)
         for key, message in combination_problems(options):
             if (key, message) not in self._inherited:

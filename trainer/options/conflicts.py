@@ -9,7 +9,7 @@ from typing import Literal
 
 from trainer import files
 from trainer.models.families import AUTO
-from trainer.models.families.facts import CONVOLUTIONAL, FLOW
+from trainer.models.families.facts import CONTROLS, CONVOLUTIONAL, FLOW
 from trainer.options import blocks
 from trainer.options.config import OPTIONS, Config
 from trainer.options.network_kinds import FULL, MOST_RANK, NETWORK_KINDS
@@ -88,8 +88,15 @@ def _picture_conflicts(config: Config) -> Iterator[Conflict]:
             "masked_loss",
             "needs conditioning_data_dir, the folder of the masks; alpha_mask takes the images' own transparency",
         )
-    if config.conditioning_data_dir and not config.masked_loss:
-        yield "conditioning_data_dir", "has no effect without masked_loss = true; set it, or leave the folder out"
+    controls = config.has_controls
+    if controls and config.family != AUTO and CONTROLS not in config.facts.traits:
+        yield (
+            "conditioning_data_dir",
+            f"has no effect without masked_loss = true: {config.facts.title} takes no control pictures; set it, or "
+            "leave the folder out",
+        )
+    if config.control_resolution and not (controls or config.dataset_config):
+        yield "control_resolution", "has no effect without conditioning_data_dir; name it, or leave this out"
 
 
 def _cache_conflicts(config: Config) -> Iterator[Conflict]:

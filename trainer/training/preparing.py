@@ -163,10 +163,16 @@ def prepare_sources(begun: Beginning, model: Model, aside: threading.Lock) -> So
         latents = filling.latent_source(config, entries, pictures, begun.agreement, meter("latents"))
     if config.cache_text_encoder_outputs:
         model.prepare(device, **cached | {"text_cached": False})
-        components, name = config.facts.text_components, "pretrained_model_name_or_path"
+        looking = config.facts.optional if model.shows_controls else ()
+        components, name = (*config.facts.text_components, *looking), "pretrained_model_name_or_path"
         captions = encoder(model.encode_captions, components, model.text_identity(), name, "text_cached")
-        prompted = {text for prompt in begun.prompts for text in (prompt.text, prompt.negative)}
-        text = filling.text_source(config, entries, captions, begun.agreement, meter("captions"), prompted)
+        shows = model.shows_controls
+        prompted = {
+            (text, prompt.control if shows else None)
+            for prompt in begun.prompts
+            for text in (prompt.text, prompt.negative)
+        }
+        text = filling.text_source(config, entries, captions, begun.agreement, meter("captions"), prompted, shows=shows)
     model.prepare(device, **cached)
     model.load_for_steps(**cached)
     return Sources(
@@ -178,6 +184,7 @@ def prepare_sources(begun: Beginning, model: Model, aside: threading.Lock) -> So
         device=device,
         timesteps=timesteps.from_config(config),
         ragged=model.text.ragged,
+        shows=model.shows_controls,
     )
 
 

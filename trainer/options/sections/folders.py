@@ -39,8 +39,9 @@ class Folders:
     )
     conditioning_data_dir: str = option(
         "",
-        "Folder of masks for masked_loss: pictures with the names of the images, white where the image is to be "
-        "learned, black where it is not.",
+        "Folder of pictures with the names of the images. With masked_loss they are masks: white where the image is to "
+        "be learned, black where it is not. Without, they are control pictures, of which a model that edits is to make "
+        "the images.",
         on_resume="trajectory",
         by_content=True,
         advanced=True,
