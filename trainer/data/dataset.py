@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files, randomness
-from trainer.data import buckets, dataset_config, metadata_files
+from trainer.data import addresses, buckets, dataset_config, metadata_files
 from trainer.data.augmentation import cut_by_rules, face_in
 from trainer.data.captions import Shown
 from trainer.data.findings import KINDS, Finding
@@ -110,6 +110,9 @@ def scan(
 
     Raises DatasetError when nothing can be trained.
     """
+    for name in ("train_data_dir", "reg_data_dir", "validation_data_dir"):
+        if name == "validation_data_dir" or not config.dataset_config:
+            addresses.fetched(name, getattr(config, name))
     try:
         chosen, notices = _subsets(config)
         contents = read_folders(

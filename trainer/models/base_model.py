@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from trainer import files
+from trainer.data import addresses
 from trainer.data.folder_scan import Progress, no_progress
 from trainer.file_memory import sha256_of
 from trainer.models import families, file_header
@@ -47,15 +48,21 @@ class BaseModelMissing(Refused):
 
 
 def locate(name: str, family: str = families.AUTO, *, download: bool = True) -> Path:
-    """The local folder or file of a model: a path as it is, or a Hugging Face id, downloaded if necessary.
+    """The local folder or file of a model: a path as it is; of an address, its copy here; a Hugging Face id,
+    downloaded if necessary.
 
     `download=False`: only what was downloaded before. Raises BaseModelMissing.
     """
-    path = Path(name)
+    try:
+        path = addresses.fetched("pretrained_model_name_or_path", name) if download else addresses.local(name)
+    except Refused as error:
+        raise BaseModelMissing(str(error)) from error
     if wrong := unusable(path):
         raise BaseModelMissing(f"pretrained_model_name_or_path: {wrong}")
     if path.exists():
         return path
+    if addresses.is_address(name):
+        raise BaseModelMissing(f"pretrained_model_name_or_path: {name} is not copied to this machine yet")
     if path.is_absolute() or not HUB_ID.fullmatch(name):
         raise BaseModelMissing(f"pretrained_model_name_or_path: there is no folder or file {path}")
     return _from_hub(name, family, download)
@@ -191,7 +198,22 @@ def settle(config: Config, path: Path) -> Config:
             raise BaseModelMissing(
                 f"{option}: needs a base model in a diffusers folder, and {path} is a single file; convert it first"
             )
-    return with_family(config, family)
+    settled = with_family(config, family)
+    if settled.fine_tunes and settled.save_model_as == "diffusers":
+        require_folders(settled, path)
+    return settled
+
+
+def require_folders(config: Config, path: Path) -> None:
+    """Raises BaseModelMissing where no diffusers folder can be made of a base model's files."""
+    single = [option for option in config.facts.overrides if Path(getattr(config, option) or "/").is_file()]
+    if path.is_file() and not config.facts.denoiser_alone:
+        single.insert(0, "pretrained_model_name_or_path")
+    if single:
+        raise BaseModelMissing(
+            f"save_model_as: a diffusers folder is made of folders, and {single[0]} is a single file; choose "
+            "safetensors"
+        )
 
 
 def _require_whole(config: Config, path: Path, facts: Facts) -> None:

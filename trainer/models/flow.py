@@ -9,6 +9,7 @@ from typing import Any
 
 import diffusers
 import torch
+import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from torch import Tensor
@@ -44,6 +45,10 @@ class FlowFamily(ABC):
         """The same of a caption and a control picture; of families whose text encoder looks at it."""
         raise TypeError(f"the text encoder of {config.facts.title} looks at no pictures")
 
+    def ragged_with(self, config: Config) -> frozenset[str]:
+        """The conditioning that has a length of its own for each caption."""
+        return self.ragged
+
     def objective(self, components: Components, config: Config) -> RectifiedFlow:
         return RectifiedFlow(config, components["scheduler"].config)
 
@@ -70,7 +75,8 @@ class FlowFamily(ABC):
 
         precisions = {str(components.parts.dtype_of(part.component)) for part in facts.encoders}
         identity = " ".join([*sorted(precisions), f"max_sequence_length={config.max_sequence_length}"])
-        return PipelineText(components, rows, identity=identity, dtype=dtype, ragged=self.ragged)
+        identity += " masked" if config.apply_t5_attn_mask else ""
+        return PipelineText(components, rows, identity=identity, dtype=dtype, ragged=self.ragged_with(config))
 
     def pipeline(self, components: Components, scheduler: Any, *, controls: bool = False) -> Any:
         denoiser = components.parts.facts.denoiser.component
@@ -82,12 +88,19 @@ class FlowFamily(ABC):
 
 
 def folded_prediction(
-    denoiser: Any, noisy: Tensor, states: Tensor, control: Tensor | None = None, **others: Any
+    denoiser: Any,
+    noisy: Tensor,
+    states: Tensor,
+    control: Tensor | None = None,
+    mask: Tensor | None = None,
+    **others: Any,
 ) -> Tensor:
     """The prediction of a denoiser made like FLUX.1: for latents folded to tokens with positions, a control picture's
-    in the next frame, and text whose positions are zero."""
+    in the next frame, and text whose positions are zero. `mask`: (batch, tokens), which of the text counts."""
     folded = fold(noisy)
     sequence, places = with_control(folded, None if control is None else fold(control), frame=1)
+    if mask is not None:
+        others["joint_attention_kwargs"] = {"attention_mask": F.pad(mask, (0, len(places)), value=True)[:, None, None]}
     predicted = denoiser(
         hidden_states=sequence,
         encoder_hidden_states=states,

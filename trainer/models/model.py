@@ -57,7 +57,9 @@ class Model(nn.Module):
         self.latent_channels, self.latent_factor = facts.channels, facts.factor
         self.targets: list[Target] = []
         denoiser: Any = components.keep(facts.denoiser.component)
-        if CONVOLUTIONAL in facts.traits and not quantising.package_of(config):
+        # bitsandbytes lays the weights that it steps out in its own way
+        moves = config.fine_tunes and config.optimizer.package == "bitsandbytes" and not config.full_bf16
+        if CONVOLUTIONAL in facts.traits and not quantising.package_of(config) and not moves:
             mapped_weights.to_channels_last(denoiser)
         self.add_module(facts.denoiser.component, denoiser)
         for part in config.trained_parts:
@@ -70,6 +72,9 @@ class Model(nn.Module):
             parameters = adapter.parameters(target)
             for name in target.part.idle_among(parameters):  # processes would wait for their gradients
                 parameters[name].requires_grad_(False)
+        if config.full_bf16:
+            for parameter in self._trained():
+                parameter.data = parameter.data.to(torch.bfloat16)
         if config.gradient_checkpointing:
             self._checkpoint_gradients()
         if config.fp8_base:
@@ -253,6 +258,30 @@ class Model(nn.Module):
     def probe(self) -> float:
         """A loss on a fixed synthetic input that passes through all trained layers; no option but the precision and
         clip_skip decides it. Equal weights on equal hardware give equal bits."""
+        return float(self._probed())
+
+    def leave_out_idle(self) -> None:
+        """Of a fine-tune, freeze what nothing ever reaches back to, so that it is neither stepped nor saved: what takes
+        no part in the graph of the probe's loss. To be called where the model computes."""
+        if not self.config.fine_tunes:
+            return
+        with torch.enable_grad():
+            loss = self._probed()
+        reached, seen, left = set(), set(), [loss.grad_fn]
+        while left:
+            node = left.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if hasattr(node, "variable"):
+                reached.add(node.variable)
+            left += [following for following, _ in node.next_functions]
+        for parameter in self._trained():
+            if parameter not in reached:
+                parameter.requires_grad_(False)
+
+    def _probed(self) -> Tensor:
+        """The probe's loss."""
         draw = randomness.generator(0, "probe")
         device = self.device
 
@@ -273,7 +302,7 @@ class Model(nn.Module):
             noisy_latents = self.objective.noised(latents, noise, timesteps)
             model_pred = self.family.predict(self.denoiser, noisy_latents.to(self.dtype), timesteps, given)
         self.train(training)
-        return float(losses.sample_losses(model_pred, noise, "l2").mean())
+        return losses.sample_losses(model_pred, noise, "l2").mean()
 
     # --- sampling --------------------------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ class Parts:
         self.facts = config.facts
         self.path = path
         self._dtype = dtype
+        self._trained = {part.component for part in config.trained_parts}
         self._loaded: dict[str, Any] = {}
         self._lock = threading.RLock()
         self.alone = True  # whether no other thread prepares batches
@@ -50,7 +51,9 @@ class Parts:
         }
 
     def dtype_of(self, component: str) -> torch.dtype:
-        """The precision in which a component is held."""
+        """The precision in which a component is held: whole where it is trained itself, unless full_bf16 rounds it."""
+        if self._config.fine_tunes and component in self._trained:
+            return torch.bfloat16 if self._config.full_bf16 else torch.float32
         if component == "vae" and (self._config.no_half_vae or self._overflows):
             return torch.float32
         encoders = {part.component for part in self.facts.encoders}

@@ -14,6 +14,7 @@ CLIP_TEXT = "clip-text"  # captions in chunks of 75 tokens, with emphasis
 CLIP_SKIP = "clip-skip"  # an earlier layer of its text encoder can be used
 TRAINS_ENCODERS = "trains-encoders"  # its text encoders can get LoRA layers
 GUIDANCE = "guidance-embedding"  # the denoiser is told a guidance scale
+PADS_TEXT = "pads-text"  # it takes part in what a caption means that it is filled up to a length
 TWO_ENCODERS = "two-encoders"  # two text encoders can be trained, each at a rate of its own
 UPCASTS_VAE = "upcasts-vae"  # its VAE overflows in fp16, unless its config says that it does not
 CONVOLUTIONAL = "convolutional"  # the denoiser is made of convolutions

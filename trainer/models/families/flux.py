@@ -26,8 +26,19 @@ class Flux(FlowFamily):
 
     def encode(self, pipeline: Any, caption: str, device: torch.device, config: Config) -> dict[str, Tensor]:
         limit = config.max_sequence_length or 512
-        states, pooled, _ = pipeline.encode_prompt(caption, device=device, max_sequence_length=limit)
-        return {"states": states[0], "pooled": pooled[0]}
+        if not config.apply_t5_attn_mask:
+            states, pooled, _ = pipeline.encode_prompt(caption, device=device, max_sequence_length=limit)
+            return {"states": states[0], "pooled": pooled[0]}
+        # What is masked in T5 and in the denoiser has no effect on the rest: it may as well not be there.
+        padded = pipeline.tokenizer_2(
+            caption, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
+        )
+        counting = padded.input_ids[:, : max(1, int(padded.attention_mask.sum()))]
+        states = pipeline.text_encoder_2(counting.to(device))[0]
+        return {"states": states[0], "pooled": pipeline._get_clip_prompt_embeds(caption, device=device)[0]}
+
+    def ragged_with(self, config: Config) -> frozenset[str]:
+        return frozenset({"states"}) if config.apply_t5_attn_mask else frozenset()
 
     def predict(self, denoiser: Any, noisy: Tensor, timesteps: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         return folded_prediction(
@@ -35,6 +46,7 @@ class Flux(FlowFamily):
             noisy,
             given["states"],
             given.get("control"),
+            given.get("states_mask") if len(noisy) > 1 else None,  # one caption fills its batch
             timestep=timesteps,
             guidance=given["guidance"] if denoiser.config.guidance_embeds else None,
             pooled_projections=given["pooled"],
