@@ -14,6 +14,7 @@ from trainer.checkpoints import checkpoint_size
 from trainer.checkpoints.checkpoint import Contents
 from trainer.data.epochs import Origin
 from trainer.models import adapters
+from trainer.models.adapters.base import LimitsNorms
 from trainer.models.model import Model
 from trainer.options.config import Config
 from trainer.recipe import loss_average, optimizers
@@ -138,6 +139,7 @@ class State:
         self.zero_grad()
         if self.config.scale_weight_norms and not self.config.fine_tunes:
             for target in self.model.targets:
+                assert isinstance(self._adapter, LimitsNorms), self.config.network_kind
                 self._adapter.limit_norms(target, self.config.scale_weight_norms)
         if self.ema:
             self.ema.move(self.parameters, finite)
