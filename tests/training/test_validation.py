@@ -222,7 +222,7 @@ def test_a_stop_in_the_middle_of_a_validation_saves_and_the_resume_makes_it_firs
     micro_batches = Validator._micro_batches
     begun: list[int] = []
 
-    def interrupted(self: Validator) -> Iterator[MicroBatch]:
+    def interrupted(self: Validator) -> Iterator[tuple[int, MicroBatch]]:
         begun.append(1)
         for number, micro_batch in enumerate(micro_batches(self)):
             if len(begun) == 2 and number == 1:

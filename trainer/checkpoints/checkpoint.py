@@ -73,6 +73,7 @@ class Saved:
     error: str
     blocking_seconds: float
     write_seconds: float
+    verify_seconds: float  # of these for reading it back
 
 
 class Writer:
@@ -130,17 +131,19 @@ class Writer:
 
     def _write(self, save: Save, blocking: float) -> None:
         started = time.perf_counter()
-        path, size, error = None, 0, ""
+        path, size, error, verified = None, 0, "", 0.0
         try:
             _refuse_nonfinite(save.contents)
             for model_file, export in save.exports.items():
                 write_model_file(model_file, *export(save.contents))
             if save.folder:
                 path = write(save.folder, save)
+                written = time.perf_counter()
                 size = manifest.verify(path).bytes
+                verified = time.perf_counter() - written
         except (OSError, CheckpointDamaged, safetensors.SafetensorError, ValueError) as problem:
             path, error = None, _explain(problem)
-        self._done(Saved(save, path, size, error, blocking, time.perf_counter() - started))
+        self._done(Saved(save, path, size, error, blocking, time.perf_counter() - started, verified))
 
 
 def _step_aside() -> None:

@@ -157,6 +157,8 @@ def rehearsal_of(config: Config, folder: Path, steps: int) -> Config:
         sample_every_n_steps=0,
         sample_every_n_epochs=0,
         sample_at_first=False,
+        sample_at_resume=False,
+        max_rollbacks=0,
     )
 
 

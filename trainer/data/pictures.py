@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from trainer import read_speed
+
 logger = logging.getLogger(__name__)
 FORMATS = {
     "PNG": (".png", ".apng"),
@@ -103,7 +105,9 @@ def read_unchanged(path: Path, digest: str) -> bytes:
     """
     for pause in (*PAUSES, None):
         try:
-            data = path.read_bytes()
+            with read_speed.TRAINED.timed() as read:
+                data = path.read_bytes()
+                read(len(data))
             break
         except OSError as error:
             if pause is None:
