@@ -23,7 +23,7 @@ from trainer.runs import branches, run_folder
 from trainer.runs.console import ConsoleLog
 from trainer.runs.failures import TrainingFailed
 from trainer.runs.signals import StopSignals
-from trainer.training import rollback, validation
+from trainer.training import portraits, rollback, validation
 from trainer.training.beginning import begin, judge_memory
 from trainer.training.loader import Step
 from trainer.training.preparing import Training, prepare
@@ -55,7 +55,8 @@ def train_session(config: Config, signals: StopSignals, console: ConsoleLog | No
         training = prepare(begun)
         if training is None:
             return "cached"
-        ending = train_steps(training)
+        with portraits.kept(begun):
+            ending = train_steps(training)
         finish(training, ending)
         begun.agreement.wait()
         return ending

@@ -135,6 +135,13 @@ class Watching:
         on_resume="free",
         advanced=True,
     )
+    dataset_portrait: bool = option(
+        True,
+        "Keep what the images are like as a whole (folders, tags, sizes, brightness, colours of up to 512 of them) "
+        "with the run, on a thread beside the first steps; tell a resume with other images how far they have moved.",
+        on_resume="free",
+        advanced=True,
+    )
     resources_every_n_seconds: float = option(
         10.0,
         "Record the load, temperature, power and memory of GPU and CPU this often. 0: never.",
