@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -51,7 +50,7 @@ def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.Argumen
             print("\n".join(f"Refused: {line}" for line in str(refusal).splitlines()))
         return REFUSED
     if known.json:
-        more = {} if shifts is None else {"shifts": [dataclasses.asdict(shift) for shift in shifts]}
+        more = {} if shifts is None else {"shifts": [shift.as_json() for shift in shifts]}
         print(json.dumps({**made.as_json(), **more}, indent=1))
     else:
         print("\n".join(made.lines(sys.maxsize if known.all else 10)))

@@ -100,6 +100,11 @@ class Shift:
             return "hardly different"
         return f"{'large' if self.distance >= LARGE else 'noticeable'}: {KINDS[self.kind][1]}"
 
+    def as_json(self, most: int = 8) -> dict[str, Any]:
+        """For events and programs."""
+        changes = [list(change) for change in self.changes[:most]]
+        return {"kind": self.kind, "distance": self.distance, "meaning": self.meaning, "changes": changes}
+
     def line(self, most: int = 3) -> str:
         """For people."""
         shown = self.changes[:most]

@@ -62,10 +62,7 @@ def _work(begun: Beginning, over: threading.Event) -> None:
         "dataset_shift",
         begun.session.global_step,
         images=[then["images"], now["images"]],
-        shifts=[
-            {"kind": shift.kind, "distance": shift.distance, "meaning": shift.meaning, "changes": shift.changes[:8]}
-            for shift in shifts
-        ],
+        shifts=[shift.as_json() for shift in shifts],
     )
     logger.info("The images against those before:\n%s", "\n".join(portrait.lines(shifts)))
 

@@ -15,7 +15,7 @@ from PIL import Image
 from trainer import devices, files
 from trainer.data import likeness
 from trainer.data.pictures import PictureError, open_picture
-from trainer.models.model import TextSource
+from trainer.models.text import TextSource
 from trainer.recipe.prompts import Prompt
 from trainer.training.beginning import Beginning
 from trainer.training.state import State
@@ -79,7 +79,7 @@ class Sampler:
                             self._write(SampleName(step, index, prompt.seed, kind == "raw", ""), prompt, image, resumed)
                             done += 1
                             events.write("sampling", step, done=done, total=total)
-        except RuntimeError as error:  # most often the device's memory, which is too small for larger pictures
+        except (RuntimeError, PictureError) as error:  # most often the device's memory is too small for larger pictures
             advice = " Give smaller ones with --w and --h." if devices.ran_out_of_memory(error) else ""
             message = f"the sample images cannot be made: {error}.{advice}"
             logger.warning("Step %d: %s The training goes on without them.", step, message)
