@@ -85,7 +85,7 @@ def test_a_pair_has_one_prompt_and_seed_and_hides_where_it_is_from(run: RunFolde
     with gr.Blocks():
         panel = BlindPanel(places)
     view: View = Watch().look(run)
-    assert [step for _, step in blind_panel.steps(view)][:2] == [60, 50]
+    assert {step for _, step in blind_panel.steps(view)} >= {60, 50}
     found = blind_panel.pairs(view, view, 50, 60)
     assert [(one.seed, other.seed) for one, other in found] == [(1, 1), (2, 2)]
     sides = set()
