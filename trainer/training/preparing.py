@@ -50,6 +50,7 @@ class Training:
     meter: Meter
     sampler: Sampler
     validator: Validator | None  # None where there are no validation images
+    goes_back: bool = False  # whether the session ends because the run goes back to an earlier checkpoint
 
 
 def prepare(begun: Beginning) -> Training | None:
@@ -83,7 +84,7 @@ def prepare(begun: Beginning) -> Training | None:
         warn_of_writes(begun, begun.checkpoint_bytes)
     if verdict:
         probe_loss = restore(state, verdict)
-        if verdict.grade == "changed":
+        if verdict.grade == "changed" and not verdict.rollback:  # a rollback is measured by the level it goes back to
             state.alarms.forget()
         begun.session.resumed(probe_loss, epochs=begun.plan.place(state.global_step)[0])
     if begun.imported:
