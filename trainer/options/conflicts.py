@@ -231,6 +231,19 @@ def _finetune_conflicts(config: Config) -> Iterator[Conflict]:
         yield "save_model_as", "a mirror takes model files, not folders; choose safetensors"
 
 
+def _class_image_conflicts(config: Config) -> Iterator[Conflict]:
+    if not config.num_class_images:
+        return
+    if config.dataset_config:
+        yield "num_class_images", "cannot go with dataset_config, which names folders of its own; choose one"
+    elif not config.reg_data_dir:
+        yield "reg_data_dir", "is empty: name the folder for num_class_images"
+    if not config.class_prompt.strip():
+        yield "class_prompt", "is empty: say what num_class_images show"
+    elif len(config.class_prompt.strip().splitlines()) > 1:
+        yield "class_prompt", "has more than one line; all class images are of one prompt"
+
+
 def _whole_weight_conflicts(config: Config) -> Iterator[Conflict]:
     """What reads or changes the base model's weights needs them whole."""
     if config.fine_tunes:
@@ -340,6 +353,7 @@ CONFLICTS = (
     _optimizer_conflicts,
     _memory_conflicts,
     _finetune_conflicts,
+    _class_image_conflicts,
     _whole_weight_conflicts,
     _plateau_conflicts,
     _watching_conflicts,

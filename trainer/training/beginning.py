@@ -38,11 +38,12 @@ from trainer.runs import branches, manifest, preemption, run_folder
 from trainer.runs.console import ConsoleLog
 from trainer.runs.run_folder import RunFolder
 from trainer.runs.signals import StopRequested, StopSignals
-from trainer.training import environment, session, tracking, watching
+from trainer.training import class_images, environment, session, tracking, watching
 from trainer.training.loader import Plan
 from trainer.training.session import Session, SilentSession
 
 logger = logging.getLogger(__name__)
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SILENT_SECONDS, PROGRESS_SECONDS = 1.0, 5.0
 
 
@@ -97,6 +98,10 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
     run = RunFolder(config.run_dir)
 
     with processes.watched():
+        if config.num_class_images:
+            if accelerator.is_main_process:
+                class_images.make(config, accelerator.device, DTYPES[config.mixed_precision], signals)
+            processes.meet(signals)
         inputs = preflight.examine_inputs(
             config,
             processes.count,
