@@ -505,7 +505,8 @@ def examine(
 def memory_of(inputs: Inputs, gpu_memory: int | None) -> tuple[Memory | None, str]:
     """What a GPU would hold, None where the files do not tell; and what to do where that is too much for this one."""
     largest = max(inputs.scan.bucket_counts(), key=lambda bucket: bucket[0] * bucket[1], default=None)
-    estimator = Estimator(inputs.model_path, largest)
+    controls = any(entry.control for entry in inputs.scan.entries)
+    estimator = Estimator(inputs.model_path, largest, controls=controls)
     room = gpu_memory or smallest_gpu()
     try:
         return estimator.of(inputs.config), memory_size.advice(inputs.config, estimator, room) if room else ""
