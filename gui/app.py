@@ -36,6 +36,7 @@ from gui.tabs.resume_tab import ResumeTab
 from gui.tabs.run_bar import RunBar
 from gui.tabs.runs_tab import RunsTab
 from gui.tabs.samples_tab import SamplesTab
+from gui.tabs.tools_tab import ToolsTab
 from gui.tabs.train_tab import TrainTab
 from gui.views import dataset_view, runs, thumbnails
 from gui.views.monitor import View, Watch
@@ -49,7 +50,7 @@ from trainer.runs.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 QUEUE_SECONDS = 0.05  # how often Gradio's queue looks for events; by itself it does so every millisecond
-TABS = ("tab-train", "tab-queue", "tab-dataset", "tab-resume", "tab-monitor", "tab-samples", "tab-runs")
+TABS = ("tab-train", "tab-queue", "tab-dataset", "tab-resume", "tab-monitor", "tab-samples", "tab-runs", "tab-tools")
 
 # For the js_on_load of a widget that nobody sees: charts.js calls for its event when there is something to show.
 CALLED_BY_THE_SCRIPT = "window.rekindleNews = () => trigger('click', {});"
@@ -83,6 +84,8 @@ class Page:
                     self.samples = SamplesTab(places)
                 with gr.Tab("Runs", id="tab-runs", elem_id="tab-runs") as runs_item:
                     self.runs = RunsTab(places, self.watch, self.bar.picker, self.bar.message, self.question)
+                with gr.Tab("Tools", id="tab-tools", elem_id="tab-tools") as tools_item:
+                    self.tools = ToolsTab(places)
             self.tab = gr.Textbox("", visible="hidden")  # the one that this browser had open last
             self.seen = gr.State({})  # what this page was last shown, so that only what changed is sent
             self.news = gr.HTML(visible="hidden", elem_id="run-news", js_on_load=CALLED_BY_THE_SCRIPT)
@@ -93,6 +96,7 @@ class Page:
             self.dataset.wire(self.train, dataset_item, QUIET)
             self.monitor.wire(places, self.bar.picker, monitor_item)
             self.monitor.remember(self.blocks)
+            self.tools.wire(tools_item)
             self.runs.wire(runs_item, self.monitor.compare, self.tabs)
 
     def _wire(self, resume_item: gr.Tab) -> None:

@@ -38,7 +38,11 @@ WORDS = {
 
 def label(known: Option) -> str:
     """The option's name in words: pretrained_model_name_or_path -> Pretrained model name or path."""
-    words = [WORDS.get(word, word) for word in known.name.split("_")]
+    return in_words(known.name)
+
+
+def in_words(name: str) -> str:
+    words = [WORDS.get(word, word) for word in name.split("_")]
     return words[0][:1].upper() + words[0][1:] + "".join(f" {word}" for word in words[1:])
 
 
@@ -118,12 +122,15 @@ def linked(problems: Iterable[Problem]) -> list[str]:
     ]
 
 
-def hiding(family: str | None) -> str:
-    """A style that hides the options which a family does not have; none where the family is not known."""
-    if family is None:
-        return ""
-    facts = families.TABLE[family]
-    hidden = [f"#opt-{known.name}" for known in OPTIONS.values() if not known.applies_to(facts)]
+def hiding(family: str | None, training_kind: str) -> str:
+    """A style that hides the options which a family or a kind of training does not have, and sections with no others;
+    of a family that is not known, none."""
+    facts = families.TABLE[family] if family else None
+    served = {known for known in OPTIONS.values() if known.serves(training_kind)}
+    shown = {known for known in served if facts is None or known.applies_to(facts)}
+    hidden = [f"#opt-{known.name}" for known in OPTIONS.values() if known not in shown]
+    sections = dict.fromkeys(known.section for known in OPTIONS.values())
+    hidden += [f"#{section_id(name)}" for name in sections if not any(known.section == name for known in served)]
     return f"<style>{', '.join(hidden)} {{ display: none }}</style>" if hidden else ""
 
 

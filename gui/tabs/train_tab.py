@@ -150,7 +150,7 @@ class TrainTab:
             self.revert: gr.update(visible=bool(changes)),
             self.plan: plan.shown(self.places, draft.values),
             self.form_run: launching.form_line(self.places, draft.values),
-            self.hiding: forms.hiding(family_of(self.places, draft.values)),
+            self.hiding: forms.hiding(family_of(self.places, draft.values), str(draft.values.get("training_kind", ""))),
             self.marks: marks.marks(self.places, draft, changes),
         }
         return shown if undo is None else shown | {self.undo: gr.update(visible=undo)}

@@ -283,7 +283,7 @@ def test_killing_asks_first_and_two_browsers_see_how_it_ended(browser: Browser, 
         expect(page.locator("#question-text")).to_contain_text("End fox at once, without saving?")
         assert process.poll() is None
         page.locator("#question-yes").click()
-        process.wait(timeout=60)
+        process.wait(timeout=300)
         for one in (page, other):
             expect(one.locator("#run-status")).to_contain_text("interrupted")
             expect(one.locator("#kill-training")).to_be_disabled()

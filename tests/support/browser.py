@@ -59,7 +59,7 @@ class Served:
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.communicate(timeout=60)
+                self.process.communicate(timeout=300)
             finally:
                 self.process.kill()
                 self.process = None

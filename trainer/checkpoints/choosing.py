@@ -16,6 +16,7 @@ Wanted = Literal["nothing", "latest", "auto", "step", "path"]
 LATEST, AUTO = "latest", "auto"
 
 # Files of accelerate's save_state, which sd-scripts' --save_state calls.
+STATE_FILES = ("model.safetensors", "optimizer.bin")  # without both, nothing of such a state can be imported
 OF_ACCELERATE = ("train_state.json", "optimizer.bin", "scheduler.bin", "random_states_0.pkl", "optimizer.pt")
 
 
@@ -47,12 +48,32 @@ def wanted(text: str) -> Wanted:
 
 
 def starts_from_scratch(config: Config, home: Path = Path()) -> bool:
-    """Whether nothing is resumed: nothing is wanted, or `auto` and the run never saved a checkpoint.
+    """Whether nothing is resumed: nothing is wanted, or another program's state is imported, or `auto` is wanted and
+    the run never saved a checkpoint.
 
     `home`: the folder that relative paths mean.
     """
     named = wanted(config.resume_from_checkpoint)
+    if named == "path":
+        return imported_state(config, home) is not None
     return named == "nothing" or (named == "auto" and not _ever_saved(RunFolder(home / config.run_dir)))
+
+
+def begins_by_choice(config: Config) -> bool:
+    """Whether a new run is asked for, and not only what there is to continue."""
+    return wanted(config.resume_from_checkpoint) == "nothing" or imported_state(config) is not None
+
+
+def imported_state(config: Config, home: Path = Path()) -> Path | None:
+    """The folder of a state of sd-scripts with its weights, which a new run begins with; None where
+    resume_from_checkpoint names something else."""
+    if wanted(config.resume_from_checkpoint) != "path":
+        return None
+    try:
+        path = home / Path(config.resume_from_checkpoint.strip()).expanduser()
+        return path if all((path / name).is_file() for name in STATE_FILES) else None
+    except (OSError, RuntimeError):  # too long a name, or no such user
+        return None
 
 
 def may_be_fetched(config: Config, home: Path = Path()) -> bool:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer import files
-from trainer.checkpoints.choosing import LATEST, ResumeRefused, choose, wanted
+from trainer.checkpoints.choosing import LATEST, ResumeRefused, begins_by_choice, choose
 from trainer.options.config import Config
 from trainer.recipe.schedule import Decision, LrCurve, asked
 from trainer.runs import lineage, manifest, run_folder
@@ -107,12 +107,12 @@ class Permissions:
 
 def given(config: Config) -> tuple[str, ...]:
     """The words of resume_allow that a session was given; a fresh start by choice is not given any."""
-    return () if wanted(config.resume_from_checkpoint) == "nothing" else config.resume_allow
+    return () if begins_by_choice(config) else config.resume_allow
 
 
 def at_the_start(config: Config, total_steps: int) -> Decisions:
     """What counts as decided by a run that starts from scratch: with "auto", what a resume would decide."""
-    by_choice = wanted(config.resume_from_checkpoint) == "nothing"
+    by_choice = begins_by_choice(config)
     return Decisions().after(None if by_choice else asked(config, 0, total_steps), given(config), ())
 
 

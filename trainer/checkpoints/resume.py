@@ -210,7 +210,7 @@ def examine(
     differences += models
     refusals += lines + _refused_options(differences, permissions)
 
-    follows = ("bucket",) if any(OPTIONS[item.name].decides_bucket for item in differences) else ()
+    follows = ("bucket", "control_bucket") if any(OPTIONS[item.name].decides_bucket for item in differences) else ()
     drift = dataset.compare(images_then, images, follows)
     digest = permissions.digest("dataset", *drift.content) if drift else ""
     drift_allowed = permissions.allow("dataset", digest)

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoints import export
+from trainer.commands import tools
 from trainer.refusal import Refused
 from trainer.runs import manifest, run_folder
 from trainer.runs.manifest import CheckpointDamaged, CheckpointNewer, Found
 from trainer.runs.run_folder import RunFolder
+from trainer.tools import TOOLS
 
 DONE, DAMAGED, REFUSED = 0, 1, 3
 
@@ -23,6 +25,8 @@ def declare(command: str, parser: argparse.ArgumentParser) -> None:
     if command == "verify":
         parser.add_argument("path", type=Path)
         parser.add_argument("--sums", action="store_true", help="print lines for sha256sum -c instead")
+        parser.add_argument("--json", action="store_true", help="of a model file: print JSON, for programs")
+        tools.add(parser, TOOLS["verify"].field("family"))
     elif command == "list":
         parser.add_argument("run", type=Path)
         parser.add_argument("--json", action="store_true", help="print JSON, for programs")
@@ -39,6 +43,9 @@ def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.Argumen
     if rest:
         parser.error(f"unknown: {' '.join(rest)}")
     try:
+        if known.command == "verify" and known.path.is_file():
+            known.file = str(known.path)
+            return tools.run(known, rest, parser)
         if known.command == "verify":
             return _verify(known.path, sums=known.sums)
         if known.command == "list":

@@ -12,6 +12,7 @@ from typing import Any
 from trainer import files
 from trainer.checkpoints import decisions, resume, retention
 from trainer.checkpoints.choosing import ResumeRefused
+from trainer.checkpoints.kohya_state import KohyaState
 from trainer.checkpoints.resume import Verdict
 from trainer.options.config import Config
 from trainer.options.writing import to_toml
@@ -40,13 +41,22 @@ class Session:
 
     writes = True
 
-    def __init__(self, config: Config, run: RunFolder, verdict: Verdict | None, total_steps: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run: RunFolder,
+        verdict: Verdict | None,
+        total_steps: int,
+        imported: KohyaState | None = None,
+    ) -> None:
         self._config = config
         self._run = run
         self._verdict = verdict
+        self._imported = imported
         self._decisions = verdict.decisions if verdict else decisions.at_the_start(config, total_steps)
         self.events: EventWriter = EventWriter(run.events_file)
-        self.global_step = verdict.step if verdict else 0
+        self._begins_at = verdict.step if verdict else imported.step if imported else 0
+        self.global_step = self._begins_at
         self.id = lineage.new_session()
         self.record = self._record(run_folder.read_run(run))
         self.number = len(self.record["sessions"]) + 1
@@ -80,7 +90,7 @@ class Session:
         before = (lineage.sessions_of(verdict.state) or ()) if verdict else ()
         return {
             "session": self.number,
-            "lineage": [*before, (self.id, verdict.step if verdict else 0)],
+            "lineage": [*before, (self.id, self._begins_at)],
             "decisions": self._decisions.as_dict(),
         }
 
@@ -100,8 +110,8 @@ class Session:
             "session": self.number,
             "started": time.time(),
             "from_step": self.global_step,
-            "grade": verdict.grade if verdict else None,
-            "resumed_from": str(verdict.path.absolute()) if verdict else None,
+            "grade": verdict.grade if verdict else "imported" if self._imported else None,
+            "resumed_from": str(origin.path.absolute()) if (origin := verdict or self._imported) else None,
             "id": self.id,
             "lineage": self.for_checkpoints()["lineage"],
             "learning_rate": dataclasses.asdict(verdict.decision) if verdict and verdict.decision else None,
@@ -169,6 +179,16 @@ class Session:
             abandoned=[str(path) for path in moved],
         )
 
+    def took_over(self, differences: list[str]) -> None:
+        """Record that another program's state was imported, and what differs from what it would have done."""
+        imported = self._imported
+        assert imported is not None
+        told = {"path": str(imported.path), "grade": "imported", "differences": differences}
+        self.events.write("imported", imported.step, step=imported.step, session=self.number, **told)
+        logger.info("Imported weights, moments and step %d of %s; never exact", imported.step, imported.path)
+        for difference in differences:
+            self.warn("imported", difference)
+
     def config_to_keep(self) -> Config:
         """The options of this session, whose permissions allow no more than what they allowed."""
         permitted = self._verdict.permitted if self._verdict else ()
@@ -206,8 +226,15 @@ class SilentSession(Session):
 
     writes = False
 
-    def __init__(self, config: Config, run: RunFolder, verdict: Verdict | None, total_steps: int) -> None:
-        super().__init__(config, run, verdict, total_steps)
+    def __init__(
+        self,
+        config: Config,
+        run: RunFolder,
+        verdict: Verdict | None,
+        total_steps: int,
+        imported: KohyaState | None = None,
+    ) -> None:
+        super().__init__(config, run, verdict, total_steps, imported)
         self.events: EventWriter = SilentWriter(run.events_file)
 
     @contextlib.contextmanager
@@ -215,6 +242,9 @@ class SilentSession(Session):
         yield self
 
     def resumed(self, probe_loss: float, epochs: int) -> None:
+        pass
+
+    def took_over(self, differences: list[str]) -> None:
         pass
 
     def warn(self, kind: str, message: str) -> None:
