@@ -23,6 +23,7 @@ COMMANDS = {
     "export": ("checkpoint", "write the model file of a checkpoint, in kohya's format"),
     "cache": ("cache", "list or prune caches of latents and text encoder outputs"),
     "evaluate": ("evaluate", "measure pictures of checkpoints or model files against the training's"),
+    "sample": ("sample", "make sample images of checkpoints or model files after the training"),
     "report": ("report", "write a run as one HTML file that opens without a network, or as CSV"),
     **{name: ("tools", tool.help) for name, tool in TOOLS.items() if name != "verify"},
     "import": ("import_preset", "turn a preset of kohya_ss (JSON) or sd-scripts (TOML) into one of ours, key by key"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -121,18 +122,28 @@ def linked(problems: Iterable[Problem]) -> list[str]:
     ]
 
 
-def hiding(family: str | None) -> str:
-    """A style that hides the options which a family does not have; none where the family is not known."""
-    if family is None:
-        return ""
-    facts = families.TABLE[family]
-    hidden = [f"#opt-{known.name}" for known in OPTIONS.values() if not known.applies_to(facts)]
+def hiding(family: str | None, training_kind: str) -> str:
+    """A style that hides the options which a family or a kind of training does not have, and sections with no others;
+    of a family that is not known, none."""
+    facts = families.TABLE[family] if family else None
+    served = {known for known in OPTIONS.values() if known.serves(training_kind)}
+    shown = {known for known in served if facts is None or known.applies_to(facts)}
+    hidden = [f"#opt-{known.name}" for known in OPTIONS.values() if known not in shown]
+    sections = dict.fromkeys(known.section for known in OPTIONS.values())
+    hidden += [f"#{section_id(name)}" for name in sections if not any(known.section == name for known in served)]
     return f"<style>{', '.join(hidden)} {{ display: none }}</style>" if hidden else ""
 
 
 def section_id(section: str, *, advanced: bool = False) -> str:
     """The element id of a section's accordion."""
     return "section-" + section.lower().replace(" ", "-") + ("-advanced" if advanced else "")
+
+
+def section_list() -> str:
+    """Links to the sections, in HTML; form.js has them follow the scroll."""
+    sections = dict.fromkeys(known.section for known in OPTIONS.values())
+    links = "".join(f'<li><a href="#{section_id(name)}">{escape(name)}</a></li>' for name in sections)
+    return f'<nav id="sections" aria-label="Sections of the form"><ul>{links}</ul></nav>'
 
 
 def index() -> list[dict[str, Any]]:
@@ -162,6 +173,14 @@ def _is_long(known: Option) -> bool:
     return known.kind == "str" and (known.by_content or known.name.endswith("_dir") or known.default == "")
 
 
+def _classes(known: Option) -> list[str]:
+    """What the page's styles and scripts know the widget by."""
+    classes = ["wide"] if _is_long(known) else []
+    if known.path:
+        classes.append(look.FOLDER_FIELD if known.name.endswith("_dir") else look.PATH_FIELD)
+    return classes
+
+
 def _step(known: Option) -> float:
     """What one press of an arrow key adds."""
     if known.kind == "int":
@@ -179,7 +198,7 @@ def widget(known: Option) -> gr.components.Component:
         "info": explanation(known),
         "elem_id": f"opt-{known.name}",
         "interactive": True,
-        "elem_classes": ["wide"] if _is_long(known) else [],
+        "elem_classes": _classes(known),
     }
     if known.kind == "bool":
         return gr.Checkbox(**common)

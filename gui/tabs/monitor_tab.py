@@ -41,12 +41,10 @@ TELL = "Tell me when the run ends"
 FOR_THE_PAGE = {"api_visibility": "private", "queue": False}  # what page and charts have to do with one another
 
 
-def chart(name: str, elem_id: str) -> gr.HTML:
-    """A place that charts.js draws in, and which the server never changes."""
-    return gr.HTML(
-        f'<div class="chart" role="group" aria-label="{escape(name)}" data-plotly="{PLOTLY_ADDRESS}"></div>',
-        elem_id=elem_id,
-    )
+def chart(name: str, elem_id: str, *, hidden: bool = False) -> gr.HTML:
+    """A place that charts.js draws in, and which the server never changes. `hidden`: until there is something."""
+    told = f'role="group" aria-label="{escape(name)}" data-plotly="{PLOTLY_ADDRESS}"'
+    return gr.HTML(f'<div class="chart" {told}{" hidden" * hidden}></div>', elem_id=elem_id)
 
 
 class MonitorTab:
@@ -80,7 +78,7 @@ class MonitorTab:
         gr.HTML(look.live(look.log("")), elem_id="run-log", container=True, min_height=120, js_on_load=FOLLOW_THE_LOG)
         with gr.Accordion("Runs in another folder", open=False), gr.Row(equal_height=False, elem_classes="beside"):
             self.folder = gr.Textbox(
-                label="Output folder", elem_id="other-output-dir", max_lines=1, scale=4,
+                label="Output folder", elem_id="other-output-dir", max_lines=1, scale=4, elem_classes=look.FOLDER_FIELD,
                 info="A folder that runs were trained into, from the command line for one. It is remembered.",
             )  # fmt: skip
             self.add_folder = gr.Button("Show its runs", elem_id="other-output-add", scale=0, min_width=160)

@@ -14,6 +14,7 @@ from gui.forms.draft import Draft
 from gui.places import Places
 from gui.server import drills, runner
 from gui.tabs import train_tab
+from gui.tabs.monitor_tab import FOR_THE_PAGE, chart
 from gui.tabs.train_tab import TrainTab
 from gui.views import checkpoints, resume_check, runs
 from gui.views.checkpoints import AFRESH, Shelf, Verified
@@ -85,6 +86,7 @@ class ResumeTab:
             )  # fmt: skip
             self.folder = gr.Textbox(
                 label="Look in another folder", elem_id="resume-folder", max_lines=1, scale=3,
+                elem_classes=look.PATH_FIELD,
                 info="A run's folder or a checkpoint, anywhere. Empty: the run that the form names.",
             )  # fmt: skip
             self.refresh = gr.Button("Refresh", elem_id="resume-refresh", scale=0, min_width=120)
@@ -127,7 +129,8 @@ class ResumeTab:
                     info="To come back to the curve gently (resume_warmup_steps).",
                 ),
             }  # fmt: skip
-        self.curve = gr.Plot(label="Learning rate", elem_id="resume-curve", show_label=False, visible=False)
+        chart("Learning rate of the resume", "resume-curve", hidden=True)
+        self.figure = gr.JSON(visible="hidden")  # what charts.js draws there
 
     def _lay_out_new_run_and_drill(self) -> None:
         with (
@@ -153,7 +156,7 @@ class ResumeTab:
 
     def outputs(self) -> set[Any]:
         return {
-            self.where, self.picker, self.table, self.verdict, self.controls, self.curve, self.differences,
+            self.where, self.picker, self.table, self.verdict, self.controls, self.figure, self.differences,
             self.restore, self.allow, self.pin, self.question, self.drilled, self.drill_timer, *self.mirrors.values(),
         }  # fmt: skip
 
@@ -185,6 +188,8 @@ class ResumeTab:
         self.restore.click(self.restore_all, here, changed, **EACH)
         self.allow.click(self.allow_all, here, changed, **EACH)
 
+        draw = "figure => rekindleCharts.show('resume-curve', figure)"
+        self.figure.change(None, self.figure, None, js=draw, **FOR_THE_PAGE)
         self.branch.click(self.branch_off, here | {self.branch_name}, changed | {self.folder}, **EACH)
         drilling = {self.drilled, self.drill_timer, self._message}
         named = {self._form.widgets[name] for name in ("output_dir", "output_name")}
@@ -244,7 +249,7 @@ class ResumeTab:
         return {
             self.verdict: outcome.html,
             self.differences: outcome.table,
-            self.curve: gr.update(value=outcome.figure, visible=outcome.figure is not None),
+            self.figure: outcome.figure,
             self.restore: gr.update(visible=bool(outcome.in_the_way)),
             self.allow: gr.update(visible=bool(outcome.allowable)),
         }

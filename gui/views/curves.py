@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,14 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 MOST_POINTS = 2000
-# `epochs` and `seconds`: of training since the run began, pauses between its sessions not counted.
-ROW = np.dtype([("step", "i8"), *((name, "f4") for name in ("epochs", "seconds", "loss", "lr", "grad_norm", "memory"))])
+# `session`: by its place in the events; `epochs` and `seconds`: of training since the run began, without its pauses.
+ROW = np.dtype(
+    [
+        ("step", "i8"),
+        ("session", "i4"),
+        *((name, "f4") for name in ("epochs", "seconds", "loss", "lr", "grad_norm", "memory")),
+    ]
+)
 _STRETCH = 128  # values smoothed at once: 0.01 ** 128 is still a number
 
 
@@ -62,6 +68,18 @@ class Curve:
         if len(later):
             self._rows, self._count = self.rows[:keep].copy(), keep
         return later
+
+    def replace(self, parts: Sequence[Array]) -> None:
+        """Have the rows of these parts instead, ordered by their steps."""
+        names = {name: kind for rows in (self._rows, *parts) for name, kind in rows.dtype.descr}
+        rows = np.empty(sum(map(len, parts)), np.dtype(list(names.items())))
+        begin = 0
+        for part in parts:
+            into = rows[begin : begin + len(part)]
+            for name in names:
+                into[name] = part[name] if name in columns(part) else np.nan
+            begin += len(part)
+        self._rows, self._count = rows[np.argsort(rows["step"], kind="stable")], len(rows)
 
     def frozen(self) -> Curve:
         """What is there now; later appends and cuts leave it as it is."""

@@ -37,6 +37,7 @@ class Sample:
     index: int
     seed: int | None = None
     abandoned: bool = False  # made on a branch that the run went back behind
+    session: int = 0  # by its place in the events
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,15 @@ class Phase:
 
 
 class History:
-    """The events of a run so far. After a resume at step S, what was done beyond S before is an abandoned branch."""
+    """The events of a run so far. After a resume at step S, what was done beyond S before is an abandoned branch.
+
+    `_chain` tells which sessions lead to the present state: (a session's place in the events, the step it began at).
+    """
 
     def __init__(self) -> None:
         self.current = Curve()
         self.abandoned: list[Array] = []  # rows of curves.ROW
         self.machine = Curve(MACHINE_ROW)  # what the trainer's machine did meanwhile
-        self.validation: list[tuple[int, float]] = []  # (step, loss)
-        self.resumes: list[int] = []
-        self.checkpoints: list[int] = []
         self.saves = 0  # that were tried, whether they went well or not
         self.samplings = 0  # likewise
         self.samples: dict[str, Sample] = {}
@@ -95,6 +96,11 @@ class History:
         self.earlier_seconds = 0.0  # that earlier sessions took
         self.stepped = False  # whether this session has completed a step
         self.loss: float | None = None  # the trainer's moving average, as its log and its checkpoints have it
+        self._sessions: list[str] = []  # their ids, empty where it was not told
+        self._chain: list[tuple[int, int]] = []
+        self._resumes: list[tuple[int, int]] = []  # (session, step), and so on
+        self._saved: list[tuple[int, int]] = []
+        self._validated: list[tuple[int, int, float]] = []
         self._epochs = 0.0  # done so far; fractions count
         self._last = -1  # the last step of the current branch
         self._ticks: collections.deque[tuple[int, float]] = collections.deque(maxlen=RATE_STEPS + 1)
@@ -117,6 +123,30 @@ class History:
                 setattr(result, name, value.copy())
         result.current, result.machine = self.current.frozen(), self.machine.frozen()
         return result
+
+    @property
+    def resumes(self) -> list[int]:
+        """The steps at which the present branch was resumed."""
+        return [step for session, step in self._resumes if (session, step) in self._chain]
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """The steps that were saved on the present branch."""
+        return [step for session, step in self._saved if self._is_current(session, step)]
+
+    @property
+    def validation(self) -> list[tuple[int, float]]:
+        """(step, loss) on the present branch."""
+        return [(step, loss) for session, step, loss in self._validated if self._is_current(session, step)]
+
+    @property
+    def _session(self) -> int:
+        return max(0, len(self._sessions) - 1)
+
+    def _is_current(self, session: int, step: int) -> bool:
+        """Whether what a session made at a step leads to the present state."""
+        ends = [begin for _, begin in self._chain[1:]] + [math.inf]
+        return any(session == of and begin <= step <= end for (of, begin), end in zip(self._chain, ends, strict=True))
 
     def loss_at(self, step: int) -> float | None:
         """The average loss as it was after a step; None where that is not on the present branch."""
@@ -141,23 +171,51 @@ class History:
 
     def _go_back(self, step: int) -> None:
         """The run continues after `step`: what was drawn beyond it is a branch of its own now."""
-        later = self.current.cut_after(step)
-        if len(later):
+        self._chain = [link for link in self._chain if link[1] < step or link == self._chain[0]]
+        self._chain.append((self._session, step))
+        if len(later := self.current.cut_after(step)):
             self.abandoned.append(later)
-            self.loss = _average(self.current.rows[-AVERAGED:])
+        self._settle(step)
+
+    def _take_up(self, chain: list[tuple[int, int]], step: int) -> None:
+        """The run continues after `step` of a branch that was left behind."""
+        self._chain = chain
+        parts = [self.current.rows.copy(), *self.abandoned]
+        ends = [begin for _, begin in chain[1:]] + [step]
+        taken, self.abandoned = [], []
+        for rows in parts:
+            leads = np.zeros(len(rows), bool)
+            for (session, begin), end in zip(chain, ends, strict=True):
+                leads |= (rows["session"] == session) & (rows["step"] > begin) & (rows["step"] <= end)
+            taken.append(rows[leads])
+            if not leads.all():
+                self.abandoned.append(rows[~leads])
+        self.current.replace(taken)
+        self._settle(step)
+
+    def _settle(self, step: int) -> None:
+        """Whatever hangs on which branch is the present one, which goes on after `step`."""
         self.machine.cut_after(step)
         rows = self.current.rows
+        self.loss = _average(rows[-AVERAGED:])
         self._epochs = float(rows["epochs"][-1]) if len(rows) else step / (self.steps_per_epoch or 1)
         self._last = step
-        self.checkpoints = [mark for mark in self.checkpoints if mark <= step]
-        self.resumes = [mark for mark in self.resumes if mark <= step]
-        self.validation = [(mark, loss) for mark, loss in self.validation if mark <= step]
         self.overfitting = ""
         for path, sample in self.samples.items():
-            if sample.step > step and not sample.abandoned:
-                self.samples[path] = dataclasses.replace(sample, abandoned=True)
+            abandoned = not self._is_current(sample.session, sample.step)
+            if abandoned != sample.abandoned:
+                self.samples[path] = dataclasses.replace(sample, abandoned=abandoned)
+
+    def _told_chain(self, told: Any) -> list[tuple[int, int]]:
+        """The sessions that the trainer says lead here; empty where it says nothing, or not all sessions have an id."""
+        if not isinstance(told, list) or not all(self._sessions):
+            return []
+        pairs = [(str(pair[0]), _whole(pair[1])) for pair in told if isinstance(pair, list) and len(pair) == 2]
+        places = {name: place for place, name in enumerate(self._sessions)}
+        return [(places[name], step) for name, step in pairs if name in places and step is not None]
 
     def _run_started(self, step: int, event: Mapping[str, Any]) -> None:
+        self._sessions.append(str(event.get("id", "")))
         self._ticks.clear()
         self._step_seconds.clear()
         self.warnings.clear()
@@ -176,13 +234,21 @@ class History:
     def _resumed(self, step: int, event: Mapping[str, Any]) -> None:
         at = _whole(event.get("step"))
         at = step if at is None else at
-        self._go_back(at)
-        self.resumes.append(at)
+        if any(session == self._session for session, _ in self._chain):
+            self._sessions = [*(self._sessions or [""]), ""]  # whose start is not in the events
+        chain = self._told_chain(event.get("lineage"))
+        if chain and chain[:-1] != [link for link in self._chain if link[1] < at or link == self._chain[0]]:
+            self._take_up(chain, at)
+        else:
+            self._go_back(at)
+        self._resumes.append((self._session, at))
         self.grade = str(event.get("grade", ""))
         self.step = at
 
     def _step(self, step: int, event: Mapping[str, Any]) -> None:
-        if step <= self._last:
+        if not self._chain:
+            self._chain = [(self._session, 0)]
+        if step <= self._last or self._chain[-1][0] != self._session:
             self._go_back(step - 1)
         loss, now = _number(event.get("loss")), _number(event.get("time"))
         self.learning_rate = event.get("lrs") or event.get("lr")
@@ -194,7 +260,7 @@ class History:
         told = {"lr": first_rate(self.learning_rate), "grad_norm": self.grad_norm, "memory": self.memory}
         if isinstance(self.learning_rate, Mapping):
             told |= {f"{RATE}{part}": _number(rate) for part, rate in self.learning_rate.items()}
-        self.current.append({"step": step, "loss": loss, **self._when(now), **told})
+        self.current.append({"step": step, "session": self._session, "loss": loss, **self._when(now), **told})
         self._last = step
         if now is not None:
             if self._ticks and now - self._ticks[-1][1] < TOGETHER_SECONDS:
@@ -226,21 +292,22 @@ class History:
     def _validation(self, step: int, event: Mapping[str, Any]) -> None:
         loss = _number(event.get("loss"))
         if loss is not None:
-            self.validation = [(mark, told) for mark, told in self.validation if mark != step] + [(step, loss)]
+            before = [mark for mark in self._validated if mark[:2] != (self._session, step)]
+            self._validated = [*before, (self._session, step, loss)]
             if event.get("best_step") == step:
                 self.overfitting = ""
 
     def _checkpoint_saved(self, step: int, event: Mapping[str, Any]) -> None:
         self.saves += 1
-        if step not in self.checkpoints[-3:]:
-            self.checkpoints.append(step)
+        if (self._session, step) not in self._saved[-3:]:
+            self._saved.append((self._session, step))
 
     def _sample_saved(self, step: int, event: Mapping[str, Any]) -> None:
         path = event.get("path")
         if isinstance(path, str):
             self.samples.pop(path, None)
             prompt, index = str(event.get("prompt", "")), _whole(event.get("index")) or 0
-            self.samples[path] = Sample(step, path, prompt, index, _whole(event.get("seed")))
+            self.samples[path] = Sample(step, path, prompt, index, _whole(event.get("seed")), session=self._session)
 
     def _warning(self, step: int, event: Mapping[str, Any]) -> None:
         if event.get("kind") == "overfitting":

@@ -35,7 +35,7 @@ class Result:
 def listing(run: RunFolder) -> list[Result]:
     """The run's model files, the newest step first."""
     found = []
-    for path in shelf.model_files(run):
+    for path in filter(Path.is_file, shelf.model_files(run)):
         with contextlib.suppress(OSError):  # deleted meanwhile
             status, header = path.stat(), _header(path, stamp_of(path))
             step = _whole(header.get("ss_steps", ""))
@@ -45,7 +45,7 @@ def listing(run: RunFolder) -> list[Result]:
 
 def model_file(run: RunFolder, name: str) -> Path | None:
     """The run's model file of that name; None when it has none, so that no other file can be named."""
-    return next((path for path in shelf.model_files(run) if path.name == name), None)
+    return next((path for path in shelf.model_files(run) if path.name == name and path.is_file()), None)
 
 
 @functools.lru_cache(maxsize=512)
@@ -81,6 +81,7 @@ def _row(view: View, result: Result) -> Sequence[str]:
     buttons = [
         download,
         look.button("Copy path", "copy", str(result.path), title=f"Copy the path of {name}"),
+        look.button("Sample", "sample", name, title=f"Make sample images with {name}"),
         look.button("Delete ...", "delete", name, title=f"Delete {name}"),
     ]
     return [

@@ -338,6 +338,24 @@ def test_an_epoch_goes_on_where_the_order_stays_as_it_was(
     assert uses_by_epoch(changed.history) == uses_by_epoch(straight.history)
 
 
+def test_a_length_in_epochs_is_that_many_epochs_also_where_one_of_them_was_cut_short(config: Config) -> None:
+    long = config.replace(max_train_epochs=4)
+    assert max(uses_by_epoch(session(long, 100, saves=False).history)) == 3
+    begun = session(long.replace(output_name="changed"), 4)  # one step into the second epoch of three steps each
+    fewer = without("d")
+    command = begun.config.replace(**LATEST, resume_allow=("dataset",))
+    changed = Training(command, fewer)
+    assert changed.verdict and changed.verdict.total_steps == 4 + 2 * 2
+    changed.train(1)
+    changed.save()
+    changed.kill()
+    resumed = Training(begun.config.replace(**LATEST), fewer)
+    resumed.train(100)
+    epochs = uses_by_epoch(resumed.history)
+    assert list(epochs) == [0, 1, 2, 3] and resumed.step == 8 and resumed.over
+    assert len(epochs[2]) == len(epochs[3]) == 4
+
+
 # --- branches ------------------------------------------------------------------------------------------------------
 
 

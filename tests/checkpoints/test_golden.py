@@ -25,7 +25,7 @@ def test_a_checkpoint_of_an_earlier_version_is_understood(golden: Path, tmp_path
     verdict = resume.examine(
         config,
         Chosen(folder, found, ()),
-        total_steps=4,
+        steps_per_epoch=2,
         images=manifest.read_json(folder, "dataset.json"),
         base_model=manifest.read_json(folder, "state.json")["base_model"],
         environment=None,

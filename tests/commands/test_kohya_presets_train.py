@@ -22,24 +22,27 @@ from tests.support.kohya_presets import PRESETS
 from trainer.__main__ import main
 from trainer.models import adapters
 from trainer.models import model as models
+from trainer.models.parts import Parts
 from trainer.options.checks import resolve
 from trainer.options.config import Config
 from trainer.options.network_kinds import NETWORK_KINDS
 from trainer.options.sources import read_toml
 from trainer.runs import branches
 
-OWN = ("SDXL, LoHa", "SD, LoKr")
+OWN = ("SDXL, LoHa", "SD, LoKr", "fine-tune, Lion")
 FOLDER = os.environ.get("REKINDLE_KOHYA_PRESETS", "")
 FILES = sorted(Path(FOLDER).glob("*.json")) if FOLDER else []
 # What a tiny model and a machine without a GPU want otherwise; everything else stays as it is imported.
 TINY: dict[str, Any] = {
-    "resolution": "64", "min_bucket_reso": 32, "max_bucket_reso": 128, "bucket_reso_steps": 8, "max_train_epochs": None,
+    "resolution": "64", "min_bucket_reso": 32, "max_bucket_reso": 128, "bucket_reso_steps": 16,
+    "max_train_epochs": None,
     "save_every_n_epochs": 0, "sample_prompts": "", "sample_every_n_steps": 0, "sample_every_n_epochs": 0,
     "network_weights": "",
 }  # fmt: skip
 OF_THE_RUN = (
     "pretrained_model_name_or_path", "train_data_dir", "output_dir", "output_name", "max_train_steps", "logging_dir",
     "save_every_n_steps", "keep_last_n_checkpoints", "max_data_loader_n_workers", "deterministic", "reg_data_dir",
+    "vae", "clip_l", "t5xxl",
 )  # fmt: skip
 
 
@@ -76,6 +79,18 @@ def train(config: Config, model: Path, images: Path, folder: Path) -> None:
     trained = trained.replace(pretrained_model_name_or_path=str(model))
     network = models.load(trained, model, torch.float32, torch.device("cpu"))
     file = branches.last_file(trained)
+    if trained.fine_tunes:
+        parts = Parts(
+            network.config.replace(training_kind="network", single_file_config=str(model)), file, torch.float32
+        )
+        weights = dict(network.denoiser.named_parameters())
+        changed = [
+            name
+            for name, tensor in parts[network.config.facts.denoiser.component].named_parameters()
+            if not torch.equal(tensor, weights[name])
+        ]
+        assert changed
+        return
     adapters.load(network.config).from_file(network.targets, adapters.naming_of(network.config), file)
 
 

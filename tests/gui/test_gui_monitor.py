@@ -175,6 +175,33 @@ def test_checkpoint_marks_of_an_abandoned_branch_are_gone() -> None:
     assert history.checkpoints == [3]
 
 
+def test_a_resume_from_a_branch_that_was_left_behind_draws_that_branch_again() -> None:
+    def session(number: int, begin: int, last: int, *chain: tuple[str, int]) -> list[tuple[str, int, dict[str, Any]]]:
+        resumed = ("resumed", begin, {"step": begin, "lineage": [[*link] for link in chain]})
+        started = ("run_started", begin, {"session": number, "id": chain[-1][0]})
+        losses = [("step", step, {"loss": float(number)}) for step in range(begin + 1, last + 1)]
+        made: list[tuple[str, int, dict[str, Any]]] = [
+            ("checkpoint_saved", last, {}),
+            ("sample_saved", last, {"path": f"{number}.png", "index": 0, "prompt": "a"}),
+            ("validation", last, {"loss": float(number)}),
+        ]
+        return [started, *([resumed] if number > 1 else []), *losses, *made]
+
+    first, second = session(1, 0, 6, ("a", 0)), session(2, 4, 9, ("a", 0), ("b", 4))
+    assert told(*first, *second).current.rows["loss"].tolist() == [1.0] * 4 + [2.0] * 5
+    history = told(*first, *second, *session(3, 6, 8, ("a", 0), ("c", 6)))
+    assert history.current.rows["loss"].tolist() == [1.0] * 6 + [3.0] * 2
+    assert step_list(history.current.rows) == list(range(1, 9))
+    assert [branch["loss"].tolist() for branch in history.abandoned] == [[2.0] * 5]
+    assert (history.checkpoints, history.resumes, history.validation) == ([6, 8], [6], [(6, 1.0), (8, 3.0)])
+    assert {path for path, sample in history.samples.items() if not sample.abandoned} == {"1.png", "3.png"}
+    again = told(
+        *first, *second, *session(3, 6, 8, ("a", 0), ("c", 6)), *session(4, 9, 9, ("a", 0), ("b", 4), ("d", 9))
+    )
+    assert again.current.rows["loss"].tolist() == [1.0] * 4 + [2.0] * 5
+    assert [branch["loss"].tolist() for branch in again.abandoned] == [[1.0] * 2 + [3.0] * 2]
+
+
 def test_a_loss_that_is_not_finite_is_not_drawn() -> None:
     history = told(("step", 1, {"loss": 0.5}), ("step", 2, {"loss": "nan"}))
     traces = traces_of(charts.loss_figure([drawn(history)], Asked()))

@@ -21,13 +21,11 @@ from tests.support.browser import (
     Served,
     choose,
     field,
-    fresh_page,
     load_preset,
     needs_browser,
     open_page,
     open_tab,
     save_preset,
-    serving,
 )
 from trainer.models.families import TABLE
 from trainer.options import checks, sources
@@ -41,19 +39,12 @@ WCAG_AA = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a",
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     (home / "presets").mkdir()
     (home / "presets" / "demo").symlink_to(CODE / "presets" / "demo")
     make_run(home / "output", "fox", status="stopped")
-    with serving(home) as server:
-        yield server
-
-
-@pytest.fixture
-def page(browser: Browser, served: Served) -> Iterator[Page]:
-    with fresh_page(browser, served) as page:
-        yield page
+    return home
 
 
 def message(page: Page) -> Any:
@@ -241,7 +232,7 @@ def test_killing_asks_first_and_two_browsers_see_how_it_ended(browser: Browser, 
         expect(page.locator("#question-text")).to_contain_text("End fox at once, without saving?")
         assert process.poll() is None
         page.locator("#question-yes").click()
-        process.wait(timeout=60)
+        process.wait(timeout=300)
         for one in (page, other):
             expect(one.locator("#run-status")).to_contain_text("interrupted")
             expect(one.locator("#kill-training")).to_be_disabled()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_a_preset_begins_a_training(
     preset: Path, folders: dict[str, Path], tiny_images: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    config, notices = preflight.read_options(preset, ["--train_data_dir", str(tiny_images)])
+    edits = "-edit-" in preset.stem
+    arguments = ["--train_data_dir", str(tiny_images)]
+    if edits:
+        control = next(tiny_images.rglob("*.png"))
+        prompts = tomllib.loads(preset.read_text())["samples"]["sample_prompts"].replace("before/1.jpg", str(control))
+        arguments += ["--conditioning_data_dir", str(control.parent), "--sample_prompts", prompts]
+    config, notices = preflight.read_options(preset, arguments)
     assert notices == []
     variant = "flux2 dev" if "flux2-dev" in preset.stem else config.family
+    make = tiny_families.FAMILIES[variant].make
+    if edits and config.facts.edits:
+        variant, make = "qwen_image edit", tiny_families.make_qwen_edit
     if variant not in folders:
-        folders[variant] = tiny_families.FAMILIES[variant].make(tmp_path_factory.mktemp(config.family))
+        folders[variant] = make(tmp_path_factory.mktemp(config.family))
     looked = preflight.examine(
         config.replace(pretrained_model_name_or_path=str(folders[variant]), output_dir=str(tmp_path))
     )

@@ -78,9 +78,9 @@ def test_a_key_that_nobody_knows_is_refused_by_name() -> None:
 
 
 def test_a_refused_key_can_be_left_out_on_purpose() -> None:
-    assert of({**SD_LORA, "full_bf16": True}).refusals != ()
-    imported = of({**SD_LORA, "full_bf16": True}, ("full_bf16",))
-    assert imported.refusals == () and fate(imported, "full_bf16") == ("no effect", "left out, as asked for")
+    assert of({**SD_LORA, "full_fp16": True}).refusals != ()
+    imported = of({**SD_LORA, "full_fp16": True}, ("full_fp16",))
+    assert imported.refusals == () and fate(imported, "full_fp16") == ("no effect", "left out, as asked for")
 
 
 def test_secrets_are_not_repeated() -> None:
@@ -94,9 +94,6 @@ def test_secrets_are_not_repeated() -> None:
     ("keys", "words"),
     [
         ({"token_string": "cat", "init_word": "*"}, "a textual inversion (init_word, token_string)"),
-        ({"create_caption": True}, "a full fine-tune (create_caption)"),
-        ({"learning_rate_te": 1e-6}, "a DreamBooth training of the whole model (learning_rate_te)"),
-        ({"train_batch_size": 1}, "a DreamBooth training of the whole model (it has no key of a LoRA's network)"),
         ({"prompts_file": "x", "network_dim": 4}, "a LECO training"),
         ({"network_dim": 4, "sdxl_checkbox": True}, "Stable Diffusion XL"),
         ({"network_dim": 4, "sd3_checkbox": True}, "Stable Diffusion 3"),
@@ -138,6 +135,36 @@ def test_what_a_preset_needs_is_there_as_soon_as_an_option_says_so(monkeypatch: 
     needs = tables.KINDS["LyCORIS/LoHa"]
     monkeypatch.setitem(tables.KINDS, "LyCORIS/LoHa", type(needs)(needs.title, needs.module, needs.arguments))
     assert of({"LoRA_type": "LyCORIS/LoHa", "network_dim": 4}).refused == ()
+
+
+WHOLE = {"train_batch_size": 1, "learning_rate": 2e-6}
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"create_caption": True}, {"train_text_encoder": False, "enable_bucket": True}),
+        ({"create_caption": True, "train_text_encoder": True}, {"train_text_encoder": True}),
+        ({"learning_rate_te": 1e-6}, {"train_text_encoder": True, "text_encoder_lr": 1e-6}),
+        ({"learning_rate_te": 0}, {"train_text_encoder": False}),
+        ({"stop_text_encoder_training": 30}, {"train_text_encoder": True, "stop_text_encoder_training": 0.3}),
+        ({"stop_text_encoder_training": -1}, {"train_text_encoder": False, "stop_text_encoder_training": 0.0}),
+        (
+            {"sdxl": True, "learning_rate_te1": 0, "learning_rate_te2": 1e-6},
+            {"train_text_encoder": True, "text_encoder_lr": 0.0, "text_encoder_lr2": 1e-6},
+        ),
+        ({"sdxl": True, "learning_rate_te1": 0, "learning_rate_te2": 0}, {"train_text_encoder": False}),
+        ({"flux1_checkbox": True}, {"train_text_encoder": False, "family": "flux"}),
+        ({"save_model_as": "diffusers_safetensors"}, {"save_model_as": "diffusers"}),
+        ({"save_model_as": "ckpt"}, {"save_model_as": "safetensors"}),
+        ({"full_bf16": True, "mixed_precision": "bf16"}, {"full_bf16": True}),
+    ],
+    ids=str,
+)
+def test_a_preset_of_a_whole_model_becomes_that(keys: dict[str, Any], expected: dict[str, Any]) -> None:
+    config = values_of({**WHOLE, **keys})
+    assert config.training_kind == "finetune" and config.learning_rate == 2e-6
+    assert {name: getattr(config, name) for name in expected} == expected
 
 
 # --- defaults ------------------------------------------------------------------------------------------------------
@@ -278,10 +305,10 @@ def test_the_pages_upload_reads_them_by_the_same_function() -> None:
     checked = presets.parse(json.dumps(SD_LORA).encode(), "theirs.json")
     assert checked.problems == [] and Config(**checked.values) == values_of(SD_LORA)
     assert any("bucket_rules = sd-scripts" in notice for notice in checked.notices)
-    with pytest.raises(ConfigError, match="a full fine-tune"):
-        presets.parse(json.dumps(PRESETS["fine-tune, Lion"]).encode(), "theirs.json")
-    partly = presets.parse(json.dumps({**SD_LORA, "full_bf16": True}).encode(), "theirs.json")
-    assert [problem.key for problem in partly.problems] == ["full_bf16"]
+    with pytest.raises(ConfigError, match="a LECO training"):
+        presets.parse(json.dumps({**SD_LORA, "prompts_file": "x"}).encode(), "theirs.json")
+    partly = presets.parse(json.dumps({**SD_LORA, "full_fp16": True}).encode(), "theirs.json")
+    assert [problem.key for problem in partly.problems] == ["full_fp16"]
 
 
 def test_the_command_writes_a_preset_that_is_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -297,12 +324,12 @@ def test_the_command_writes_a_preset_that_is_ours(tmp_path: Path, capsys: pytest
 
 def test_the_command_refuses_with_every_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, target = tmp_path / "theirs.json", tmp_path / "ours.toml"
-    source.write_text(json.dumps({**PRESETS["fine-tune, Lion"], "unheard_of": 1}), encoding="utf-8")
+    source.write_text(json.dumps({**SD_LORA, "prompts_file": "x", "unheard_of": 1}), encoding="utf-8")
     assert main(["import", str(source), "--output", str(target)]) == 3
     told = capsys.readouterr().out
-    assert "a full fine-tune" in told and "unheard_of" in told and not target.exists()
+    assert "a LECO training" in told and "unheard_of" in told and not target.exists()
     assert main(["import", str(source), "--json"]) == 3
-    assert json.loads(capsys.readouterr().out)["trainer"] == "finetune"
+    assert json.loads(capsys.readouterr().out)["trainer"] == "leco"
     assert main(["import", str(tmp_path / "nothing.json")]) == 3
 
 

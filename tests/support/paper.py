@@ -21,7 +21,7 @@ from trainer.checkpoints import checkpoint, preflight
 from trainer.checkpoints.checkpoint import Contents, Save
 from trainer.checkpoints.preflight import Inputs
 from trainer.checkpoints.resume import ResumeRefused, Verdict
-from trainer.data import buckets, dataset
+from trainer.data import buckets, dataset, epochs
 from trainer.data.buckets import Size
 from trainer.data.dataset import Entry, Scan
 from trainer.data.epochs import Origin
@@ -133,6 +133,7 @@ def inputs_of(config: Config, pictures: tuple[Picture, ...]) -> Inputs:
         notices=(),
         validation=tuple(entry for entry in entries if entry.subset.is_validation),
     )
+    steps_per_epoch = found.steps_per_epoch(config.gradient_accumulation_steps)
     return Inputs(
         config=config,
         scan=found,
@@ -140,8 +141,8 @@ def inputs_of(config: Config, pictures: tuple[Picture, ...]) -> Inputs:
         model_path=Path("model"),
         base_model={"pretrained_model_name_or_path": "0" * 64},
         batches_per_step=config.gradient_accumulation_steps,
-        steps_per_epoch=found.steps_per_epoch(config.gradient_accumulation_steps),
-        total_steps=config.max_train_steps,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=epochs.last_step(config.max_train_steps, config.max_train_epochs, steps_per_epoch, Origin()),
     )
 
 
@@ -157,6 +158,7 @@ class Training:
         with contextlib.ExitStack() as beginning:
             beginning.enter_context(run_folder.locked(self.run))
             self.verdict = verdict = self._examine()
+            self._inputs = inputs = inputs.resumed(verdict)
             self.session = Session(config, self.run, verdict, inputs.total_steps)
             self.origin = verdict.origin if verdict else Origin()
             self.plan = Plan(config, inputs.scan.entries, inputs.batches_per_step, self.origin, inputs.total_steps)

@@ -18,6 +18,8 @@ ENTRY = 66  # bytes that a safetensors header has for a tensor beside its name
 DOCUMENTS = 4_900  # bytes of state and environment
 AN_IMAGE = 320  # bytes of dataset.json for an image
 
+NOT_LEARNT = re.compile(r"(^|\.)(position_ids|pos_embed\.pos_embed|logit_scale)$")  # though it is in the files
+
 _OPEN_CLIP = re.compile(r"\.resblocks\.(\d+)\.(attn\.in_proj_weight|attn\.out_proj\.weight|mlp\.c_(fc|proj)\.weight)$")
 
 
@@ -34,6 +36,13 @@ def trained(config: Config, model: Path) -> Shapes:
     `model`: a diffusers folder or a single .safetensors file.
     """
     parameters: dict[str, Shape] = {}
+    if config.fine_tunes:
+        return {
+            f"{part.component}.{name}": shape
+            for part in config.trained_parts
+            for name, shape in _tensors(model, part, alone=part == config.facts.denoiser).items()
+            if not NOT_LEARNT.search(name)
+        }
     kind = adapters.kind_of(config)
     for part in config.trained_parts:
         layers = _layers(config, part, model)
@@ -81,10 +90,12 @@ def _open_clip(tensors: Shapes, *, drops_last: bool) -> dict[str, Shape]:
 # --- headers -------------------------------------------------------------------------------------------------------
 
 
-def _tensors(model: Path, part: Part) -> Shapes:
-    """The shapes of a component's tensors."""
+def _tensors(model: Path, part: Part, *, alone: bool = False) -> Shapes:
+    """The shapes of a component's tensors. `alone`: of a transformer's file all, whatever they are called."""
     if not model.is_file():
         return in_folder(model / part.component)
+    if alone and not part.original:
+        return in_file(model)
     if not part.original:
         raise SizeUnknown(f"the tensors of {model} have other names than those of diffusers")
     return {name: shape for name, shape in in_file(model).items() if name.startswith(part.original)}
@@ -123,13 +134,15 @@ def of_fresh_start(config: Config, images: int) -> int:
 def estimate(config: Config, parameters: Shapes, images: int) -> int:
     """About how many bytes a checkpoint takes; `images`: how many the dataset has."""
     without_gradient = idle(config, parameters)
+    number = 2 if config.full_bf16 else 4
 
     def tensors() -> Iterator[tuple[str, int]]:
         for name, shape in parameters.items():
-            size = 4 * math.prod(shape)
-            yield name, size
+            if config.fine_tunes and name in without_gradient:
+                continue
+            yield name, number * math.prod(shape)
             if config.use_ema or config.optimizer.averages:
-                yield name, size
+                yield name, 4 * math.prod(shape)
             if name not in without_gradient:
                 yield from ((f"{name}/{entry}", held) for entry, held in moments(config, name, shape).items())
 
@@ -148,6 +161,6 @@ def idle(config: Config, parameters: Shapes) -> set[str]:
 
 def moments(config: Config, name: str, shape: Shape) -> dict[str, int]:
     """The bytes of each tensor that the optimizer keeps of a trained parameter."""
-    zeros = tuple(f".{entry}" for entry in adapters.kind_of(config).zeros)
+    zeros = () if config.fine_tunes else tuple(f".{entry}" for entry in adapters.kind_of(config).zeros)
     begins_as_zeros = name.endswith(zeros) and not config.network_weights
     return config.optimizer.keeps(shape, config.optimizer_arguments, begins_as_zeros)

@@ -97,8 +97,12 @@ class Estimator:
         trained_components = {part.component for part in config.trained_parts}
         denoiser, host = self._denoiser(config)
         weights, aside = {facts.denoiser.component: denoiser}, 0
+        if config.fine_tunes:
+            weights = {}
         for name in ("vae", *(part.component for part in facts.encoders)):
             cached = config.cache_latents if name == "vae" else config.cache_text_encoder_outputs
+            if config.fine_tunes and name in trained_components:
+                continue
             if name in trained_components or not cached:
                 weights[name] = self._weights(config, name)
             elif name != "vae":
@@ -109,7 +113,7 @@ class Estimator:
             trained=trained,
             gradients=gradients,
             moments=moments,
-            average=trained if config.use_ema else 0,
+            average=trained * (2 if config.full_bf16 else 1) if config.use_ema else 0,
             activations=self._activations(config),
             caching=0,
             sampling=0,
@@ -131,14 +135,15 @@ class Estimator:
         """Bytes of the trained parameters, of their gradients and of what the optimizer keeps."""
         names = tuple(part.component for part in config.trained_parts)
         network = tuple(getattr(config, name) for name, known in OPTIONS.items() if known.section == "Network")
-        kind = (names, network, config.optimizer_type, config.optimizer_args)
+        kind = (names, network, config.training_kind, config.full_bf16, config.optimizer_type, config.optimizer_args)
 
         def compute() -> tuple[int, int, int]:
             parameters = checkpoint_size.trained(config, self._model)
             idle = checkpoint_size.idle(config, parameters)
             reached = {name: shape for name, shape in parameters.items() if name not in idle}
             moments = sum(sum(checkpoint_size.moments(config, *item).values()) for item in reached.items())
-            return _fp32(parameters), _fp32(reached), moments
+            number = 2 if config.full_bf16 else 4
+            return number * _numbers(parameters), number * _numbers(reached), moments
 
         return self._once(kind, compute)
 
@@ -237,8 +242,8 @@ class Estimator:
         return 4 * channels * width * height * number
 
 
-def _fp32(parameters: Shapes) -> int:
-    return 4 * sum(map(math.prod, parameters.values()))
+def _numbers(parameters: Shapes) -> int:
+    return sum(map(math.prod, parameters.values()))
 
 
 def _is_layer(name: str, shape: Shape) -> bool:
@@ -268,6 +273,8 @@ def _cheaper(config: Config, blocks_of_it: int) -> Iterator[Changes]:
     if config.train_batch_size > 1:
         accumulated = config.gradient_accumulation_steps * config.train_batch_size
         yield {"train_batch_size": 1, "gradient_accumulation_steps": accumulated}
+    if config.fine_tunes:
+        yield {"full_bf16": True}
     if config.optimizer_type == "AdamW":
         yield {"optimizer_type": "AdamW8bit"}
     if config.quantize == "no" and not config.base_gguf:

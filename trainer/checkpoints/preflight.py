@@ -18,9 +18,11 @@ from trainer.checkpoints.checkpoint_size import SizeUnknown
 from trainer.checkpoints.choosing import ResumeRefused, starts_from_scratch
 from trainer.checkpoints.memory_size import Estimator, Memory
 from trainer.checkpoints.resume import Verdict
-from trainer.data import dataset, findings
+from trainer.data import addresses, dataset, epochs, findings
 from trainer.data.dataset import Scan
+from trainer.data.epochs import Origin
 from trainer.data.folder_scan import Progress, no_progress
+from trainer.data.subsets import DatasetError
 from trainer.models import base_model, distillation
 from trainer.models.base_model import BaseModelMissing
 from trainer.models.network_file import RanksUnknown
@@ -49,7 +51,11 @@ class Inputs:
     base_model: Mapping[str, str]  # digests by option
     batches_per_step: int
     steps_per_epoch: int
-    total_steps: int
+    total_steps: int  # in all; after a resume that moved where epochs begin, as `resumed` tells
+
+    def resumed(self, verdict: Verdict | None) -> Inputs:
+        """These, with the length of the run as it is after the resume."""
+        return self if verdict is None else dataclasses.replace(self, total_steps=verdict.total_steps)
 
     def lines(self) -> list[str]:
         """For people: how much there is, what it makes, and what was left out."""
@@ -119,10 +125,17 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
         if not (known.replaced_by and getattr(config, known.replaced_by))
         if name != "network_weights" or starts_from_scratch(config, home)  # a resume has weights of its own
         for path in (getattr(config, name) if known.kind == "list" else [getattr(config, name)])
-        if path and not files.exists(home / path)
+        if path and not (known.address and addresses.is_address(path)) and not files.exists(home / path)
+    ]
+    problems += [
+        Problem(name, why)
+        for name, known in OPTIONS.items()
+        if known.address and addresses.is_address(path := getattr(config, name))
+        if (why := _why_unusable(path))
     ]
     model = config.pretrained_model_name_or_path
-    if model and not files.exists(home / model) and not base_model.HUB_ID.fullmatch(model):
+    is_elsewhere = addresses.is_address(model) or base_model.HUB_ID.fullmatch(model)
+    if model and not is_elsewhere and not files.exists(home / model):
         problems.append(
             Problem(
                 "pretrained_model_name_or_path",
@@ -142,6 +155,12 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
     return [problem for problem in problems if problem.key not in told]
 
 
+def _why_unusable(address: str) -> str:
+    from trainer.data import fetching  # and with it fsspec, which takes a moment
+
+    return fetching.why_unusable(address)
+
+
 def examine_inputs(
     config: Config, processes: int = 1, progress: Progress = no_progress, model_progress: Progress = no_progress
 ) -> Inputs:
@@ -151,13 +170,15 @@ def examine_inputs(
     """
     if problems := missing(config):
         raise ConfigError(problems)
-    found, (config, model_path) = both(
-        lambda: dataset.scan(config, progress=progress, workers=SCAN_WORKERS),
-        lambda: locate_model(config),
+    located: list[tuple[Config, Path]] = []
+    _, found = both(
+        lambda: located.append(locate_model(config)),
+        lambda: dataset.scan(located[0][0] if located else config, progress=progress, workers=SCAN_WORKERS),
     )
+    config, model_path = located[0]
+    require_controls(config, model_path, found)
     batches = resume.batches_per_step(config, processes)
     steps_per_epoch = found.steps_per_epoch(batches)
-    epochs = config.max_train_epochs
     return Inputs(
         config=config,
         scan=found,
@@ -166,8 +187,42 @@ def examine_inputs(
         base_model=base_model.digests(config, model_path, model_progress),
         batches_per_step=batches,
         steps_per_epoch=steps_per_epoch,
-        total_steps=config.max_train_steps if epochs is None else epochs * steps_per_epoch,
+        total_steps=epochs.last_step(config.max_train_steps, config.max_train_epochs, steps_per_epoch, Origin()),
     )
+
+
+def require_controls(config: Config, model_path: Path, found: Scan) -> None:
+    """Refuse control pictures where the base model takes none, and images and prompts without one where it cannot do
+    without. Raises DatasetError, ConfigError."""
+    entries = (*found.entries, *found.validation)
+    without = [entry.file for entry in entries if not entry.control]
+    facts = config.facts
+    if not facts.edits:
+        return
+    if not base_model.edits_pictures(config, model_path):
+        if len(without) < len(entries):
+            raise DatasetError(
+                f"conditioning_data_dir: {model_path} does not edit pictures; take a model that does, like "
+                f"{facts.title}-Edit, or leave the control pictures out"
+            )
+        if any(prompt.control for prompt in prompts.read(config)):
+            raise ConfigError([Problem("sample_prompts", f"{model_path} does not edit pictures; leave --cn out")])
+        return
+    problems = []
+    if without:
+        text = f"is missing: {model_path} edits pictures, and {len(without)} images have no control picture, first "
+        problems.append(Problem("conditioning_data_dir", f"{text}{', '.join(without[:3])}; name their folder"))
+    if any(prompt.control is None for prompt in prompts.read(config)):
+        text = f"{model_path} edits pictures: each prompt needs one, after --cn"
+        problems.append(Problem("sample_prompts", text))
+    if not config.cache_text_encoder_outputs:
+        text = "must be on: the text encoder looks at the control pictures, which is done once, before the training"
+        problems.append(Problem("cache_text_encoder_outputs", text))
+    if config.flip_aug or any(entry.subset.options.flip_aug for entry in entries):
+        text = "must be off: the text encoder looks at the control pictures as they are"
+        problems.append(Problem("flip_aug", text))
+    if problems:
+        raise ConfigError(problems)
 
 
 def locate_model(config: Config) -> tuple[Config, Path]:
@@ -222,7 +277,7 @@ def examine_checkpoint(inputs: Inputs, environment: Mapping[str, Any] | None) ->
     return resume.examine(
         config,
         choosing.choose(config),
-        total_steps=inputs.total_steps,
+        steps_per_epoch=inputs.steps_per_epoch,
         images=inputs.images,
         base_model=inputs.base_model,
         environment=environment,
@@ -419,6 +474,7 @@ def examine(
         config = inputs.config
         if not choosing.may_be_fetched(config):
             verdict = examine_checkpoint(inputs, environment)
+            inputs = inputs.resumed(verdict)
         refusals += verdict.refusals if verdict else ()
         if verdict is None:
             kohya_state.examine(config, inputs.total_steps)

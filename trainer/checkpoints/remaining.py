@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer import files
 from trainer.checkpoints import budget, resume
-from trainer.data import arrow_dataset, buckets, folder_scan, subsets
+from trainer.data import addresses, arrow_dataset, buckets, epochs, folder_scan, subsets
+from trainer.data.epochs import Origin
 from trainer.data.subsets import DatasetError
 from trainer.options import checks
 from trainer.options.config import OPTIONS, Config
@@ -45,7 +47,9 @@ def amount(config: Config, home: Path) -> Amount:
 
     `home`: where relative paths begin. Raises DatasetError or OSError.
     """
-    folder = str(home / config.train_data_dir)
+    folder = str(addresses.placed(home, config.train_data_dir))
+    if not files.exists(Path(folder)) and addresses.is_address(config.train_data_dir):
+        raise DatasetError("The images are elsewhere; the start copies them here and counts them.")
     if arrow_dataset.shards(Path(folder)):
         raise DatasetError("The images are inside Arrow or Parquet files; the start unpacks and counts them.")
     found = subsets.in_folder(folder, "train_data_dir", config)[0]
@@ -55,7 +59,7 @@ def amount(config: Config, home: Path) -> Amount:
         raise DatasetError(f"There are no images in {folder}.")
     batch = resume.global_batch(config, 1)
     each = buckets.steps_per_epoch(samples * (2 if config.reg_data_dir else 1), batch)
-    total = config.max_train_steps if config.max_train_epochs is None else config.max_train_epochs * each
+    total = epochs.last_step(config.max_train_steps, config.max_train_epochs, each, Origin())
     return Amount(counts, samples, batch, each, total)
 
 
@@ -123,8 +127,8 @@ def _seconds_left(file: Path, entry: Entry, runs: Sequence[RunFolder]) -> float 
         config = _config(file, file.stat().st_mtime_ns)
         step, total = _reached(entry.folder) if entry.starts else (0, None)
         if total is None:
-            epochs = config.max_train_epochs is not None
-            total = amount(config, Path(entry.home)).steps if epochs else config.max_train_steps
+            counts_epochs = config.max_train_epochs is not None
+            total = amount(config, Path(entry.home)).steps if counts_epochs else config.max_train_steps
     except (ConfigError, DatasetError, OSError):
         return None
     own = budget.seconds_per_step(entry.folder) if entry.starts else None

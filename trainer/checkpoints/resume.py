@@ -172,7 +172,7 @@ def examine(
     config: Config,
     chosen: Chosen,
     *,
-    total_steps: int,
+    steps_per_epoch: int,
     images: Mapping[str, Any],
     base_model: Mapping[str, str],
     environment: Mapping[str, Any] | None,
@@ -210,7 +210,7 @@ def examine(
     differences += models
     refusals += lines + _refused_options(differences, permissions)
 
-    follows = ("bucket",) if any(OPTIONS[item.name].decides_bucket for item in differences) else ()
+    follows = ("bucket", "control_bucket") if any(OPTIONS[item.name].decides_bucket for item in differences) else ()
     drift = dataset.compare(images_then, images, follows)
     digest = permissions.digest("dataset", *drift.content) if drift else ""
     drift_allowed = permissions.allow("dataset", digest)
@@ -225,6 +225,14 @@ def examine(
         if item.allowed
     ] + ([Allowed("dataset", digest, tuple(drift.lines()), step)] if drift and drift_allowed else [])
 
+    moved = epochs.order_changed(
+        images_then,
+        images,
+        (config_then.seed, config.seed),
+        (global_batch(config_then, processes_then), global_batch(config, processes)),
+    )
+    origin = epochs.origin_after(Origin(**state["epoch_origin"]), step, state["epoch"], state["place"], moved=moved)
+    total_steps = epochs.last_step(config.max_train_steps, config.max_train_epochs, steps_per_epoch, origin)
     asked = schedule.asked(config, step, total_steps)
     decision = asked if decided.is_new(asked) else None
     curve = (
@@ -240,12 +248,6 @@ def examine(
     changed = bool(drift) or any(item.on_resume != "free" for item in differences) or curve != curve_then
     split = any(item.name in BATCH_OPTIONS for item in differences)
     grade: Grade = "changed" if changed else "trajectory-exact" if surroundings or split else "bit-exact"
-    moved = epochs.order_changed(
-        images_then,
-        images,
-        (config_then.seed, config.seed),
-        (global_batch(config_then, processes_then), global_batch(config, processes)),
-    )
     return Verdict(
         path=folder,
         step=step,
@@ -261,7 +263,7 @@ def examine(
         rejected=chosen.rejected,
         state=state,
         manifest=chosen.manifest,
-        origin=epochs.origin_after(Origin(**state["epoch_origin"]), step, state["epoch"], state["place"], moved=moved),
+        origin=origin,
         decisions=decided.after(decision, config.resume_allow, permitted),
         decision=decision,
         standing=None if decision or asked is None else decided.rates[-1],

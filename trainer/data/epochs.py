@@ -53,3 +53,10 @@ def _order(record: Mapping[str, Any], global_batch: int, own_sizes: bool) -> lis
 def origin_after(then: Origin, step: int, epoch: int, place: int, *, moved: bool) -> Origin:
     """The origin after a resume at `step`, which is `place` steps into `epoch` as epochs were counted `then`."""
     return Origin(step, epoch + (place > 0)) if moved else then
+
+
+def last_step(max_train_steps: int, max_train_epochs: int | None, steps_per_epoch: int, origin: Origin) -> int:
+    """How many steps a run has in the end. Epochs count, also the one that an origin cut short."""
+    if max_train_epochs is None:
+        return max_train_steps
+    return origin.step + max(0, max_train_epochs - origin.epoch) * steps_per_epoch

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from trainer.data.captions import Shown
+
 logger = logging.getLogger(__name__)
 FORMATS = {
     "PNG": (".png", ".apng"),
@@ -130,6 +132,12 @@ def open_picture(path: Path, data: bytes | None = None) -> Image.Image:
             return _to_rgb(ImageOps.exif_transpose(opened))
     except PICTURE_ERRORS as error:
         raise PictureError(path, str(error) or type(error).__name__) from error
+
+
+def open_shown(shown: Shown) -> Image.Image:
+    """The picture that a text encoder looks at. Raises PictureError."""
+    path = Path(shown.file)
+    return open_picture(path, read_unchanged(path, shown.digest))
 
 
 def thumbnail(path: Path, side: int) -> Image.Image:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files, quantities
+from trainer.data import addresses
 from trainer.data.pictures import PictureError, thumbnail
 from trainer.judging import curves as run_curves
 from trainer.judging.curves import Curves, Event
@@ -284,7 +285,7 @@ def images(run: RunFolder, newest: Path | None) -> str:
     text = table(rows)
     config = config_of(run)
     if config and config.train_data_dir:
-        folder = Path(config.train_data_dir)
+        folder = addresses.local(config.train_data_dir)
         paths = sorted(image["path"] for image in found.values())[:MOST_IMAGES]
         text += f"<div class=pictures>{''.join(picture(folder / path, path, within=folder) for path in paths)}</div>"
     return text

@@ -59,16 +59,19 @@ def constant(config: Config, found: Scan, model: Model, *, total_steps: int, ste
         folders[subset.is_reg].setdefault(folder, counts)["img_count"] += 1
         tags[folder].update(tag.strip().lower() for tag in entry.caption.split(",") if tag.strip())
     values: dict[str, Any] = {f"ss_{name}": getattr(config, name) for name, known in OPTIONS.items() if known.in_header}
+    if not config.fine_tunes:
+        values |= {
+            "ss_network_module": "lycoris.kohya" if config.kind.algo else "networks.lora",
+            "ss_network_dim": config.network_dim,
+            "ss_network_alpha": config.network_alpha or config.network_dim,
+            "ss_network_args": network_args,
+        }
     width, height = config.resolution_size
     return {
-        **values,
+        **{name: value for name, value in values.items() if not config.fine_tunes or "network" not in name},
         "ss_v2": model.base_version.startswith("sd_v2"),
         "ss_base_model_version": model.base_version,
         "ss_sd_model_name": Path(config.pretrained_model_name_or_path).name,
-        "ss_network_module": "lycoris.kohya" if config.kind.algo else "networks.lora",
-        "ss_network_dim": config.network_dim,
-        "ss_network_alpha": config.network_alpha or config.network_dim,
-        "ss_network_args": network_args,
         "ss_num_train_images": sum(entry.repeats for entry in found.entries if not entry.subset.is_reg),
         "ss_num_validation_images": len(found.validation),
         "ss_num_reg_images": sum(entry.repeats for entry in found.entries if entry.subset.is_reg),
@@ -119,7 +122,7 @@ def modelspec(config: Config, model: Model, finished: float) -> dict[str, str]:
     }
     spec = {
         "sai_model_spec": "1.0.1",
-        "architecture": f"{model.architecture}/lora",
+        "architecture": model.architecture if config.fine_tunes else f"{model.architecture}/lora",
         "implementation": "diffusers",
         "title": config.metadata_title or config.output_name,
         "resolution": f"{width}x{height}",

@@ -40,10 +40,6 @@ def _network(merged: Mapping[str, Given], values: dict[str, Any]) -> list[Proble
 def _foreign(key: str, given: Given) -> tuple[Problem | None, str | None]:
     """What to say of an option that is not ours: a problem, or a notice."""
     value = given.value
-    if key == "save_model_as":
-        if value in ("safetensors", ""):
-            return None, None
-        return Problem(key, f"{value!r} is not supported; model files are safetensors", given.where), None
     off = value in (False, 0, "", None) or value == []
     if off and (key in sd_scripts.WITHOUT_EFFECT or key in sd_scripts.NOT_SUPPORTED):
         return None, None

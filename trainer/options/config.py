@@ -15,7 +15,7 @@ from trainer.models.families import TABLE
 from trainer.models.families.facts import TRAINS_ENCODERS, Facts, Part
 from trainer.options import blocks
 from trainer.options.declaration import Option
-from trainer.options.network_kinds import NETWORK_KINDS, NetworkKind
+from trainer.options.network_kinds import NETWORK_KINDS, WHOLE_MODEL, NetworkKind
 from trainer.options.optimizer_table import Optimizer, optimizer_of
 from trainer.options.sections.dataset import Dataset
 from trainer.options.sections.folders import Folders
@@ -27,7 +27,7 @@ from trainer.options.sections.network import Network
 from trainer.options.sections.resume import Resume
 from trainer.options.sections.samples import Samples
 from trainer.options.sections.saving import Saving
-from trainer.options.sections.training import Training
+from trainer.options.sections.training import FINETUNE, Training
 from trainer.options.sections.validation import Validation
 from trainer.options.sections.watching import Watching
 
@@ -48,6 +48,19 @@ class Config(
         """(width, height) in pixels."""
         parts = [int(part) for part in self.resolution.split(",")]
         return parts[0], parts[-1]
+
+    @property
+    def has_controls(self) -> bool:
+        """Whether the pictures of conditioning_data_dir are control pictures; else they are masks, if there are any."""
+        return bool(self.conditioning_data_dir) and not self.masked_loss
+
+    @property
+    def control_area(self) -> int | None:
+        """Of control pictures, in pixels; None where each is as large as its image."""
+        if not self.control_resolution:
+            return None
+        sides = [int(part) for part in self.control_resolution.split(",")]
+        return sides[0] * sides[-1]
 
     @property
     def caption_extensions(self) -> tuple[str, ...]:
@@ -73,12 +86,18 @@ class Config(
         return TABLE[self.family] if self.family in TABLE else next(iter(TABLE.values()))
 
     @property
+    def fine_tunes(self) -> bool:
+        """Whether the base model's own weights are trained."""
+        return self.training_kind == FINETUNE
+
+    @property
     def trains_denoiser(self) -> bool:
-        return not self.network_train_text_encoder_only
+        return self.fine_tunes or not self.network_train_text_encoder_only
 
     @property
     def trains_text_encoder(self) -> bool:
-        return not self.network_train_unet_only and TRAINS_ENCODERS in self.facts.traits
+        wanted = self.train_text_encoder if self.fine_tunes else not self.network_train_unet_only
+        return wanted and TRAINS_ENCODERS in self.facts.traits
 
     @property
     def trained_parts(self) -> tuple[Part, ...]:
@@ -101,8 +120,8 @@ class Config(
 
     @property
     def kind(self) -> NetworkKind:
-        """What is known of the kind of network."""
-        return NETWORK_KINDS[self.network_kind]
+        """What is known of the kind of network, or of what is trained in place of one."""
+        return WHOLE_MODEL if self.fine_tunes else NETWORK_KINDS[self.network_kind]
 
     @property
     def base_weights_multipliers(self) -> tuple[float, ...]:
@@ -113,7 +132,7 @@ class Config(
     @property
     def block_rates(self) -> tuple[float, ...] | None:
         """Every block's factor of the denoiser's learning rate; None where none is given."""
-        return blocks.rates(self)
+        return None if self.fine_tunes else blocks.rates(self)
 
     @property
     def trains_convolutions(self) -> bool:
@@ -128,6 +147,8 @@ class Config(
     @property
     def plus_ratios(self) -> dict[str, float]:
         """How many times its part's learning rate each layer's second matrix gets; of the parts where it is another."""
+        if not self.kind.plus:
+            return {}
         own = {self.facts.denoiser.component: self.loraplus_unet_lr_ratio}
         own |= {part.component: self.loraplus_text_encoder_lr_ratio for part in self.facts.encoders}
         ratios = {part.component: own[part.component] or self.loraplus_lr_ratio for part in self.trained_parts}
@@ -162,6 +183,7 @@ def _declared() -> dict[str, Option]:
                 hint = next(part for part in typing.get_args(hint) if part is not types.NoneType)
                 optional = True
             declared = dict(field.metadata)
+            declared["kinds"] = declared["kinds"] or getattr(section, "KINDS", ())
             choices: tuple[str, ...] = declared.pop("choices")
             kind: Any
             if typing.get_origin(hint) is Literal:

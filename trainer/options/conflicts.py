@@ -9,13 +9,14 @@ from typing import Literal
 
 from trainer import files
 from trainer.models.families import AUTO
-from trainer.models.families.facts import CONVOLUTIONAL, FLOW
+from trainer.models.families.facts import CONTROLS, CONVOLUTIONAL, FLOW
 from trainer.options import blocks
 from trainer.options.config import OPTIONS, Config
 from trainer.options.network_kinds import FULL, MOST_RANK, NETWORK_KINDS
 from trainer.options.optimizer_table import OPTIMIZERS
 from trainer.options.problems import nearest
 from trainer.options.sections.samples import SAMPLERS
+from trainer.options.sections.training import NETWORK
 from trainer.options.values import number_of
 
 BELOW_A_RUN = 80  # characters of the longest path in a run folder, that of a file in an abandoned checkpoint
@@ -87,8 +88,15 @@ def _picture_conflicts(config: Config) -> Iterator[Conflict]:
             "masked_loss",
             "needs conditioning_data_dir, the folder of the masks; alpha_mask takes the images' own transparency",
         )
-    if config.conditioning_data_dir and not config.masked_loss:
-        yield "conditioning_data_dir", "has no effect without masked_loss = true; set it, or leave the folder out"
+    controls = config.has_controls
+    if controls and config.family != AUTO and CONTROLS not in config.facts.traits:
+        yield (
+            "conditioning_data_dir",
+            f"has no effect without masked_loss = true: {config.facts.title} takes no control pictures; set it, or "
+            "leave the folder out",
+        )
+    if config.control_resolution and not (controls or config.dataset_config):
+        yield "control_resolution", "has no effect without conditioning_data_dir; name it, or leave this out"
 
 
 def _cache_conflicts(config: Config) -> Iterator[Conflict]:
@@ -117,11 +125,11 @@ def _cache_conflicts(config: Config) -> Iterator[Conflict]:
 
 
 def _training_conflicts(config: Config) -> Iterator[Conflict]:
-    if config.network_train_unet_only and config.network_train_text_encoder_only:
+    if config.training_kind == NETWORK and config.network_train_unet_only and config.network_train_text_encoder_only:
         yield "network_train_unet_only", "cannot go with network_train_text_encoder_only; choose one"
     elif not any(config.peak_learning_rates.values()):
         yield "learning_rate", "is 0 for every trained part, so nothing would be trained; set one above 0"
-    if config.dim_from_weights and not config.network_weights:
+    if config.training_kind == NETWORK and config.dim_from_weights and not config.network_weights:
         yield "dim_from_weights", "needs network_weights, the LoRA file to take the ranks from"
     for name in ("optimizer_args", "lr_scheduler_args"):
         for argument in getattr(config, name):
@@ -132,6 +140,8 @@ def _training_conflicts(config: Config) -> Iterator[Conflict]:
 
 
 def _network_conflicts(config: Config) -> Iterator[Conflict]:
+    if config.training_kind != NETWORK:
+        return
     kind = config.kind
     for name in ("network_dim", "conv_dim"):
         if (getattr(config, name) or 0) > MOST_RANK and not kind.any_rank:
@@ -201,8 +211,30 @@ def _optimizer_conflicts(config: Config) -> Iterator[Conflict]:
         yield "optimizer_args", "warmup_init belongs to relative_step=True; set both, or leave it out"
 
 
+def _finetune_conflicts(config: Config) -> Iterator[Conflict]:
+    """What a training of the base model's own weights cannot go with."""
+    if config.full_bf16 and config.mixed_precision != "bf16":
+        yield "full_bf16", "needs mixed_precision = bf16"
+    if config.full_bf16 and not config.optimizer.by_parameter:
+        fitting = ", ".join(name for name, known in OPTIMIZERS.items() if known.by_parameter)
+        yield (
+            "full_bf16",
+            f"cannot go with {config.optimizer_type}, which looks at all weights together, and they are made whole one "
+            f"after the other; choose one of {fitting}",
+        )
+    if not config.fine_tunes:
+        return
+    for name in ("fp8_base", "quantize", "base_gguf", "blocks_to_swap", "base_weights"):
+        if getattr(config, name) not in (False, "no", "", 0, ()):
+            yield name, "is for frozen weights, and training_kind = finetune trains them; leave it out"
+    if config.checkpoint_mirror and config.save_model_as == "diffusers":
+        yield "save_model_as", "a mirror takes model files, not folders; choose safetensors"
+
+
 def _whole_weight_conflicts(config: Config) -> Iterator[Conflict]:
     """What reads or changes the base model's weights needs them whole."""
+    if config.fine_tunes:
+        return
     packed = [name for name in ("quantize", "base_gguf") if getattr(config, name) not in ("no", "")]
     smaller = packed + ["fp8_base"] * config.fp8_base
     if (packed and not config.kind.plus) or (smaller and config.kind.needs_weights):
@@ -302,6 +334,7 @@ CONFLICTS = (
     _network_conflicts,
     _optimizer_conflicts,
     _memory_conflicts,
+    _finetune_conflicts,
     _whole_weight_conflicts,
     _plateau_conflicts,
     _watching_conflicts,
@@ -331,12 +364,17 @@ def without_effect(config: Config) -> Iterator[str]:
             f"optimizer_type {config.optimizer_type} is none of those whose resume is tested here: "
             "`python -m trainer drill` shows whether it resumes bit-equal"
         )
+    for name, known in OPTIONS.items():
+        if not known.serves(config.training_kind) and getattr(config, name) != known.default:
+            yield f"{name} has no effect with training_kind = {config.training_kind}"
+    for name, known in OPTIONS.items():
+        if known.shapes and getattr(config, name) != known.default and not getattr(config, known.shapes):
+            yield f"{name} has no effect without {known.shapes}"
+    if config.training_kind != NETWORK:
+        return
     others = {name: kind for kind in NETWORK_KINDS.values() for name in kind.arguments}
     for name in others.keys() - set(config.kind.arguments):
         if getattr(config, name) != OPTIONS[name].default:
             yield f"{name} has no effect on {config.kind.title}"
     if config.network_preset not in ("", FULL) and config.trains_convolutions:
         yield f"conv_dim has no effect with network_preset = {config.network_preset}, which trains no larger kernels"
-    for name, known in OPTIONS.items():
-        if known.shapes and getattr(config, name) != known.default and not getattr(config, known.shapes):
-            yield f"{name} has no effect without {known.shapes}"

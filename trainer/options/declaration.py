@@ -41,13 +41,19 @@ class Option:
     sets_speed: bool  # runs in which it differs need other times for a step
     in_header: bool  # a model file tells it, as ss_<name>
     pattern: str  # of texts that are right besides the choices
+    address: bool  # may also be s3://, gs:// ..., which the start copies to this machine
     component: bool  # takes the place of one of the base model's components
+    kinds: tuple[str, ...]  # of training: it does something in these; empty: in all
 
     def applies_to(self, facts: Facts) -> bool:
         """Whether a family has the option."""
         if self.component:
             return self.name in facts.overrides
         return not self.traits or any(trait in facts.traits for trait in self.traits)
+
+    def serves(self, training_kind: str) -> bool:
+        """Whether it does something in this kind of training."""
+        return not self.kinds or training_kind in self.kinds
 
 
 def option(
@@ -72,7 +78,9 @@ def option(
     sets_speed: bool = False,
     in_header: bool = False,
     pattern: str = "",
+    address: bool = False,
     component: bool = False,
+    kinds: tuple[str, ...] = (),
 ) -> Any:
     """Declare an option; see `Option` for what each flag says.
 
@@ -100,6 +108,8 @@ def option(
         "sets_speed": sets_speed,
         "in_header": in_header,
         "pattern": pattern,
+        "address": address,
         "component": component,
+        "kinds": kinds,
     }
     return dataclasses.field(default=default, metadata=metadata)

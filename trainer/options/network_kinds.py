@@ -58,6 +58,8 @@ NETWORK_KINDS: dict[str, NetworkKind] = {
     ),
 }  # fmt: skip
 
+WHOLE_MODEL = NetworkKind("a fine-tune", any_rank=True, needs_weights=True)  # which trains the base model itself
+
 # Layers by the ends of their paths, in diffusers' names and in those of single files; of LyCORIS' presets of that name.
 ATTENTION = re.compile(r"(^|\.)(attn\d?|attention|self_attn|cross_attn)\.")
 OF_IA3 = re.compile(r"(\.to_k|\.to_v|ff\.net\.2|k_proj|v_proj|mlp\.fc2|in_proj_weight\.[kv]|mlp\.c_proj(\.weight)?)$")

@@ -38,6 +38,7 @@ class Optimizer:
     package: str = ""  # whose version environment.json tells; those of the first checkpoints told none
     one_rate: bool = False  # it finds the rate itself: learning rates are factors of it, and must be alike
     averages: bool = False  # model files hold an average that it keeps, not the weights that are trained
+    by_parameter: bool = False  # a parameter's step depends on nothing but that parameter
     relative_step: bool = False  # it can follow the step alone, without a learning rate
 
 
@@ -95,7 +96,8 @@ def _of_8_bits(*numbers: int) -> Keeps:
 
 
 def _bitsandbytes(name: str, keeps: Keeps, **defaults: Any) -> Optimizer:
-    return Optimizer(f"bitsandbytes.optim.{name}", keeps, defaults, extra="bitsandbytes", package="bitsandbytes")
+    path, package = f"bitsandbytes.optim.{name}", "bitsandbytes"
+    return Optimizer(path, keeps, defaults, extra=package, package=package, by_parameter=True)
 
 
 def _dadaptation(path: str, *kept: str) -> Optimizer:
@@ -113,7 +115,7 @@ def _schedulefree(name: str, *kept: str) -> Optimizer:
 _ADAN = ("s", "exp_avg", "exp_avg_diff", "exp_avg_sq", "pre_grad")
 
 OPTIMIZERS: dict[str, Optimizer] = {
-    "AdamW": Optimizer("torch.optim.AdamW", _adam, {"fused": True}),
+    "AdamW": Optimizer("torch.optim.AdamW", _adam, {"fused": True}, by_parameter=True),
     "AdamW8bit": _bitsandbytes("AdamW8bit", _of_8_bits(1, 2)),
     "PagedAdamW": _bitsandbytes("PagedAdamW", _of_own_shape("state1", "state2")),
     "PagedAdamW8bit": _bitsandbytes("PagedAdamW8bit", _of_8_bits(1, 2)),
@@ -123,8 +125,9 @@ OPTIMIZERS: dict[str, Optimizer] = {
         _adafactor,
         {"relative_step": False, "scale_parameter": False, "warmup_init": False},
         relative_step=True,
+        by_parameter=True,
     ),
-    "Lion": Optimizer("lion_pytorch.Lion", _of_own_shape("exp_avg"), extra="optimizers"),
+    "Lion": Optimizer("lion_pytorch.Lion", _of_own_shape("exp_avg"), extra="optimizers", by_parameter=True),
     "Lion8bit": _bitsandbytes("Lion8bit", _of_8_bits(1)),
     "PagedLion8bit": _bitsandbytes("PagedLion8bit", _of_8_bits(1)),
     "Prodigy": Optimizer("prodigyopt.Prodigy", _prodigy, extra="optimizers", one_rate=True),
@@ -141,7 +144,9 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "RAdamScheduleFree": _schedulefree("RAdamScheduleFree", "z", "exp_avg_sq"),
     "SGDScheduleFree": _schedulefree("SGDScheduleFree", "z"),
     "CAME": Optimizer("pytorch_optimizer.CAME", _came, extra="optimizers", package="pytorch-optimizer"),
-    "SGDNesterov": Optimizer("torch.optim.SGD", _of_own_shape("momentum_buffer"), {"momentum": 0.9, "nesterov": True}),
+    "SGDNesterov": Optimizer(
+        "torch.optim.SGD", _of_own_shape("momentum_buffer"), {"momentum": 0.9, "nesterov": True}, by_parameter=True
+    ),
     "SGDNesterov8bit": _bitsandbytes("SGD8bit", _of_8_bits(1), momentum=0.9, nesterov=True),
 }
 

@@ -7,6 +7,8 @@ RENAMED = {
     "fp8_base_unet": "fp8_base",
     "ae": "vae",
     "training_shift": "discrete_flow_shift",
+    **dict.fromkeys(("learning_rate_te", "learning_rate_te1"), "text_encoder_lr"),
+    "learning_rate_te2": "text_encoder_lr2",
     **dict.fromkeys(("qwen3", "gemma2"), "text_encoder"),
     **dict.fromkeys(
         ("t5xxl_max_token_length", "qwen3_max_token_length", "gemma2_max_token_length"), "max_sequence_length"
@@ -44,11 +46,10 @@ WITHOUT_EFFECT = {
         "it belongs to deepspeed",
     ),
     **dict.fromkeys(
-        ("learning_rate_te", "learning_rate_te1", "learning_rate_te2", "learning_rate_te3", "train_text_encoder",
-         "block_lr", "fused_optimizer_groups", "blockwise_fused_optimizers", "skip_latents_validity_check",
-         "mem_eff_save", "num_last_block_to_freeze", "weights", "num_vectors_per_token", "token_string", "init_word",
-         "use_object_template", "use_style_template", "cond_emb_dim"),
-        "it belongs to sd-scripts' other trainings, not to LoRA",
+        ("fused_optimizer_groups", "blockwise_fused_optimizers", "skip_latents_validity_check", "mem_eff_save",
+         "weights", "num_vectors_per_token", "token_string", "init_word", "use_object_template", "use_style_template",
+         "cond_emb_dim"),
+        "it belongs to sd-scripts' other trainings",
     ),
     **dict.fromkeys(
         ("split_mode", "double_blocks_to_swap", "single_blocks_to_swap", "controlnet_model_name_or_path",
@@ -84,16 +85,20 @@ NOT_SUPPORTED = {
     "use_lion_optimizer": 'use optimizer_type = "Lion"',
     "train_inpainting": "inpainting models are not supported",
     **dict.fromkeys(
-        ("apply_t5_attn_mask", "apply_lg_attn_mask", "model_prediction_type", "train_t5xxl", "clip_l_dropout_rate",
-         "clip_g_dropout_rate", "t5_dropout_rate", "pos_emb_random_crop_rate", "enable_scaled_pos_embed",
-         "system_prompt", "llm_adapter_path", "llm_adapter_lr", "self_attn_lr", "cross_attn_lr", "mlp_lr", "mod_lr"),
+        ("block_lr", "num_last_block_to_freeze", "learning_rate_te3", "apply_lg_attn_mask", "model_prediction_type",
+         "train_t5xxl", "clip_l_dropout_rate", "clip_g_dropout_rate", "t5_dropout_rate", "pos_emb_random_crop_rate",
+         "enable_scaled_pos_embed", "system_prompt", "llm_adapter_path", "llm_adapter_lr", "self_attn_lr",
+         "cross_attn_lr", "mlp_lr", "mod_lr"),
         "it would change the training and is not supported; leave it out",
     ),
     **dict.fromkeys(
-        ("dataset_class", "debug_dataset", "full_fp16", "full_bf16",
-         "fused_backward_pass", "deepspeed", "stop_text_encoder_training",
-         "no_token_padding", "additional_parameters"),
+        ("dataset_class", "debug_dataset", "deepspeed", "no_token_padding", "additional_parameters"),
         "not supported yet; remove it to train without",
+    ),
+    "full_fp16": "fp16 loses small updates and overflows; full_bf16 takes as little memory and does neither",
+    "fused_backward_pass": (
+        "weights would change before it is known whether the whole step is finite, and without gradients to clip; "
+        "full_bf16 and gradient_checkpointing save memory"
     ),
 }  # fmt: skip
 

@@ -190,4 +190,6 @@ def _placed(optimizer: torch.optim.Optimizer, entry: str, value: Tensor, paramet
     if entry in ("state1", "state2") and hasattr(optimizer, "get_state_buffer"):  # bitsandbytes
         buffer: Tensor = optimizer.get_state_buffer(parameter, dtype=value.dtype)
         return buffer.copy_(value)
+    if value.shape == parameter.shape:  # laid out in memory as the parameter is: fused kernels rely on it
+        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     return value.to(parameter.device, copy=True)

@@ -18,24 +18,31 @@ from trainer.runs import lineage, manifest, run_folder
 from trainer.runs.manifest import CheckpointDamaged, Found, Manifest
 from trainer.runs.run_folder import RunFolder
 
+FOLDER = "-diffusers"  # what the name of a model file ends with that is a diffusers folder
+
 
 def step_file(config: Config, step: int) -> Path:
     """kohya's name of the model file saved at a step."""
-    return Path(config.output_dir) / f"{config.output_name}-step{step:08d}.safetensors"
+    return Path(config.output_dir) / f"{config.output_name}-step{step:08d}{_ending(config)}"
 
 
 def epoch_file(config: Config, epoch: int) -> Path:
     """kohya's name of the model file saved after `epoch` epochs."""
-    return Path(config.output_dir) / f"{config.output_name}-{epoch:06d}.safetensors"
+    return Path(config.output_dir) / f"{config.output_name}-{epoch:06d}{_ending(config)}"
 
 
 def last_file(config: Config) -> Path:
     """kohya's name of the run's result."""
-    return Path(config.output_dir) / f"{config.output_name}.safetensors"
+    return Path(config.output_dir) / f"{config.output_name}{_ending(config)}"
+
+
+def _ending(config: Config) -> str:
+    """What the name of a model file ends with; of a whole model it may be a folder, beside the run's own."""
+    return FOLDER if config.fine_tunes and config.save_model_as == "diffusers" else ".safetensors"
 
 
 def _model_file_name(config: Config) -> str:
-    return rf"{re.escape(config.output_name)}(?:-step(\d{{8,}})|-(\d{{6,}}))?\.safetensors"
+    return rf"{re.escape(config.output_name)}(?:-step(\d{{8,}})|-(\d{{6,}}))?(?:\.safetensors|{FOLDER})"
 
 
 def remove_temporary(config: Config, run: RunFolder) -> None:
@@ -53,7 +60,7 @@ def model_files(config: Config) -> list[tuple[Path, int | None, int | None]]:
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
             match = pattern.fullmatch(path.name)
-            if match and path.is_file():
+            if match and (path.is_dir() if path.name.endswith(FOLDER) else path.is_file()):
                 step, epoch = (int(group) if group else None for group in match.groups())
                 found.append((path, step, epoch))
     return found

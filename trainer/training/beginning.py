@@ -33,7 +33,7 @@ from trainer.options.problems import ConfigError, Problem
 from trainer.recipe import optimizers, prompts, schedule
 from trainer.recipe.prompts import Prompt
 from trainer.recipe.schedule import LrCurve
-from trainer.runs import branches, manifest, run_folder
+from trainer.runs import branches, manifest, preemption, run_folder
 from trainer.runs.console import ConsoleLog
 from trainer.runs.run_folder import RunFolder
 from trainer.runs.signals import StopRequested, StopSignals
@@ -87,6 +87,7 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
 
     Raises Refused when the training may not begin, StopRequested when it is stopped before its first step.
     """
+    notice = preemption.notice_of()
     with signals.at_once() if several_processes() else contextlib.nullcontext():  # they wait for one another
         accelerator = make_accelerator(config)
     processes = Processes(accelerator.num_processes, accelerator.process_index)
@@ -108,6 +109,7 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
         if config.checkpoint_mirror:
             processes.meet(signals)  # none looks for checkpoints before they have been fetched
         verdict = examined_checkpoint(inputs, here)
+        inputs = inputs.resumed(verdict)
         if verdict and verdict.finished and branches.last_file(config).exists():
             if accelerator.is_main_process:
                 session.record_finished(config, run, verdict.step)
@@ -140,7 +142,8 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
             checkpoint_bytes=size,
         )
         recorded = this_session.recorded(**description(begun))
-        with mirrored(begun), recorded, processes.watched(), followed(begun):
+        noticed = preemption.watched(notice, lambda: stop_before_the_machine_goes(begun))
+        with mirrored(begun), recorded, processes.watched(), followed(begun), noticed:
             if console and this_session.writes:
                 console.attach(run.console_file)
             if size is not None:
@@ -163,6 +166,14 @@ def mirrored(begun: Beginning) -> Iterator[None]:
         yield
     finally:
         begun.mirroring.close()
+
+
+def stop_before_the_machine_goes(begun: Beginning) -> None:
+    begun.session.warn(
+        "preemption",
+        "The machine is about to be taken away: the training stops after this step and saves, to be resumed elsewhere.",
+    )
+    begun.signals.requested = True
 
 
 @contextlib.contextmanager

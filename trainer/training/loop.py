@@ -204,7 +204,7 @@ def emergency_save(training: Training, error: Exception) -> None:
     if torch.cuda.is_available() and lost_connection(error):
         return  # the device waits for the lost process, and would for ever
     traceback.clear_frames(error.__traceback__)  # they hold the activations, and memory may be what ran out
-    state.optimizer.zero_grad(set_to_none=True)
+    state.zero_grad()
     devices.give_back_memory(training.begun.device)
     try:
         training.meter.flush()

@@ -61,7 +61,7 @@ def prepare(begun: Beginning) -> Training | None:
     logger.info("Loading %s", config.pretrained_model_name_or_path)
     dtype = DTYPES[config.mixed_precision]
     model = models.load(config, begun.inputs.model_path, dtype, begun.device)
-    if config.network_weights and not verdict:
+    if config.network_weights and not config.fine_tunes and not verdict:
         path, naming = Path(config.network_weights), adapters.naming_of(config)
         adapters.load(config).from_file(model.targets, naming, path)
     aside = threading.Lock()  # held while what is kept aside is on the device for a moment
@@ -72,6 +72,9 @@ def prepare(begun: Beginning) -> Training | None:
         return None
     begun.agreement.wait()  # one may have loaded from a slower disk
     model.stream_blocks(begun.device)
+    if config.fine_tunes:
+        model.to(begun.device)
+        model.leave_out_idle()
     module = accelerator.prepare(model.module())
     state = State(config, model, begun.device)
     if begun.checkpoint_bytes is None:
@@ -160,10 +163,16 @@ def prepare_sources(begun: Beginning, model: Model, aside: threading.Lock) -> So
         latents = filling.latent_source(config, entries, pictures, begun.agreement, meter("latents"))
     if config.cache_text_encoder_outputs:
         model.prepare(device, **cached | {"text_cached": False})
-        components, name = config.facts.text_components, "pretrained_model_name_or_path"
+        looking = config.facts.optional if model.shows_controls else ()
+        components, name = (*config.facts.text_components, *looking), "pretrained_model_name_or_path"
         captions = encoder(model.encode_captions, components, model.text_identity(), name, "text_cached")
-        prompted = {text for prompt in begun.prompts for text in (prompt.text, prompt.negative)}
-        text = filling.text_source(config, entries, captions, begun.agreement, meter("captions"), prompted)
+        shows = model.shows_controls
+        prompted = {
+            (text, prompt.control if shows else None)
+            for prompt in begun.prompts
+            for text in (prompt.text, prompt.negative)
+        }
+        text = filling.text_source(config, entries, captions, begun.agreement, meter("captions"), prompted, shows=shows)
     model.prepare(device, **cached)
     model.load_for_steps(**cached)
     return Sources(
@@ -175,6 +184,7 @@ def prepare_sources(begun: Beginning, model: Model, aside: threading.Lock) -> So
         device=device,
         timesteps=timesteps.from_config(config),
         ragged=model.text.ragged,
+        shows=model.shows_controls,
     )
 
 

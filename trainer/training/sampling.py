@@ -10,7 +10,8 @@ import threading
 from PIL import Image
 
 from trainer import devices, files
-from trainer.models.model import TextSource
+from trainer.data.pictures import PictureError
+from trainer.models.text import TextSource
 from trainer.recipe.prompts import Prompt
 from trainer.training.beginning import Beginning
 from trainer.training.state import State
@@ -59,7 +60,7 @@ class Sampler:
                     for index, (prompt, image) in enumerate(zip(begun.prompts, images, strict=True)):
                         self._write(index, prompt, image)
                         events.write("sampling", step, done=index + 1, total=total)
-        except RuntimeError as error:  # most often the device's memory, which is too small for larger pictures
+        except (RuntimeError, PictureError) as error:  # most often the device's memory is too small for larger pictures
             advice = " Give smaller ones with --w and --h." if devices.ran_out_of_memory(error) else ""
             message = f"the sample images cannot be made: {error}.{advice}"
             logger.warning("Step %d: %s The training goes on without them.", step, message)

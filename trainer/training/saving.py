@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from torch import Tensor
 
 from trainer import files
 from trainer.checkpoints import resume, retention
-from trainer.checkpoints.checkpoint import Contents, Save, Saved, Writer
+from trainer.checkpoints.checkpoint import Contents, Save, Saved, Writer, as_entry
 from trainer.checkpoints.mirror import Mirroring
 from trainer.checkpoints.preflight import Inputs
-from trainer.models import adapters, file_metadata, keys
+from trainer.models import adapters, file_metadata, full_model, keys
 from trainer.models.keys import Stored
 from trainer.options.config import Config
 from trainer.options.writing import to_toml
@@ -130,6 +131,7 @@ class Saver:
         }
         probe_seconds = time.perf_counter() - started
         options = to_toml(self._session.config_to_keep())
+        fine_tunes = self._config.fine_tunes
         contents = state.contents(self._documents, options, **more, probe_seconds=probe_seconds)
         self._writer.save(
             Save(
@@ -140,17 +142,37 @@ class Saver:
                 run_id=self._session.run_id,
                 contents=contents,
                 validation=(validated.loss, validated.images) if validated.loss is not None else None,
-                exports=dict.fromkeys(files, self._export),
+                exports={} if fine_tunes else dict.fromkeys(files, self._export),
+                models=dict.fromkeys(files, self._export_model) if fine_tunes else {},
+                streamed=fine_tunes,
             )
         )
         if checkpoint:
             self.last_step = state.global_step
             self._saved_at = time.monotonic()
 
+    def _export_model(self, path: Path, contents: Contents) -> None:
+        """Write the whole model, as it is averaged where it is."""
+        tensors = {
+            f"{target.name}.{name}": tensor
+            for target in self._state.model.targets
+            for name, tensor in target.module.state_dict().items()
+        }
+        tensors |= contents.ema or contents.weights
+        entries = {name: as_entry(tensor) for name, tensor in tensors.items()}
+        full_model.write(path, self._config, self._inputs.model_path, entries, self._metadata(contents))
+
     def _export(self, contents: Contents) -> tuple[dict[str, Any], dict[str, str]]:
-        config, state = self._config, contents.state
-        weights = {name: tensor.numpy() for name, tensor in (contents.ema or contents.weights).items()}
+        config = self._config
+        weights = {name: tensor.float().numpy() for name, tensor in (contents.ema or contents.weights).items()}
         tensors = adapters.tensors_of_file(weights, adapters.naming_of(config), config)
+        described = self._metadata(contents)
+        described |= keys.hashes(tensors, described)
+        return {name: _as_torch(tensor) for name, tensor in tensors.items()}, described
+
+    def _metadata(self, contents: Contents) -> dict[str, str]:
+        """What a model file says of itself."""
+        config, state = self._config, contents.state
         values = {
             **self._constant,
             "ss_session_id": self._session.run_id,
@@ -163,8 +185,7 @@ class Saver:
         described = file_metadata.as_text(file_metadata.necessary(values) if config.no_metadata else values)
         if not config.no_metadata:
             described |= file_metadata.modelspec(config, self._state.model, values["ss_training_finished_at"])
-        described |= keys.hashes(tensors, described)
-        return {name: _as_torch(tensor) for name, tensor in tensors.items()}, described
+        return described
 
     def close(self) -> None:
         """Return when everything is written, or has failed."""
@@ -182,7 +203,7 @@ class Saver:
             self._events.write("checkpoint_failed", step, error=saved.error)
             self._events.write("warning", step, kind="checkpoint_failed", message=message)
             return
-        for path in saved.save.exports:
+        for path in saved.save.files:
             logger.info("Saved %s", path)
         if saved.path:
             logger.info("Saved the checkpoint %s (%.1f MB)", saved.path, saved.bytes / 1e6)
@@ -215,7 +236,7 @@ class Saver:
             )
             if old_step or old_epoch:
                 with contextlib.suppress(OSError):
-                    files.unlink(path)
+                    shutil.rmtree(path) if path.is_dir() else files.unlink(path)
 
 
 def _as_torch(tensor: Stored) -> Tensor:

@@ -128,7 +128,9 @@ class Session:
             own = path.resolve().parent == run.checkpoints.resolve()  # another run's are not ours to move
             aside = manifest.set_aside(path, reason) if own else path
             self.events.write("checkpoint_rejected", self.global_step, path=str(aside), reason=reason)
-        self.events.write("run_started", self.global_step, version=EVENTS_VERSION, session=self.number, **started)
+        self.events.write(
+            "run_started", self.global_step, version=EVENTS_VERSION, session=self.number, id=self.id, **started
+        )
         try:
             yield self
         except StopRequested:
@@ -163,6 +165,7 @@ class Session:
             step=verdict.step,
             session=self.number,
             path=str(verdict.path),
+            lineage=self.for_checkpoints()["lineage"] if lineage.sessions_of(verdict.state) is not None else None,
             grade=verdict.grade,
             probe_loss=probe_loss,
             learning_rates=verdict.learning_rates,

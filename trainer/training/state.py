@@ -21,6 +21,7 @@ from trainer.recipe.alarms import StepAlarms
 from trainer.recipe.early_stopping import Record
 from trainer.recipe.moving_average import MovingAverage
 from trainer.recipe.plateau import Plateau
+from trainer.recipe.rounding import RoundedSteps
 from trainer.recipe.schedule import PLATEAU, LrCurve
 
 STATE_VERSION = 1
@@ -41,11 +42,17 @@ class State:
             reached = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
             groups += adapters.rate_groups(config, target.name, reached)
         self.peaks = {name: peak for name, _, peak in groups}
-        self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.weights.items()}
         self.parameters = list(self.weights.values())
+        self._rounding = RoundedSteps(self.weights, config.seed) if config.full_bf16 else None
+        stepped = self._rounding.shadows if self._rounding else self.weights
+        self.names: dict[Tensor, str] = {parameter: name for name, parameter in stepped.items()}
+        if self._rounding:
+            of = {parameter: stepped[name] for name, parameter in self.weights.items()}
+            groups = [(name, [of[parameter] for parameter in parameters], peak) for name, parameters, peak in groups]
         self.optimizer = optimizers.build(config, groups)
         self.scaler = torch.amp.GradScaler(device.type) if config.mixed_precision == "fp16" else None
-        self.ema = MovingAverage(self.parameters, decay=config.ema_decay, foreach=True) if config.use_ema else None
+        whole = [parameter.detach().float() for parameter in self.parameters] if config.full_bf16 else self.parameters
+        self.ema = MovingAverage(whole, decay=config.ema_decay, foreach=True) if config.use_ema else None
         self.global_step = 0
         self.origin = Origin()
         self.planned_steps = 0  # the run's length when it began, which options may name shares of
@@ -72,10 +79,43 @@ class State:
         """Unscale and clip the gradients; returns their norm before clipping, on the device."""
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
+        self._leave_text_encoders()
+        if self.config.full_bf16:
+            return self._clip_in_fp32()
         if self.config.max_grad_norm > 0:
             return nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm, foreach=True)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         return nn.utils.get_total_norm(gradients, foreach=True)
+
+    def _clip_in_fp32(self) -> Tensor:
+        """The same for gradients in bf16, whose norm would else have three digits."""
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+        total = torch.linalg.vector_norm(torch.stack(norms))
+        if self.config.max_grad_norm > 0:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_grad_norm, total, foreach=True)
+        return total
+
+    def _leave_text_encoders(self) -> None:
+        """From the step on that stop_text_encoder_training names, drop the text encoders' gradients: without one a
+        parameter stays as it is, and counts for nothing in the norm."""
+        stop = self.config.stop_text_encoder_training
+        if stop and self.global_step >= (stop if stop >= 1 else stop * self.planned_steps):
+            for target in self.model.targets:
+                for parameter in self._adapter.parameters(target).values() if target.part.tokenizer else ():
+                    parameter.grad = None
+
+    def zero_grad(self) -> None:
+        """Let go of the gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def _step(self) -> None:
+        """One step of the optimizer."""
+        if self._rounding:
+            self._rounding.step(self.optimizer, self.global_step)
+        else:
+            self.optimizer.step()
 
     def update(self, finite: Tensor) -> None:
         """One step of the optimizer and the moving average, left out where `finite` (a bool on the device) is false.
@@ -92,11 +132,11 @@ class State:
             # The way GradScaler tells fused optimizers: where found_inf is 1 the kernel changes nothing.
             self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-            self.optimizer.step()
+            self._step()
         elif bool(finite):
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.config.scale_weight_norms:
+            self._step()
+        self.zero_grad()
+        if self.config.scale_weight_norms and not self.config.fine_tunes:
             for target in self.model.targets:
                 self._adapter.limit_norms(target, self.config.scale_weight_norms)
         if self.ema:

@@ -157,10 +157,10 @@ class Validator:
 
 def _batches(entries: Sequence[Entry], size: int) -> list[list[Entry]]:
     """Batches of one bucket each."""
-    ordered = sorted(entries, key=lambda entry: (entry.bucket, entry.id))
+    ordered = sorted(entries, key=lambda entry: (entry.sizes, entry.id))
     return [
         group[start : start + size]
-        for _, members in itertools.groupby(ordered, key=lambda entry: entry.bucket)
+        for _, members in itertools.groupby(ordered, key=lambda entry: entry.sizes)
         for group in [list(members)]
         for start in range(0, len(group), size)
     ]

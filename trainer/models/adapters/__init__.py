@@ -222,6 +222,7 @@ HADAMARD = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada
 KRONECKER = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
 PRODUCTS = (*HADAMARD, *KRONECKER)
 _LORA, _PRODUCTS, _LYCORIS = (f"trainer.models.adapters.{name}" for name in ("lora", "products", "lycoris"))
+_FINETUNE = "trainer.models.adapters.finetune"
 
 KINDS: dict[str, Kind] = {
     "lora": Kind(_LORA, _lora_shapes, _lora_file, ("lora_B.weight",)),
@@ -236,14 +237,15 @@ KINDS: dict[str, Kind] = {
 
 
 def kind_of(config: Config) -> Kind:
-    """The kind that a config trains."""
+    """The kind of network that a config trains."""
     return KINDS[config.network_kind]
 
 
 def load(config: Config) -> Adapter:
     """The torch half of the kind that a config trains. Raises ConfigError where a package is missing."""
     check(config)
-    adapter: Adapter = importlib.import_module(kind_of(config).module).adapter(config)
+    module = _FINETUNE if config.fine_tunes else kind_of(config).module
+    adapter: Adapter = importlib.import_module(module).adapter(config)
     return adapter
 
 

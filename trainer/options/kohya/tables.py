@@ -24,8 +24,8 @@ class Need:
 
 TRAINERS: dict[str, Need] = {
     "lora": Need("a LoRA"),
-    "finetune": Need("a full fine-tune", possible=False),
-    "dreambooth": Need("a DreamBooth training of the whole model", possible=False),
+    "finetune": Need("a full fine-tune", {"training_kind": "finetune"}),
+    "dreambooth": Need("a DreamBooth training of the whole model", {"training_kind": "finetune"}),
     "textual_inversion": Need("a textual inversion", possible=False),
     "leco": Need("a LECO training (concepts from prompts, without images)", possible=False),
     "lllite": Need("a ControlNet-LLLite training", possible=False),
@@ -53,6 +53,19 @@ TRAINER_KEYS: dict[str, frozenset[str]] = {
     ),
     "dreambooth": frozenset({"learning_rate_te"}),
 }  # fmt: skip
+# What the page's fine-tune tab prepares pictures with, before sd-scripts is started.
+PREPARATION = {
+    "create_caption": "captions are read from files beside the pictures",
+    "create_buckets": "every run sorts its pictures into buckets",
+    "use_latent_files": "cache_latents_to_disk keeps latents",
+    "caption_metadata_filename": "in_json names a file of captions",
+    "latent_metadata_filename": "cache_latents_to_disk keeps latents",
+    "full_path": "in_json takes names with and without folders",
+    "batch_size": "vae_batch_size is how many pictures are encoded at a time",
+    "template": "captions are used as they are",
+}
+TEXT_ENCODER_RATES = ("learning_rate_te", "learning_rate_te1", "learning_rate_te2")
+WHOLE_MODEL_RATE = 1e-5  # of the pages for whole models
 
 # --- families ------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from trainer.models.families import TABLE
+from trainer.models.families.facts import TRAINS_ENCODERS
 from trainer.options import checks, network_kinds, sd_scripts, writing
 from trainer.options.config import OPTIONS, arguments_of
 from trainer.options.kohya import reading, tables
@@ -22,6 +23,7 @@ from trainer.options.values import as_ours, value_problem
 
 Outcome = Literal["used", "changed", "default", "no effect", "refused"]
 HIDDEN = "(not shown)"
+WHOLE_MODEL = ("finetune", "dreambooth")  # the trainers of it
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,8 @@ class _Translation:
 
     def _refuse_as_a_whole(self) -> None:
         trainer, family = TRAINERS[self.trainer], FAMILIES[self.family]
+        if not self.given:
+            self.refused.append("there is no key in it")
         signs = sorted(tables.TRAINER_KEYS.get(self.trainer, frozenset()) & self.given.keys())
         if not trainer.possible or _missing(trainer.options):
             told = f" ({', '.join(signs[:4])})" if signs else " (it has no key of a LoRA's network)"
@@ -200,6 +204,8 @@ class _Translation:
         known = {tables.RENAMED.get(key, key) for key in self.given}
         if self.trainer != "lora":
             known |= tables.TRAINER_KEYS["lora"] | tables.ALL_ARGUMENTS
+        if self.trainer in WHOLE_MODEL and self.form == "page":
+            defaults = defaults | {"learning_rate": tables.WHOLE_MODEL_RATE}
         filled = {
             key: Given(value, "default") for key, value in defaults.items() if tables.RENAMED.get(key, key) not in known
         }
@@ -297,10 +303,62 @@ class _Translation:
                 )
         if not _missing(family.options):
             self.options |= {name: value for name, value in family.options.items() if value != OPTIONS[name].default}
+        whole = self.trainer in WHOLE_MODEL
+        if whole:
+            self._whole_model()
         for trainer, keys in tables.TRAINER_KEYS.items():
             for key in sorted(keys & self.left.keys() - tables.TRAINER_KEYS["lora"]):
+                if trainer in WHOLE_MODEL and whole:
+                    continue  # dealt with like any other
                 belongs = f"it belongs to {TRAINERS[trainer].title}"
                 self._say(key, "refused" if trainer == self.trainer else "no effect", belongs)
+
+    def _whole_model(self) -> None:
+        """What a fine-tune or a DreamBooth training trains, and at which rates."""
+        self.options["training_kind"] = "finetune"
+        for name, told in tables.PREPARATION.items():
+            self._say(name, "no effect", told)
+        if "image_folder" in self.left:
+            self._set("train_data_dir", self._value("image_folder", ""), name="image_folder")
+        if self.trainer == "finetune" and self.form == "page":
+            self.options["enable_bucket"] = True  # which is all that its pictures are ever sorted into
+        stop = self._number("stop_text_encoder_training")
+        trained = self._text_encoders(stop)
+        if trained:
+            self.options["train_text_encoder"] = True
+        told = "the text encoders are trained" if trained else "the text encoders are not trained"
+        self._say("train_text_encoder", "used", told)
+        if stop > 0 and trained:
+            share = stop / 100 if self.form == "page" else stop
+            if share < 1 or self.form == "trainer":
+                self._set("stop_text_encoder_training", share)
+            else:
+                self._say("stop_text_encoder_training", "no effect", "the text encoders are trained to the end")
+        else:
+            self._say("stop_text_encoder_training", "used" if stop < 0 else "no effect", told if stop < 0 else "off")
+        value = str(self._value("save_model_as", ""))
+        if value.startswith("diffusers"):
+            self._set("save_model_as", "diffusers", why="" if value == "diffusers" else "its weights are safetensors")
+        elif value not in ("safetensors", ""):
+            self._set("save_model_as", "safetensors", why="model files are always safetensors")
+
+    def _text_encoders(self, stop: float) -> bool:
+        """Whether the text encoders are trained with the whole model; takes their rates over."""
+        known = TABLE.get(str(FAMILIES[self.family].options.get("family")))
+        given = [name for name in tables.TEXT_ENCODER_RATES if name in self.left]
+        used = given and known and TRAINS_ENCODERS in known.traits
+        rates = {name: self._number(name) for name in given} if used else {}
+        wanted = self._value("train_text_encoder")
+        trained = wanted is True if wanted is not None else any(rates.values())
+        if self.trainer == "dreambooth" and self.family == "sd" and not given:
+            trained = True  # sd-scripts' train_db.py always does
+        trained = bool(trained and stop >= 0 and known and TRAINS_ENCODERS in known.traits)
+        for name in given:
+            if trained:
+                self._set(sd_scripts.RENAMED[name], rates[name], name=name)
+            else:
+                self._say(name, "no effect", "the text encoders are not trained")
+        return trained
 
     # --- optimizer, rates, length, schedule ------------------------------------------------------------------------
 
@@ -621,8 +679,9 @@ class _Translation:
             self._say(name, "no effect", told)
         elif name in ("save_state", "save_state_on_train_end"):
             self._say(name, "no effect", "every save writes a checkpoint here, the last step too")
-        elif name == "save_model_as" and value not in ("safetensors", ""):
-            self._say(name, "changed", "model files are always safetensors")
+        elif name == "save_model_as" and (value not in ("safetensors", "") or self.trainer not in WHOLE_MODEL):
+            changed = value not in ("safetensors", "")
+            self._say(name, "changed" if changed else "no effect", "model files are always safetensors")
         elif name == "stop_text_encoder_training" and not off and self.trainer == "lora" and self.form == "page":
             self._say(name, "no effect", "kohya_ss does not pass it on when it trains a LoRA")
         elif name in tables.IGNORED_BY_FLOW and self.family not in tables.OF_NOISE_SCHEDULES:
@@ -666,9 +725,7 @@ class _Translation:
 
     def _of_sd_scripts(self, name: str, value: Any, *, off: bool) -> None:
         """A key that sd-scripts has and we have not."""
-        if name == "save_model_as":
-            self._say(name, "no effect", "model files are always safetensors")
-        elif name in sd_scripts.WITHOUT_EFFECT:
+        if name in sd_scripts.WITHOUT_EFFECT:
             self._say(name, "no effect", sd_scripts.WITHOUT_EFFECT[name])
         elif name in sd_scripts.NOT_SUPPORTED:
             if off:

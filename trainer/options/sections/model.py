@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainer.models import families
-from trainer.models.families.facts import CLIP_SKIP, DDPM, FLOW
+from trainer.models.families.facts import CLIP_SKIP, DDPM, FLOW, PADS_TEXT
 from trainer.options.declaration import option
 
 
@@ -21,9 +21,11 @@ class Model:
     )
     pretrained_model_name_or_path: str = option(
         "",
-        "Base model: a diffusers folder, a single .safetensors file, or a Hugging Face id.",
+        "Base model: a diffusers folder, a single .safetensors file, a Hugging Face id, or an address (s3:// ...) "
+        "of a folder or file, which is copied to this machine.",
         on_resume="locked",
         by_content=True,
+        address=True,
         sets_speed=True,
     )
     single_file_config: str = option(
@@ -90,6 +92,14 @@ class Model:
         advanced=True,
         in_header=True,
         traits=(CLIP_SKIP,),
+    )
+    apply_t5_attn_mask: bool = option(
+        False,
+        "Leave a caption's padding out of T5 and of the denoiser's attention. Without, it takes part, as the official "
+        "pipeline has it.",
+        on_resume="trajectory",
+        advanced=True,
+        traits=(PADS_TEXT,),
     )
     max_sequence_length: int | None = option(
         None,

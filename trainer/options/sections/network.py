@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from trainer.models.families.facts import BLOCKS, CONVOLUTIONAL, TRAINS_ENCODERS
 from trainer.options.declaration import option
 from trainer.options.network_kinds import NETWORK_KINDS, NETWORK_PRESETS
+from trainer.options.sections.training import NETWORK
 
 MOST = 999_999  # of a rank: presets of LoKr write 100000 for whole matrices
 
@@ -14,6 +16,8 @@ MOST = 999_999  # of a rank: presets of LoKr write 100000 for whole matrices
 @dataclass(frozen=True, kw_only=True)
 class Network:
     """Network"""
+
+    KINDS: ClassVar = (NETWORK,)
 
     network_kind: str = option(
         "lora",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trainer.options.declaration import option
+from trainer.options.sections.training import FINETUNE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,12 @@ class Saving:
         True, "Write a checkpoint with every save, so that the run can be resumed there.", on_resume="free"
     )
     save_precision: Literal["float", "fp16", "bf16"] = option("fp16", "Precision of the model files.", on_resume="free")
+    save_model_as: Literal["safetensors", "diffusers"] = option(
+        "safetensors",
+        "A fine-tuned model as one .safetensors file, or as a diffusers folder, <name>-diffusers.",
+        on_resume="free",
+        kinds=(FINETUNE,),
+    )
     keep_last_n_checkpoints: int = option(
         3, "Number of newest checkpoints to keep. 0: all of them.", low=0, on_resume="free"
     )

@@ -9,6 +9,7 @@ from trainer.models.families.facts import TRAINS_ENCODERS, TWO_ENCODERS
 from trainer.options.declaration import option
 from trainer.options.optimizer_table import IMPORT_PATH, OPTIMIZERS
 
+NETWORK, FINETUNE, TEXTUAL_INVERSION = "network", "finetune", "textual_inversion"
 LrScheduler = Literal[
     "constant",
     "constant_with_warmup",
@@ -40,6 +41,29 @@ LrSchedulerType = Literal[
 class Training:
     """Training"""
 
+    training_kind: Literal["network", "finetune"] = option(
+        NETWORK,
+        "What is trained: a network beside the frozen base model (a LoRA as a rule), or the base model itself "
+        "(fine-tuning and DreamBooth); docs/finetune.md says what that takes.",
+        on_resume="locked",
+        sets_speed=True,
+    )
+    train_text_encoder: bool = option(
+        False,
+        "Fine-tune the text encoders as well, at text_encoder_lr.",
+        on_resume="locked",
+        sets_speed=True,
+        traits=(TRAINS_ENCODERS,),
+        kinds=(FINETUNE,),
+    )
+    stop_text_encoder_training: float = option(
+        0.0,
+        "Step after which the text encoders stay as they are, or below 1 as a share of all steps. 0: never.",
+        low=0,
+        on_resume="trajectory",
+        traits=(TRAINS_ENCODERS,),
+        advanced=True,
+    )
     max_train_steps: int = option(
         1600, "Length of the run in steps. Raise it to extend a finished run.", low=1, on_resume="free"
     )
@@ -166,6 +190,14 @@ class Training:
         on_resume="trajectory",
         sets_speed=True,
         in_header=True,
+    )
+    full_bf16: bool = option(
+        False,
+        "Hold what is trained, and its gradients, in bf16: half of the memory. Each update is rounded up or down by "
+        "chance, with odds that make it right on average, so that small ones are not lost. Needs mixed_precision = "
+        "bf16.",
+        on_resume="trajectory",
+        sets_speed=True,
     )
     no_half_vae: bool = option(
         False, "Run the VAE in fp32 under mixed precision.", on_resume="trajectory", advanced=True

@@ -27,6 +27,7 @@ class Validation:
         "are left out of the training.",
         on_resume="trajectory",
         by_content=True,
+        address=True,
     )
     validation_seed: int | None = option(
         None,
