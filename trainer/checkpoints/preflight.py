@@ -140,6 +140,8 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
         if known.address and addresses.is_address(path := getattr(config, name))
         if (why := _why_unusable(path))
     ]
+    if config.num_class_images and addresses.is_address(config.reg_data_dir):
+        problems.append(Problem("reg_data_dir", "class images are made there, so it has to be a folder here"))
     model = config.pretrained_model_name_or_path
     is_elsewhere = addresses.is_address(model) or base_model.HUB_ID.fullmatch(model)
     if model and not is_elsewhere and not files.exists(home / model):
