@@ -29,7 +29,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-SLOW = 60_000  # ms: for what takes the server a moment on a busy machine
+SLOW = 120_000  # ms: for what takes the server a moment on a busy machine
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome")
 
 
@@ -59,7 +59,7 @@ class Served:
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.communicate(timeout=60)
+                self.process.communicate(timeout=300)
             finally:
                 self.process.kill()
                 self.process = None

@@ -231,6 +231,19 @@ def _finetune_conflicts(config: Config) -> Iterator[Conflict]:
         yield "save_model_as", "a mirror takes model files, not folders; choose safetensors"
 
 
+def _class_image_conflicts(config: Config) -> Iterator[Conflict]:
+    if not config.num_class_images:
+        return
+    if config.dataset_config:
+        yield "num_class_images", "cannot go with dataset_config, which names folders of its own; choose one"
+    elif not config.reg_data_dir:
+        yield "reg_data_dir", "is empty: name the folder for num_class_images"
+    if not config.class_prompt.strip():
+        yield "class_prompt", "is empty: say what num_class_images show"
+    elif len(config.class_prompt.strip().splitlines()) > 1:
+        yield "class_prompt", "has more than one line; all class images are of one prompt"
+
+
 def _whole_weight_conflicts(config: Config) -> Iterator[Conflict]:
     """What reads or changes the base model's weights needs them whole."""
     if config.fine_tunes:
@@ -283,12 +296,13 @@ def _plateau_conflicts(config: Config) -> Iterator[Conflict]:
 
 
 def _watching_conflicts(config: Config) -> Iterator[Conflict]:
-    samples = config.sample_every_n_steps or config.sample_every_n_epochs or config.sample_at_first
+    by_steps = config.sample_every_n_steps or config.sample_every_n_epochs
+    samples = by_steps or config.sample_at_first or config.sample_at_resume
     if samples and not config.sample_prompts.strip():
         yield (
             "sample_prompts",
             "is empty, but sample images are asked for; write a prompt, or turn sample_every_n_steps, "
-            "sample_every_n_epochs and sample_at_first off",
+            "sample_every_n_epochs, sample_at_first and sample_at_resume off",
         )
     validates = config.validation_split or config.validation_data_dir or config.dataset_config
     if config.early_stopping_patience and not validates:
@@ -296,6 +310,10 @@ def _watching_conflicts(config: Config) -> Iterator[Conflict]:
             "early_stopping_patience",
             "needs images to validate with: set validation_split or validation_data_dir",
         )
+    if config.max_rollbacks and not config.alarms:
+        yield "max_rollbacks", "needs alarms, which see that a training diverges; turn them on, or set it to 0"
+    if config.max_rollbacks and not (config.save_state or config.save_every_n_minutes):
+        yield "max_rollbacks", "needs checkpoints to go back to; turn save_state on, or set save_every_n_minutes"
 
 
 def _family_conflicts(config: Config) -> Iterator[Conflict]:
@@ -335,6 +353,7 @@ CONFLICTS = (
     _optimizer_conflicts,
     _memory_conflicts,
     _finetune_conflicts,
+    _class_image_conflicts,
     _whole_weight_conflicts,
     _plateau_conflicts,
     _watching_conflicts,

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from trainer.caching import filling
@@ -26,7 +25,7 @@ from trainer.options.config import Config
 from trainer.recipe import timesteps
 from trainer.runs.manifest import CheckpointDamaged
 from trainer.training import importing, watching
-from trainer.training.beginning import Beginning, warn_of_writes
+from trainer.training.beginning import DTYPES, Beginning, warn_of_writes
 from trainer.training.loader import Loader, Sources
 from trainer.training.progress import CachingMeter, Meter
 from trainer.training.sampling import Sampler
@@ -35,7 +34,6 @@ from trainer.training.state import State
 from trainer.training.validation import Validator
 
 logger = logging.getLogger(__name__)
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass
@@ -50,6 +48,7 @@ class Training:
     meter: Meter
     sampler: Sampler
     validator: Validator | None  # None where there are no validation images
+    goes_back: bool = False  # whether the session ends because the run goes back to an earlier checkpoint
 
 
 def prepare(begun: Beginning) -> Training | None:
@@ -83,7 +82,7 @@ def prepare(begun: Beginning) -> Training | None:
         warn_of_writes(begun, begun.checkpoint_bytes)
     if verdict:
         probe_loss = restore(state, verdict)
-        if verdict.grade == "changed":
+        if verdict.grade == "changed" and not verdict.rollback:  # a rollback is measured by the level it goes back to
             state.alarms.forget()
         begun.session.resumed(probe_loss, epochs=begun.plan.place(state.global_step)[0])
     if begun.imported:
