@@ -15,12 +15,15 @@ from gui.places import Places
 from gui.server.side_process import Work
 from gui.tabs import blind_panel
 from gui.tabs.blind_panel import BlindPanel
+from gui.tabs.shift_panel import ShiftPanel
 from gui.views import judged
+from gui.views.dataset_view import Looker
 from gui.views.monitor import View, Watch
 from tests.gui.test_gui_fake_run import make_run
 from tests.support.browser import SLOW, Served, choose, needs_browser, open_page, open_tab
 from trainer.judging import report
-from trainer.runs import blind
+from trainer.options.config import Config
+from trainer.runs import blind, kept_portraits
 from trainer.runs.events import EventWriter
 from trainer.runs.run_folder import RunFolder
 
@@ -111,6 +114,24 @@ def test_a_pair_has_one_prompt_and_seed_and_hides_where_it_is_from(run: RunFolde
         assert "step" not in shown[panel.pair].split("base64")[0]
     assert sides == {"left", "right"}
     assert panel._show(view, view, 50, 50)[panel.asked] is None
+
+
+def test_the_dataset_tab_compares_its_images_with_those_of_a_run(run: RunFolder, tmp_path: Path) -> None:
+    places = Places(home=tmp_path, state=tmp_path / "state")
+    with gr.Blocks():
+        panel = ShiftPanel(places)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (64, 64), (250, 250, 240 + number)).save(folder / f"{number}.png")
+    job = Looker().look(Config(train_data_dir=str(folder), output_dir=str(tmp_path), resolution="64"), deep=False)
+    job.wait()
+    assert "keeps no portrait" in panel.compared(str(run.path), job.looked)
+    dark = {"version": 1, "digest": "then", "images": 9, "seen": 9, "counts": {"brightness": {"0.0-0.1": 9}}}
+    kept_portraits.write(run, dark)
+    shown = panel.compared(str(run.path), job.looked)
+    assert "9 images then, 3 now" in shown and "1.00 ██████████" in shown and "0.9-1.0 0 → 100 %" in shown
+    assert "Choose a run" in panel.compared("", job.looked)
 
 
 @needs_browser
