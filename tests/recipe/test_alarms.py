@@ -184,4 +184,6 @@ def test_checkpoints_that_take_half_of_the_time_between_two_are_told_once() -> N
     watch = SlowSaves(Watching())
     told = [watch.add(ended, 30.0, 3_000_000_000) for ended in (100.0, 150.0, 200.0, 300.0, 350.0)]
     assert [alarm and alarm.kind for alarm in told] == [None, "slow_saves", None, None, "slow_saves"]
+    often = SlowSaves(Watching())
+    assert not any(often.add(ended, 4.0, 10_000_000) for ended in (10.0, 15.0, 20.0))  # too short to matter
     assert told[1] and "3 GB took 30 s" in told[1].seen and "100 MB a second" in told[1].seen

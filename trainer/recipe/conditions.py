@@ -17,6 +17,7 @@ INTERVALS = 30  # that make a speed
 IN_A_ROW = 3  # samples of the GPU
 PACE_SECONDS = 600.0  # over which a disk's pace is measured at least
 PACE_SAMPLES = 60
+SHORT_SAVE = 5.0  # seconds; of saves that are as short nothing is said, however often there are any
 
 
 class Throughput:
@@ -102,7 +103,7 @@ class SlowSaves:
         if before is None or not self._limit:
             return None
         between = began - before
-        slow = write_seconds > self._limit * between
+        slow = write_seconds > max(SHORT_SAVE, self._limit * between)
         told, self._told = self._told, slow
         if not slow or told:
             return None
