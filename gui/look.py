@@ -12,7 +12,17 @@ from typing import Any
 import gradio as gr
 
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
-SCRIPT_NAMES = ("page.js", "charts.js", "lists.js", "gallery.js", "browse.js", "form.js", "dataset.js", "slim.js")
+SCRIPT_NAMES = (
+    "page.js",
+    "charts.js",
+    "lists.js",
+    "gallery.js",
+    "browse.js",
+    "form.js",
+    "dataset.js",
+    "slim.js",
+    "prompts.js",
+)
 SCRIPTS = tuple(Path(__file__).with_name(name) for name in SCRIPT_NAMES)
 FOLDER_FIELD, PATH_FIELD = "names-a-folder", "names-a-path"  # classes of fields that browse.js gives a button
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
@@ -180,6 +190,12 @@ dialog.choosing li > button:focus-visible { outline: 2px solid var(--color-accen
 dialog.choosing li > span, dialog.choosing small { color: var(--body-text-color-subdued); white-space: nowrap; }
 dialog.choosing footer { display: flex; flex-wrap: wrap; gap: .5rem; justify-content: flex-end; align-items: center; }
 dialog.choosing footer p { flex: 1 1 240px; margin: 0; font-size: .9rem; overflow-wrap: anywhere; }
+button.small.as-rows { margin-top: .3rem; }
+#prompt-rows .rows { max-height: 60vh; overflow: auto; }
+#prompt-rows fieldset { display: flex; flex-wrap: wrap; gap: .4rem .6rem; align-items: end; padding: .5rem;
+  margin: 0 0 .6rem 0; border: 1px solid var(--border-color-primary); border-radius: 6px; }
+#prompt-rows legend { font-size: .85rem; padding: 0 .3rem; }
+#prompt-rows label { font-size: .85rem; flex: 1 1 70px; } #prompt-rows label.text { flex-basis: 100%; }
 .live:empty { display: none; }
 .chart { min-height: 300px; width: 100%; }
 .chart-controls { align-items: end; } .chart-controls .block { padding-top: 4px; padding-bottom: 4px; }

@@ -31,20 +31,25 @@ class ShiftPanel:
         """`looked`: the dataset as it was seen last, by the data of these `inputs`."""
 
         def compare(data: Data) -> Updates:
-            run, seen = runs.chosen(self._places, data[self.run]), looked(data)
-            if run is None or seen is None:
-                return {self.shown: look.note("Choose a run, and images that can be read.")}
-            then = kept_portraits.newest(run)
-            if then is None:
-                return {self.shown: look.note(NO_PORTRAIT, kind="warn")}
-            now = portrait.portrait(seen.report.found.entries, "", seen.report.config.caption_separator)
-            shifts = portrait.compare(then, now) if now else []
-            told = f"<p>{then['images']:,} images then, {len(seen.report.found.entries):,} now</p>"
-            table = watched.shift_table([shift.as_json() for shift in shifts])
-            return {self.shown: f'{judged.STYLE}<div class="judged">{told}{table}</div>'}
+            return {self.shown: self.compared(data[self.run], looked(data))}
 
         self.run.focus(self._list, {self.run}, {self.run}, queue=False, **quiet)
         self.look.click(compare, inputs | {self.run}, {self.shown}, **quiet)
 
     def _list(self, data: Data) -> Updates:
         return {self.run: gr.update(choices=runs.choices(self._places))}
+
+    def compared(self, value: Any, seen: Looked | None) -> str:
+        """The images as they were seen against those of the run that the dropdown's value names; in HTML."""
+        run = runs.chosen(self._places, value)
+        if run is None or seen is None:
+            return look.note("Choose a run, and images that can be read.")
+        then = kept_portraits.newest(run)
+        if then is None:
+            return look.note(NO_PORTRAIT, kind="warn")
+        entries, separator = seen.report.found.entries, seen.report.config.caption_separator
+        now = portrait.portrait(entries, "", separator)
+        shifts = portrait.compare(then, now) if now else []
+        told = f"<p>{then['images']:,} images then, {len(entries):,} now</p>"
+        table = watched.shift_table([shift.as_json() for shift in shifts])
+        return f'{judged.STYLE}<div class="judged">{told}{table}</div>'

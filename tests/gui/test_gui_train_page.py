@@ -202,6 +202,26 @@ def test_by_keyboard_a_folder_is_browsed_for_and_a_change_taken_back_where_it_wa
     expect(said).to_have_count(0)
 
 
+def test_prompts_are_edited_as_rows_and_what_has_no_field_stays(page: Page) -> None:
+    field(page, "sample_prompts").fill("# mine\na fox --n blurry --w 512 --ss euler\na -- b --d 7")
+    block = page.locator("#opt-sample_prompts")
+    block.get_by_role("button", name="Edit as rows").click()
+    rows = page.locator("#prompt-rows fieldset")
+    expect(rows).to_have_count(2)
+    expect(rows.nth(0).get_by_label("Negative prompt")).to_have_value("blurry")
+    rows.nth(0).get_by_label("Width").fill("768")
+    expect(rows.nth(1).get_by_label("Prompt", exact=True)).to_have_value("a -- b")
+    rows.nth(1).get_by_role("button", name="Remove").click()
+    page.get_by_role("button", name="Add a prompt").click()
+    page.keyboard.type("an owl")
+    rows.nth(1).get_by_label("Steps").fill("20")
+    page.get_by_role("button", name="Use these prompts").click()
+    written = "# mine\na fox --n blurry --w 768 --ss euler\nan owl --s 20"
+    expect(field(page, "sample_prompts")).to_have_value(written)
+    expect(page.locator("#form-changes")).to_contain_text("Sample prompts")
+    expect(block.get_by_role("button", name="Edit as rows")).to_be_focused()
+
+
 def test_only_common_options_are_shown_where_they_are_enough_and_what_differs_always(page: Page) -> None:
     load_preset(page, "demo")
     field(page, "network_dim").fill("24")

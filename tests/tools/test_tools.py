@@ -19,9 +19,9 @@ from tests.models.test_network_kinds import of, randomise, write
 from tests.support import single_file, tiny_families
 from trainer.__main__ import main
 from trainer.models import keys
-from trainer.models.base_weights import change
 from trainer.models.families import TABLE
 from trainer.models.layer_names import Namer
+from trainer.models.network_layers import change
 from trainer.tools import network
 
 KOHYA = {
@@ -198,6 +198,19 @@ def test_a_single_file_is_changed_as_the_folder_is(family: str, kind: Any, tmp_p
     ours, before = safetensors.torch.load_file(expected), safetensors.torch.load_file(base)
     changed = {name.split(".")[0] for name in ours if not torch.equal(ours[name], before[name])}
     assert changed == {"model", "cond_stage_model"} if family == "sd" else {"model", "conditioner"}
+
+
+@pytest.mark.parametrize(("family", "kind"), [("sd", StableDiffusionPipeline), ("sdxl", StableDiffusionXLPipeline)])
+def test_a_model_goes_to_a_single_file_and_back(family: str, kind: Any, tmp_path: Path) -> None:
+    folder = tiny_families.FAMILIES[family].make(tmp_path / "model")
+    one, back = tmp_path / "one.safetensors", tmp_path / "back"
+    use("convert", folder, "--to", "single", "--output", one)
+    assert_equal_files(one, single_file.write(kind.from_pretrained(folder), tmp_path / "two.safetensors"))
+    use("convert", one, "--to", "folder", "--output", back, "--config", folder)
+    for component in ("unet", "vae", "text_encoder"):
+        [ours], [theirs] = ((root / component).glob("*.safetensors") for root in (back, folder))
+        assert_equal_files(ours, theirs)
+    assert not list(tmp_path.glob(".tmp*"))
 
 
 def test_loras_are_joined_exactly_or_cut_to_a_rank(family: str, model: Path, lora: Path, tmp_path: Path) -> None:

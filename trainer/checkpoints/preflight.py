@@ -130,7 +130,8 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
         if known.must_exist and name != "pretrained_model_name_or_path"  # which may be on the hub
         if not (known.replaced_by and getattr(config, known.replaced_by))
         if name != "reg_data_dir" or not config.num_class_images  # which makes it
-        if name != "network_weights" or starts_from_scratch(config, home)  # a resume has weights of its own
+        if name not in ("network_weights", "weights")
+        or starts_from_scratch(config, home)  # a resume has weights of its own
         for path in (getattr(config, name) if known.kind == "list" else [getattr(config, name)])
         if path and not (known.address and addresses.is_address(path)) and not files.exists(home / path)
     ]

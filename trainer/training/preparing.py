@@ -22,6 +22,7 @@ from trainer.models import adapters, base_model
 from trainer.models import model as models
 from trainer.models.model import Model
 from trainer.options.config import Config
+from trainer.options.sections.training import NETWORK, TEXTUAL_INVERSION
 from trainer.recipe import timesteps
 from trainer.runs.manifest import CheckpointDamaged
 from trainer.training import importing, watching
@@ -60,9 +61,9 @@ def prepare(begun: Beginning) -> Training | None:
     logger.info("Loading %s", config.pretrained_model_name_or_path)
     dtype = DTYPES[config.mixed_precision]
     model = models.load(config, begun.inputs.model_path, dtype, begun.device)
-    if config.network_weights and not config.fine_tunes and not verdict:
-        path, naming = Path(config.network_weights), adapters.naming_of(config)
-        adapters.load(config).from_file(model.targets, naming, path)
+    start = {NETWORK: config.network_weights, TEXTUAL_INVERSION: config.weights}.get(config.training_kind)
+    if start and not verdict:
+        adapters.load(config).from_file(model.targets, adapters.naming_of(config), Path(start))
     aside = threading.Lock()  # held while what is kept aside is on the device for a moment
     sources = prepare_sources(begun, model, aside)
     if config.cache_only:

@@ -137,7 +137,7 @@ class State:
         elif bool(finite):
             self._step()
         self.zero_grad()
-        if self.config.scale_weight_norms and not self.config.fine_tunes:
+        if self.config.scale_weight_norms and self.config.trains_network:
             for target in self.model.targets:
                 assert isinstance(self._adapter, LimitsNorms), self.config.network_kind
                 self._adapter.limit_norms(target, self.config.scale_weight_norms)

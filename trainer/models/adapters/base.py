@@ -30,6 +30,7 @@ class Target:
 
     part: Part
     module: nn.Module
+    tokenizer: Any = None  # of a text encoder, while one is trained
 
     @property
     def name(self) -> str:
