@@ -3,48 +3,44 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
+import dataclasses
 import logging
 import os
-import signal
-import socket
 import sys
 import threading
 import time
 import webbrowser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
 
 import fastapi
 import gradio as gr
-import uvicorn
 
 from gui import look, routes
 from gui.forms import draft as drafts
 from gui.forms import form as forms
 from gui.forms import presets
-from gui.forms.draft import Draft
 from gui.places import Places, usual_places
-from gui.server import runner, security, sessions
+from gui.server import runner, security, serving, sessions
 from gui.server.early_script import EarlyScript
 from gui.server.security import Guard
 from gui.tabs import launching, live, queue_tab, resume_tab, run_bar, train_tab
 from gui.tabs.dataset_tab import DatasetTab
 from gui.tabs.monitor_tab import MonitorTab, add_output_folder
+from gui.tabs.preset_handlers import PresetHandlers
 from gui.tabs.queue_tab import QueueTab
 from gui.tabs.resume_tab import ResumeTab
 from gui.tabs.run_bar import RunBar
 from gui.tabs.runs_tab import RunsTab
 from gui.tabs.samples_tab import SamplesTab
+from gui.tabs.tools_tab import ToolsTab
 from gui.tabs.train_tab import TrainTab
 from gui.views import dataset_view, runs, thumbnails
 from gui.views.monitor import View, Watch
-from gui.wiring import IN_TURN, QUIET, Updates, fresh_list, stamp_of_list
-from trainer.commands import queue_runner
+from gui.wiring import QUIET, Updates, stamp_of_list
 from trainer.options import checks
 from trainer.options.config import Config
 from trainer.runs import launch, queue
@@ -54,10 +50,7 @@ from trainer.runs.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 QUEUE_SECONDS = 0.05  # how often Gradio's queue looks for events; by itself it does so every millisecond
-STOP_SECONDS = 60.0
-QUEUE_LOOK_SECONDS = 3.0
-TABS = ("tab-train", "tab-queue", "tab-dataset", "tab-resume", "tab-monitor", "tab-samples", "tab-runs")
-STOP_RUNS = "REKINDLE_STOP_RUNS_ON_EXIT"
+TABS = ("tab-train", "tab-queue", "tab-dataset", "tab-resume", "tab-monitor", "tab-samples", "tab-runs", "tab-tools")
 
 # For the js_on_load of a widget that nobody sees: charts.js calls for its event when there is something to show.
 CALLED_BY_THE_SCRIPT = "window.rekindleNews = () => trigger('click', {});"
@@ -91,15 +84,19 @@ class Page:
                     self.samples = SamplesTab(places)
                 with gr.Tab("Runs", id="tab-runs", elem_id="tab-runs") as runs_item:
                     self.runs = RunsTab(places, self.watch, self.bar.picker, self.bar.message, self.question)
+                with gr.Tab("Tools", id="tab-tools", elem_id="tab-tools") as tools_item:
+                    self.tools = ToolsTab(places)
             self.tab = gr.Textbox("", visible="hidden")  # the one that this browser had open last
             self.seen = gr.State({})  # what this page was last shown, so that only what changed is sent
             self.news = gr.HTML(visible="hidden", elem_id="run-news", js_on_load=CALLED_BY_THE_SCRIPT)
             self.form = self.train.form
+            self.presets = PresetHandlers(places, self.train, self.bar.message, self.question)
             self._wire(resume_item)
             self._wire_queue(queue_item)
-            self.dataset.wire(self.form, dataset_item, QUIET)
+            self.dataset.wire(self.train, dataset_item, QUIET)
             self.monitor.wire(places, self.bar.picker, monitor_item)
             self.monitor.remember(self.blocks)
+            self.tools.wire(tools_item)
             self.runs.wire(runs_item, self.monitor.compare, self.tabs)
 
     def _wire(self, resume_item: gr.Tab) -> None:
@@ -146,7 +143,7 @@ class Page:
             **QUIET,
         )
         self.question.other.click(self.answer_otherwise, options | watched | {self.question.pending}, asking, **QUIET)
-        self._wire_presets(options, message)
+        self.presets.wire()
 
         self.resume.wire(resume_item)
         self.samples.wire(self.bar.picker, self.watch)
@@ -158,31 +155,6 @@ class Page:
         self.queue.wire(item, self.edit_entry, tab.outputs() | row | {self.tabs}, draft)
         tab.edit_save.click(self.save_entry, draft | {tab.editing}, row | {message, self.tabs}, **QUIET)
         tab.edit_leave.click(self.leave_entry, None, row | {message}, **QUIET)
-
-    def _wire_presets(self, options: set[Any], message: gr.HTML) -> None:
-        tab = self.train
-        draft = options | {tab.base, tab.stamp}
-        filled = tab.outputs() | {message}
-        tab.picker.focus(self.look_for_presets, {tab.listed, tab.opened_with}, {tab.listed}, queue=False, **QUIET)
-        tab.listed.change(self.list_presets, {tab.picker}, {tab.picker}, queue=False, **QUIET)
-        tab.picker.input(self.choose_preset, draft | {tab.picker}, filled, **IN_TURN)
-        tab.load.click(self.load_preset, draft | {tab.picker}, filled, **IN_TURN)
-        tab.upload.upload(self.read_upload, tab.upload, tab.uploaded, **(QUIET | {"preprocess": True})).then(
-            self.load_upload, draft | {tab.uploaded, tab.picker}, filled, **IN_TURN
-        )
-        tab.save.click(
-            self.save_preset, draft | {tab.name},
-            {message, tab.picker, tab.about, tab.name} | tab.about_outputs() | self.question.outputs(),
-            queue=False, **QUIET,
-        )  # fmt: skip
-        tab.download.click(self.send_preset, options | {tab.name}, {tab.sent, message}, **QUIET).then(
-            None, tab.sent, None, js="rekindleDownload", api_visibility="private"
-        )
-        tab.delete.click(self.ask_delete, {tab.picker}, {message} | self.question.outputs(), **QUIET)
-        tab.revert.click(self.revert, draft, tab.outputs() | {message}, **IN_TURN)
-        tab.undo.click(self.undo_loading, {tab.stamp}, filled, **IN_TURN)
-        edits = [item.blur if hasattr(item, "blur") else item.input for item in self.form.widgets.values()]
-        gr.on(edits, self.edited, draft, tab.about_outputs(), **(QUIET | {"trigger_mode": "always_last"}))
 
     # --- watching ---------------------------------------------------------------------------------------------------
 
@@ -345,7 +317,7 @@ class Page:
     def edit_entry(self, data: Mapping[Any, Any], entry: Entry, config: Config) -> Updates:
         """Put the options of an entry of the queue into the form."""
         text = f"The form has the options of entry {entry.number} of the queue, {entry.name}."
-        filled = self.fill(data, queue_tab.values_of(config), f"queue {entry.number}: {entry.name}")
+        filled = self.presets.fill(data, queue_tab.values_of(config), f"queue {entry.number}: {entry.name}")
         return filled | {
             self.train.edit_row: gr.update(visible=True),
             self.train.edit_text: look.note(text),
@@ -418,8 +390,8 @@ class Page:
         action, _, subject = data[self.question.pending]
         actions = {
             "kill": self.kill,
-            "delete": self.delete_preset,
-            "replace": self.replace_preset,
+            "delete": self.presets.delete,
+            "replace": self.presets.replace,
             "start-resumed": self.start_resumed,
             "resume-own": self.resume_own,
             "delete-run": self.runs.delete,
@@ -450,131 +422,6 @@ class Page:
             self.bar.message: look.note(f"{run.path.name} was killed.", kind="warn")
         }
 
-    # --- presets ----------------------------------------------------------------------------------------------------
-
-    def edited(self, data: Mapping[Any, Any]) -> Updates:
-        draft = self.train.keep(data)
-        return {self.train.base: gr.skip()} if draft is None else self.train.show_changes(draft)
-
-    def fill(self, data: Mapping[Any, Any], values: Mapping[str, Any], name: str) -> Updates:
-        """Put other values into the form; what was in it and not saved can be had back."""
-        can_undo = train_tab.put_aside(self.places, self.train.draft(data))
-        return self.train.fill(Draft(values, name, values), data, undo=can_undo)
-
-    def choose_preset(self, data: Mapping[Any, Any]) -> Updates:
-        """Load it at once where nothing can be lost by that; otherwise only say what it is."""
-        name = str(data[self.train.picker] or "")
-        values, message = (None, "") if self.train.draft(data).changes() else train_tab.load_preset(self.places, name)
-        if values is None or (name and name not in presets.listing(self.places)):
-            return self.tell_about(data)
-        filled = self.fill(data, values, name)
-        del filled[self.train.picker]  # a list that is sent again would undo what is chosen in it meanwhile
-        return filled | {self.bar.message: message}
-
-    def load_preset(self, data: Mapping[Any, Any]) -> Updates:
-        name = str(data[self.train.picker] or "")
-        draft = self.train.draft(data)
-        if name and name == draft.name and name not in presets.listing(self.places):  # of a run or a file
-            return self.revert(data)
-        values, message = train_tab.load_preset(self.places, name)
-        if values is None:
-            return self.list_presets(data) | {self.bar.message: message}
-        return self.fill(data, values, name) | {self.bar.message: message}
-
-    def read_upload(self, path: str | None) -> tuple[str, bytes]:
-        """Name and content of an uploaded file, which does not stay."""
-        if path is None:
-            return "", b""
-        file = Path(path)
-        with file.open("rb") as opened:
-            content = opened.read(presets.LARGEST + 1)
-        file.unlink()
-        return file.name, content
-
-    def load_upload(self, data: Mapping[Any, Any]) -> Updates:
-        name, content = data[self.train.uploaded]
-        values, message = train_tab.load_upload(content, name)
-        if values is None:
-            return {self.bar.message: message}
-        return self.fill(data, values, f"file {name}") | {self.bar.message: message}
-
-    def save_preset(self, data: Mapping[Any, Any]) -> Updates:
-        draft = self.train.draft(data)
-        other = train_tab.would_replace(self.places, data[self.train.name], draft.name)
-        if other:
-            plain = presets.own_name(other)
-            text = f"There is another preset {plain} already. Replace it?"
-            return self.question.ask(text, "replace", plain, yes="Replace it", no="Keep it")
-        return self.replace_preset(data, str(data[self.train.name] or ""))
-
-    def replace_preset(self, data: Mapping[Any, Any], name: str) -> Updates:
-        draft = self.train.draft(data)
-        saved, message = train_tab.save_preset(self.places, name, draft.values)
-        if saved is None:
-            return {self.bar.message: message}
-        values = forms.complete(forms.check_values(draft.values).values)
-        draft = Draft(values, saved, values)
-        drafts.keep(self.places.draft_file, draft)
-        return self.train.show_changes(draft) | self.train.show_name(draft) | {self.bar.message: message}
-
-    def send_preset(self, data: Mapping[Any, Any]) -> Updates:
-        """What is in the form, as a file for the browser to keep."""
-        values = self.form.values(data)
-        checked = forms.check_values(values)
-        wrong = forms.wrong_values(values, checked)
-        if wrong:
-            listed = forms.linked(problem for problem in checked.problems if problem.key in wrong)
-            return {self.train.sent: None, self.bar.message: look.note("Change this first:", listed, kind="bad")}
-        try:
-            name = presets.plain(str(data[self.train.name] or "preset"))
-        except presets.NameRefused as error:
-            return {self.train.sent: None, self.bar.message: look.note(str(error), kind="bad")}
-        return {self.train.sent: {"name": f"{name}.toml", "text": presets.text(checked.values)}, self.bar.message: ""}
-
-    def ask_delete(self, data: Mapping[Any, Any]) -> Updates:
-        name = str(data[self.train.picker] or "")
-        if not name.startswith(presets.USER):
-            told = "Only your own presets can be deleted; choose one that begins with user/."
-            return {self.bar.message: look.note(told)} | self.question.close()
-        return {self.bar.message: ""} | self.question.ask(
-            f"Delete the preset {name}? The form stays as it is.", "delete", name, yes="Delete it", no="Keep it"
-        )
-
-    def delete_preset(self, data: Mapping[Any, Any], name: str) -> Updates:
-        try:
-            presets.delete(self.places, name)
-            message = look.note(f"The preset {name} was deleted.")
-        except (presets.NameRefused, OSError) as error:
-            message = look.note(f"Not deleted. {error}", kind="bad")
-        return self.list_presets(data) | {self.bar.message: message}
-
-    def look_for_presets(self, data: Mapping[Any, Any]) -> Updates:
-        """A new number when there are other presets to choose from."""
-        now = stamp_of_list(train_tab.preset_choices(self.places))
-        shown = data[self.train.listed] or data[self.train.opened_with]
-        return {self.train.listed: gr.skip() if now == shown else now}
-
-    def list_presets(self, data: Mapping[Any, Any]) -> Updates:
-        names = train_tab.preset_choices(self.places, data[self.train.picker])
-        return {self.train.picker: fresh_list(names, data[self.train.picker], names[0][1])}
-
-    def tell_about(self, data: Mapping[Any, Any]) -> Updates:
-        return {self.train.about: train_tab.about(self.places, data[self.train.picker])}
-
-    def revert(self, data: Mapping[Any, Any]) -> Updates:
-        """The form as it began; what was changed can be had back."""
-        draft = self.train.draft(data)
-        shown = self.fill(data, draft.base, draft.name)
-        return shown | {self.bar.message: look.note("The changes were reverted.")}
-
-    def undo_loading(self, data: Mapping[Any, Any]) -> Updates:
-        draft = drafts.read(self.places.put_aside_file)
-        if draft is None:
-            return {self.train.undo: gr.update(visible=False)}
-        self.places.put_aside_file.unlink(missing_ok=True)
-        filled = self.train.fill(draft, data, undo=False, present=False)
-        return filled | {self.bar.message: look.note("The form is as it was before.", kind="good")}
-
 
 def make_application(places: Places, *, root_path: str = "") -> security.App:
     """The page as an ASGI application. It lets everybody in: put a Guard around it."""
@@ -604,7 +451,7 @@ def make_application(places: Places, *, root_path: str = "") -> security.App:
         enable_monitoring=False,
         pwa=False,
         theme=look.theme(),
-        css=look.CSS + dataset_view.CSS,
+        css=look.CSS + dataset_view.CSS + presets.headings(places, "preset-picker"),
         head=look.script(forms.index()),
     )
     return EarlyScript(mounted)
@@ -638,11 +485,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="another name the server answers under, such as that of a reverse proxy",
     )
+    parser.add_argument(
+        "--browse",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="a folder inside which the page may show what there is, to choose paths from (the folder where relative "
+        "paths begin); may be given again, or as REKINDLE_BROWSE",
+    )
     known = parser.parse_args(arguments)
     known.username = known.username or os.environ.get("REKINDLE_USERNAME", "")
     known.password = known.password or os.environ.get("REKINDLE_PASSWORD", "")
     if bool(known.username) != bool(known.password):
         parser.error("--username and --password go together")
+    if missing := [folder for folder in known.browse if not Path(folder).expanduser().is_dir()]:
+        parser.error(f"--browse: there is no folder {', '.join(missing)}")
     if not 0 <= known.server_port <= 65535:
         parser.error("--server_port is between 0 and 65535")
     return known
@@ -652,12 +509,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve the page until SIGTERM or Ctrl+C. Returns the exit code; 2 when it cannot be served."""
     write_utf8()
     known = parse(arguments)
-    keep_heap_small()
+    serving.keep_heap_small()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     places = usual_places()
+    if known.browse:
+        places = dataclasses.replace(places, browse=tuple(Path(one).expanduser().resolve() for one in known.browse))
     os.chdir(places.home)  # relative paths mean the same here and in the trainer
     try:
-        listener = bind(known.listen, known.server_port)
+        listener = serving.bind(known.listen, known.server_port)
     except OSError as error:
         print(f"Cannot listen on {known.listen}:{known.server_port}: {error.strerror or error}.", file=sys.stderr)
         print("Another program may use that port: choose one with --server_port N.", file=sys.stderr)
@@ -678,8 +537,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"{places.state} cannot be used: {error}. Set XDG_STATE_HOME to a folder that can.", file=sys.stderr)
         return 2
-    server = make_server(application)
-    address = f"http://{reachable(known.listen)}:{port}/"
+    server = serving.make_server(application)
+    address = f"http://{serving.reachable(known.listen)}:{port}/"
     if token:
         print(f"Rekindle: {address}?token={token}", flush=True)
         print(f"The token is kept in {places.token_file}; whoever has it can use this server.", flush=True)
@@ -688,92 +547,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if known.inbrowser and not known.headless:
         opened = f"{address}?token={token}" if token else address
         threading.Timer(1.0, webbrowser.open, [opened]).start()
-    threading.Thread(target=keep_queue_going, args=(places.queue,), daemon=True).start()
+    threading.Thread(target=serving.keep_queue_going, args=(places.queue,), daemon=True).start()
     server.run(sockets=[listener])
-    if os.environ.get(STOP_RUNS) == "1":
-        stop_runs(places)
+    if os.environ.get(serving.STOP_RUNS) == "1":
+        serving.stop_runs(places)
     return 0
-
-
-def keep_queue_going(folder: Path) -> None:
-    """See that somebody works on the queue while there is something to do, after a restart as after a kill."""
-    told = ""
-    while True:
-        try:
-            if queue_runner.needs_runner(folder):
-                queue_runner.start_in_background(folder)
-        except (QueueRefused, OSError) as error:
-            if str(error) != told:
-                logger.warning("the queue: %s", error)
-            told = str(error)
-        time.sleep(QUEUE_LOOK_SECONDS)
-
-
-def keep_heap_small() -> None:
-    """Give memory back as soon as it is free, where the C library is glibc: a server of many threads keeps up to a heap
-    for each, and after looking at ten thousand pictures as much again as it needs (mallopt(3))."""
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-1, 1 << 16)  # M_TRIM_THRESHOLD, bytes
-        mallopt(-8, 2)  # M_ARENA_MAX
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if sys.platform == "win32":  # there SO_REUSEADDR lets two programs have one port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        else:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host.strip("[]"), port))
-        listener.listen(128)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-def reachable(host: str) -> str:
-    """A name for the address line. Where the server listens on every address it is the machine's own; in a container
-    that means nothing outside, where the port is usually published on localhost."""
-    if host in ("0.0.0.0", "::", ""):
-        return "localhost" if os.environ.get(STOP_RUNS) == "1" else socket.gethostname()
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
-
-
-def make_server(application: security.App) -> uvicorn.Server:
-    """A server that ends on SIGTERM or Ctrl+C; pages that are open do not hold it up."""
-    server = uvicorn.Server(
-        uvicorn.Config(
-            application,
-            log_level="warning",
-            access_log=False,  # it would write down the token
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=1,
-            lifespan="on",
-        )
-    )
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        server.should_exit = True
-
-    # For signals before uvicorn handles them itself, and for the one that it sends itself once more at its end:
-    # what is left to do comes after that.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, leave)
-    # Pages that are still open are cut off in the end, which uvicorn would tell in a screen full of calls.
-    logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
-    return server
-
-
-def stop_runs(places: Places) -> None:
-    """Where the runs end with this process, as in a container: have them saved first."""
-    queue_runner.ask_to_leave(places.queue)  # it would start the next, and take these for stopped by a person
-    logger.warning("Asking the runs to save and stop; waiting up to %d seconds", STOP_SECONDS)
-    for run in runner.stop_all(places, STOP_SECONDS):
-        logger.warning("%s is still running", run.path)

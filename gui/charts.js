@@ -48,7 +48,7 @@
   function plotly() {
     loading ||= new Promise((resolve, reject) => {
       const script = document.createElement("script");
-      script.src = find("loss-chart").querySelector("[data-plotly]").dataset.plotly;
+      script.src = document.querySelector("[data-plotly]").dataset.plotly;
       script.onload = resolve;
       script.onerror = () => {
         loading = null;
@@ -107,6 +107,25 @@
       figure.div = div;
       window.rekindleCharts.drawn += 1;
       next = Math.max(next, performance.now() + Math.max(PULSE, Math.min(LONGEST, SHARE * taken)));
+    }
+  }
+
+  const still = new Map(); // charts that a widget has the figure of, and not the run's news: id -> { data, layout, dirty }
+
+  async function drawStill() {
+    for (const [id, figure] of still) {
+      const div = place(id);
+      if (div) div.hidden = false;
+      if (document.hidden || !inSight(div) || !(figure.dirty || figure.div !== div)) continue;
+      Object.assign(figure, { dirty: false, div });
+      try {
+        await plotly();
+        const layout = { ...figure.layout, datarevision: Math.random(), width: div.clientWidth };
+        await Plotly.react(div, figure.data, layout, { displaylogo: false, responsive: true });
+        window.rekindleCharts.drawn += 1;
+      } catch {
+        figure.dirty = true; // the server is away for a moment
+      }
     }
   }
 
@@ -211,6 +230,7 @@
   function tell(told) {
     const over = before.run === told.run && ACTIVE.includes(before.condition) && ENDED.includes(told.condition);
     before = { run: told.run, condition: told.condition };
+    window.rekindleSlim(told);
     if (!told.name) return;
     const percent = ACTIVE.includes(told.condition) && told.percent !== "" ? `${told.percent} % · ` : "";
     const ended = ENDED.includes(told.condition) ? `${told.words} · ` : "";
@@ -235,6 +255,7 @@
     remember();
     update();
     look();
+    drawStill();
   }, LOOK);
   document.addEventListener("visibilitychange", () => {
     due = 0;
@@ -260,6 +281,13 @@
       look();
     },
     redraw,
+    show: (id, figure) => {
+      const div = place(id);
+      if (figure) still.set(id, { ...figure, dirty: true });
+      else still.delete(id);
+      if (!figure && div) div.hidden = true;
+      drawStill();
+    },
     opened: () => {
       opened = true;
       due = 0;

@@ -12,7 +12,9 @@ from typing import Any
 import gradio as gr
 
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
-SCRIPTS = tuple(Path(__file__).with_name(name) for name in ("page.js", "charts.js", "lists.js", "gallery.js"))
+SCRIPT_NAMES = ("page.js", "charts.js", "lists.js", "gallery.js", "browse.js", "form.js", "dataset.js", "slim.js")
+SCRIPTS = tuple(Path(__file__).with_name(name) for name in SCRIPT_NAMES)
+FOLDER_FIELD, PATH_FIELD = "names-a-folder", "names-a-path"  # classes of fields that browse.js gives a button
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 
 CSS = """
@@ -44,15 +46,13 @@ a[data-option] { text-decoration: underline; color: inherit; padding: 0 !importa
 #preset-about:not(:has(p)) { display: none; }
 #preset-picker li { flex-wrap: wrap; }
 #preset-picker li::before { flex: 0 0 100%; font-size: .8rem; font-weight: 600; padding: .2rem 0; }
-#preset-picker li[aria-label^="user/"]:first-child::before,
-#preset-picker li:not([aria-label^="user/"]) + li[aria-label^="user/"]::before { content: "Your own"; }
-#preset-picker li:first-child:not([aria-label^="user/"])::before { content: "Shipped"; }
 #page-title { font-size: 1.35rem; font-weight: 650; }
 #page-title small { font-weight: 400; font-size: .85rem; color: var(--body-text-color-subdued); margin-left: .5rem; }
 #run-bar { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 12px;
   background: var(--block-background-fill); gap: 10px; }
 #run-bar .form, #run-bar .block { border-width: 0 !important; box-shadow: none; padding: 0; background: none; }
 #run-bar .run-buttons, .beside { align-items: end; }
+.beside > button { min-width: max-content !important; padding-left: .9rem; padding-right: .9rem; }
 #run-bar button, #presets button { white-space: nowrap; font-size: .95rem; padding-left: .7rem; padding-right: .7rem; }
 @media (max-width: 640px) {
   #page-title small { display: none; }
@@ -131,6 +131,55 @@ dialog#lightbox::backdrop { background: rgb(0 0 0 / 75%); }
 dialog#lightbox img { display: block; max-width: 92vw; max-height: 78vh; min-width: min(320px, 80vw);
   object-fit: contain; margin: 0 auto; image-rendering: auto; }
 dialog#lightbox p { margin: .5rem 0; max-width: 92vw; overflow-wrap: anywhere; }
+.option-grid .block > :is(label, .container):has(> .info-text) { display: flex; flex-direction: column; }
+.option-grid .block .info-text { order: 2; margin: .25rem 0 0 0; }
+.option-grid .block.changed { box-shadow: inset 3px 0 0 #1d4ed8; }
+.at-field { margin-top: .25rem; }
+.at-field p { color: #b91c1c; font-size: .85rem; margin: 0; overflow-wrap: anywhere; }
+.dark .at-field p { color: #fca5a5; }
+.simple .option-advanced:not(.wanted) { display: none !important; }
+figure.rate { display: flex; flex-wrap: wrap; align-items: center; gap: .2rem .8rem; margin: .3rem 0 0 0; }
+figure.rate svg { width: 240px; height: 44px; } figure.rate figcaption { font-size: .85rem; }
+figure.rate polyline { fill: none; stroke: #3b82f6; stroke-width: 2; vector-effect: non-scaling-stroke; }
+#form-beside { align-items: flex-start; flex-wrap: nowrap; gap: 16px; }
+#sections { font-size: .9rem; } #sections ul { list-style: none; margin: 0; padding: 0; }
+#sections a { display: block; text-align: left; padding: .25rem .6rem; color: inherit;
+  border-left: 3px solid transparent;
+  text-decoration: none; } #sections a:hover { text-decoration: underline; }
+#sections a[aria-current] { border-left-color: #1d4ed8; font-weight: 600; }
+#slim-bar { position: fixed; top: 0; left: 0; right: 0; z-index: 70; display: flex; align-items: center; gap: .6rem;
+  padding: .3rem 1rem; background: var(--background-fill-primary); border-bottom: 1px solid var(--border-color-primary);
+  box-shadow: 0 2px 8px rgb(0 0 0 / 15%); } #slim-bar[hidden] { display: none; }
+#slim-bar b { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+#slim-bar span { margin-right: auto; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.option-section { scroll-margin-top: 48px; }
+#sections-place { position: sticky; top: 56px; flex: 0 0 150px !important; min-width: 150px !important; }
+@media (max-width: 1023px) { #sections-place { display: none; } }
+.option-mode { margin-left: auto; white-space: nowrap; }
+.names-a-folder, .names-a-path { position: relative; }
+button.small.browse { position: absolute; top: 2px; right: 4px; z-index: var(--layer-5, 50); margin: 0;
+  padding: 0 .5rem; }
+dialog.choosing { width: min(680px, 96vw); max-height: 90vh; padding: 14px; border-radius: 10px; margin: auto;
+  background: var(--background-fill-primary); color: var(--body-text-color);
+  border: 1px solid var(--border-color-primary); }
+dialog.choosing::backdrop { background: rgb(0 0 0 / 60%); }
+dialog.choosing h2 { font-size: 1.1rem; font-weight: 650; margin: 0 0 .4rem 0; }
+dialog.choosing nav { display: flex; flex-wrap: wrap; align-items: center; gap: .1rem .2rem; margin: .2rem 0; }
+dialog.choosing nav button { border: 0; background: none; color: inherit; cursor: pointer; padding: .25rem .3rem;
+  text-decoration: underline; overflow-wrap: anywhere; text-align: left; }
+dialog.choosing nav button[aria-current] { text-decoration: none; font-weight: 600; }
+dialog.choosing input { width: 100%; padding: .4rem .6rem; border-radius: 6px; color: inherit;
+  border: 1px solid var(--input-border-color); background: var(--input-background-fill); }
+dialog.choosing ul { list-style: none; margin: .5rem 0; padding: 0; height: 46vh; overflow: auto; border-radius: 6px;
+  border: 1px solid var(--border-color-primary); }
+dialog.choosing li > * { display: flex; width: 100%; gap: .6rem; justify-content: space-between; text-align: left;
+  padding: .4rem .7rem; border: 0; background: none; color: inherit; overflow-wrap: anywhere; }
+dialog.choosing li > button { cursor: pointer; }
+dialog.choosing li > button:hover { background: var(--background-fill-secondary); }
+dialog.choosing li > button:focus-visible { outline: 2px solid var(--color-accent); outline-offset: -2px; }
+dialog.choosing li > span, dialog.choosing small { color: var(--body-text-color-subdued); white-space: nowrap; }
+dialog.choosing footer { display: flex; flex-wrap: wrap; gap: .5rem; justify-content: flex-end; align-items: center; }
+dialog.choosing footer p { flex: 1 1 240px; margin: 0; font-size: .9rem; overflow-wrap: anywhere; }
 .live:empty { display: none; }
 .chart { min-height: 300px; width: 100%; }
 .chart-controls { align-items: end; } .chart-controls .block { padding-top: 4px; padding-bottom: 4px; }

@@ -20,6 +20,7 @@
     if (!option) return;
     const tab = find("tab-train-button");
     if (tab && tab.getAttribute("aria-selected") !== "true") tab.click();
+    if (option.inside.length > 1) window.rekindleShowAll();
     for (const id of option.inside) {
       const opener = await until(() => document.querySelector(`#${id} > button.label-wrap`));
       if (opener && !opener.classList.contains("open")) opener.click();
@@ -213,12 +214,16 @@
     true,
   );
 
-  // Gradio names an empty chart or gallery, but gives it no role to carry the name.
+  // What is added to Gradio's own elements, which come and go: functions that see to it after every change of the page.
+  window.rekindleDressing = [
+    // Gradio names an empty chart or gallery, but gives it no role to carry the name.
+    () => document.querySelectorAll(".empty[aria-label]:not([role])").forEach((one) => one.setAttribute("role", "img")),
+  ];
   let looking = 0;
   new MutationObserver(() => {
     looking ||= requestAnimationFrame(() => {
       looking = 0;
-      document.querySelectorAll(".empty[aria-label]:not([role])").forEach((one) => one.setAttribute("role", "img"));
+      for (const dress of window.rekindleDressing) dress();
     });
   }).observe(document, { childList: true, subtree: true });
 

@@ -24,10 +24,17 @@ MOST_FOLDERS = 30
 
 @dataclass(frozen=True)
 class Places:
-    """`home`: where relative paths begin and the user's presets are; `state`: what the interface itself remembers."""
+    """`home`: where relative paths begin and the user's presets are; `state`: what the interface itself remembers;
+    `browse`: folders inside which the page may show what there is, to choose from."""
 
     home: Path
     state: Path
+    browse: tuple[Path, ...] = ()
+
+    def browsable(self) -> tuple[Path, ...]:
+        """The folders that the owner named, or the home where none is; those that are there, links resolved."""
+        there = [path.resolve() for path in self.browse if path.is_dir()]
+        return tuple(dict.fromkeys(there)) or (self.home.resolve(),)
 
     @property
     def shipped_presets(self) -> Path:
@@ -96,12 +103,14 @@ class Places:
 def usual_places(environment: Mapping[str, str] = os.environ) -> Places:
     """Home is the folder of the source checkout, or the current folder when installed; REKINDLE_HOME names another.
 
-    State is kept in $XDG_STATE_HOME/rekindle, usually ~/.local/state/rekindle.
+    State is kept in $XDG_STATE_HOME/rekindle, usually ~/.local/state/rekindle. REKINDLE_BROWSE names the folders that
+    may be browsed, between the signs that PATH has.
     """
     checkout = CODE if (CODE / "pyproject.toml").is_file() else Path.cwd()
     home = Path(environment.get("REKINDLE_HOME") or checkout).expanduser().resolve()
     state = Path(environment.get("XDG_STATE_HOME") or "~/.local/state").expanduser().resolve() / "rekindle"
-    return Places(home, state)
+    named = [path for path in environment.get("REKINDLE_BROWSE", "").split(os.pathsep) if path]
+    return Places(home, state, tuple((home / Path(path).expanduser()).resolve() for path in named))
 
 
 def placed(places: Places, settings: Config) -> Config:

@@ -1,4 +1,4 @@
-"""What the page's own script asks for: curves, how a run stands, Plotly itself, model files. It only reads."""
+"""What the page's own script asks for: curves, how a run stands, folders, model files; and what it sends: pictures."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import fastapi
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from gui.places import Places
+from gui.server import browsing, uploads
+from gui.server.uploads import UploadRefused
 from gui.tabs import live
 from gui.views import charts, machine, results, runs, thumbnails
 from gui.views.history import SMOOTHING
@@ -66,6 +69,24 @@ def add(server: fastapi.FastAPI, places: Places, watch: Watch) -> None:
         if picture is None:
             return Response("There is no such picture.", status_code=404, headers=FRESH)
         return FileResponse(picture, headers=A_YEAR)  # its address has its stamp
+
+    @server.get("/browse")
+    def browse(path: str = "") -> Response:
+        try:
+            return JSONResponse(browsing.listing(places, path).as_json(), headers=FRESH)
+        except OSError as error:
+            return JSONResponse({"refused": f"It cannot be read: {error.strerror}."}, status_code=403, headers=FRESH)
+
+    @server.post("/datasets/file")
+    async def add_to_dataset(request: fastapi.Request, dataset: str, file: str) -> Response:
+        content = await request.body()  # bounded by the guard around the server
+        try:
+            await run_in_threadpool(uploads.keep, places, dataset, file, content)
+        except UploadRefused as refusal:
+            return JSONResponse({"refused": str(refusal)}, status_code=409, headers=FRESH)
+        except OSError as error:
+            return JSONResponse({"refused": f"{file} cannot be written: {error}"}, status_code=507, headers=FRESH)
+        return JSONResponse({}, headers=FRESH)
 
     @server.get("/results/file")
     def model_file(run: str, name: str) -> Response:

@@ -15,7 +15,7 @@ GROUND = "the ground floor"
 ROOMS = {
     "trainer": (
         *(GROUND, "options", "data", "recipe", "runs", "distributed", "models", "caching", "checkpoints"),
-        *("training", "judging", "commands", "__main__"),
+        *("training", "judging", "tools", "commands", "__main__"),
     ),
     "gui": (GROUND, "forms", "server", "views", "tabs", "routes", "app"),
 }

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from trainer.runs.console import write_utf8
+from trainer.tools import TOOLS
 
 # Each command's module in trainer.commands, which is imported when the command is given, and what it does.
 COMMANDS = {
@@ -16,13 +17,15 @@ COMMANDS = {
     "dataset": ("dataset", "report what the images of a preset are and what is wrong with them"),
     "drill": ("drill", "interrupt a few training steps on this machine and check that they resume bit-equal"),
     "environment": ("environment", "print what a result depends on besides options and images"),
-    "verify": ("checkpoint", "check every byte of a checkpoint, or of all those of a run"),
+    "verify": ("checkpoint", "check every byte of a checkpoint, of all those of a run, or of a model file"),
     "list": ("checkpoint", "list the checkpoints of a run"),
     "pin": ("checkpoint", "keep a checkpoint, however many newer ones there are"),
     "export": ("checkpoint", "write the model file of a checkpoint, in kohya's format"),
     "cache": ("cache", "list or prune caches of latents and text encoder outputs"),
     "evaluate": ("evaluate", "measure pictures of checkpoints or model files against the training's"),
+    "sample": ("sample", "make sample images of checkpoints or model files after the training"),
     "report": ("report", "write a run as one HTML file that opens without a network, or as CSV"),
+    **{name: ("tools", tool.help) for name, tool in TOOLS.items() if name != "verify"},
     "import": ("import_preset", "turn a preset of kohya_ss (JSON) or sd-scripts (TOML) into one of ours, key by key"),
 }
 INTERRUPTED = 130  # what a shell calls a program that Ctrl-C ended

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from trainer.quantities import size
 
@@ -120,6 +120,12 @@ def rename(source: Path, target: Path) -> None:
 def unlink(path: Path) -> None:
     """Delete a file if it is there. Raises OSError."""
     patiently(lambda: path.unlink(missing_ok=True))
+
+
+def fsync_open(file: IO[bytes]) -> None:
+    """Make what was written to an open file durable."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def fsync_file(path: Path) -> None:

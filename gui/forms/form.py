@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -37,7 +38,11 @@ WORDS = {
 
 def label(known: Option) -> str:
     """The option's name in words: pretrained_model_name_or_path -> Pretrained model name or path."""
-    words = [WORDS.get(word, word) for word in known.name.split("_")]
+    return in_words(known.name)
+
+
+def in_words(name: str) -> str:
+    words = [WORDS.get(word, word) for word in name.split("_")]
     return words[0][:1].upper() + words[0][1:] + "".join(f" {word}" for word in words[1:])
 
 
@@ -134,6 +139,13 @@ def section_id(section: str, *, advanced: bool = False) -> str:
     return "section-" + section.lower().replace(" ", "-") + ("-advanced" if advanced else "")
 
 
+def section_list() -> str:
+    """Links to the sections, in HTML; form.js has them follow the scroll."""
+    sections = dict.fromkeys(known.section for known in OPTIONS.values())
+    links = "".join(f'<li><a href="#{section_id(name)}">{escape(name)}</a></li>' for name in sections)
+    return f'<nav id="sections" aria-label="Sections of the form"><ul>{links}</ul></nav>'
+
+
 def index() -> list[dict[str, Any]]:
     """What the search and the jumps of the page go by: every option with its words and its accordions."""
     return [
@@ -161,6 +173,14 @@ def _is_long(known: Option) -> bool:
     return known.kind == "str" and (known.by_content or known.name.endswith("_dir") or known.default == "")
 
 
+def _classes(known: Option) -> list[str]:
+    """What the page's styles and scripts know the widget by."""
+    classes = ["wide"] if _is_long(known) else []
+    if known.path:
+        classes.append(look.FOLDER_FIELD if known.name.endswith("_dir") else look.PATH_FIELD)
+    return classes
+
+
 def _step(known: Option) -> float:
     """What one press of an arrow key adds."""
     if known.kind == "int":
@@ -178,7 +198,7 @@ def widget(known: Option) -> gr.components.Component:
         "info": explanation(known),
         "elem_id": f"opt-{known.name}",
         "interactive": True,
-        "elem_classes": ["wide"] if _is_long(known) else [],
+        "elem_classes": _classes(known),
     }
     if known.kind == "bool":
         return gr.Checkbox(**common)

@@ -15,6 +15,15 @@ from trainer.options.kohya import reading, translation
 
 USER = "user/"
 PLAIN_NAME = re.compile(r"\w[\w .+-]{0,79}")
+SHIPPED_NAME = re.compile(r".+-lora-(.+)-(\d+)gb")  # what it is for, and the memory of the GPU that it is made for
+TRY_OUT, PARTICULAR, OWN = "To try it out", "For a particular need", "Your own"
+PURPOSES = {
+    "demo": TRY_OUT,
+    "try-out": TRY_OUT,
+    "character": "A character or person",
+    "style": "A style",
+    "object": "An object or product",
+}  # in the order of the groups, the last of which is what is for something else
 LARGEST = 256 << 10  # bytes; a preset with every option has about 5,000
 
 
@@ -31,6 +40,40 @@ def listing(places: Places) -> dict[str, Path]:
 def _files(folder: Path) -> list[Path]:
     inside = folder.resolve()
     return sorted(path for path in folder.glob("*.toml") if path.is_file() and path.resolve().parent == inside)
+
+
+def grouped(places: Places) -> dict[str, list[str]]:
+    """The presets by what they are for, those for the least memory first; then the user's own."""
+    groups: dict[str, list[str]] = {heading: [] for heading in (*PURPOSES.values(), PARTICULAR, OWN)}
+    for name in sorted(listing(places), key=_order):
+        groups[_purpose(name)].append(name)
+    return {heading: names for heading, names in groups.items() if names}
+
+
+def _purpose(name: str) -> str:
+    if name.startswith(USER):
+        return OWN
+    match = SHIPPED_NAME.fullmatch(name)
+    return PURPOSES.get(match[1] if match else name, PARTICULAR)
+
+
+def _order(name: str) -> tuple[int, str]:
+    match = None if name.startswith(USER) else SHIPPED_NAME.fullmatch(name)
+    return int(match[2]) if match else 0, name
+
+
+def headings(places: Places, picker: str) -> str:
+    """A style that writes what they are for above the first one shown of each group, also while the list is filtered.
+
+    `picker`: the id of the dropdown that lists them.
+    """
+    rules = []
+    for heading, names in grouped(places).items():
+        known = '[aria-label^="user/"]' if heading == OWN else ", ".join(f'[aria-label="{name}"]' for name in names)
+        of_group = f"li:is({known})"
+        rules.append(f'#{picker} {of_group}::before {{ content: "{heading}"; }}')
+        rules.append(f"#{picker} {of_group} ~ {of_group}::before {{ content: none; }}")
+    return "\n".join(rules)
 
 
 def read(places: Places, name: str) -> problems.Checked:

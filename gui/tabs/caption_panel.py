@@ -46,7 +46,7 @@ class CaptionPanel:
                 with gr.Row():
                     self.save = gr.Button("Save caption", elem_id="dataset-save", interactive=False)
                     self.onward = gr.Button("Save and next", elem_id="dataset-save-next", interactive=False)
-        gr.HTML("<b>Change the captions of all images that the filters above let through:</b>")
+        gr.HTML("<b>Change the captions of the selected images, or else of all that the filters above let through:</b>")
         with gr.Row(equal_height=False, elem_classes="beside"):
             self.action = gr.Dropdown(
                 [(words, action) for action, words in ACTIONS.items()], value="add at the start", label="Change",

@@ -10,13 +10,18 @@ import gradio as gr
 
 from gui import look
 from gui.forms import form as forms
-from gui.forms.form import Form
+from gui.forms.draft import Draft
 from gui.places import Places
 from gui.tabs.caption_panel import CaptionPanel
+from gui.tabs.drop_panel import DropPanel
 from gui.tabs.preparation_panel import PreparationPanel
+from gui.tabs.selection_panel import SelectionPanel
+from gui.tabs.shift_panel import ShiftPanel
+from gui.tabs.train_tab import TrainTab
 from gui.views import dataset_view as view
 from gui.views.dataset_view import Filter, Item, Job, Looked, Looker
-from gui.wiring import Data, Updates
+from gui.wiring import TELL_CLICKS, Data, Updates
+from trainer.data.put_aside import BIN, EXCLUDED
 from trainer.options import checks
 from trainer.options.config import OPTIONS, Config
 
@@ -39,12 +44,13 @@ class DatasetTab:
             )
             self.refresh = gr.Button("Rescan", elem_id="dataset-refresh", scale=0, min_width=130)
             self.deeper = gr.Button("Decode every file", elem_id="dataset-deeper", scale=0, min_width=130)
-        self.summary = gr.HTML(elem_id="dataset-summary")
+        self.drop = DropPanel(places)
+        self.summary = gr.HTML(elem_id="dataset-summary", js_on_load=TELL_CLICKS)
         with gr.Accordion("Problems", open=True):
             self.problems = gr.HTML(
                 look.note("Open this tab or press Rescan. Decode every file opens every picture: it finds hidden "
                           "damage and near copies, and takes minutes for thousands of images."),
-                elem_id="dataset-problems",
+                elem_id="dataset-problems", js_on_load=TELL_CLICKS,
             )  # fmt: skip
         with gr.Accordion("Images and captions", open=True):
             with gr.Row(equal_height=False, elem_classes="beside"):
@@ -62,7 +68,12 @@ class DatasetTab:
                 self.back = gr.Button("Previous page", elem_id="dataset-back", scale=0, min_width=130)
                 self.where = gr.HTML(elem_id="dataset-where")
                 self.on = gr.Button("Next page", elem_id="dataset-on", scale=0, min_width=130)
+            self.selection = SelectionPanel()
             self.captions = CaptionPanel(places)
+            with gr.Accordion("Excluded and deleted", open=False, elem_id="dataset-taken-out"):
+                self.selection.lay_out_taken()
+        with gr.Accordion("How far the images have moved from those of a run", open=False):
+            self.shift = ShiftPanel(places)
         with gr.Accordion("Dataset Preparation", open=False):
             self.preparation = PreparationPanel(places)
         self.page = gr.State(0)
@@ -70,16 +81,18 @@ class DatasetTab:
 
     # --- events -----------------------------------------------------------------------------------------------------
 
-    def wire(self, form: Form, tab: gr.Tab, quiet: Mapping[str, Any]) -> None:
+    def wire(self, train: TrainTab, tab: gr.Tab, quiet: Mapping[str, Any]) -> None:
         """Connect the widgets. `quiet`: how events are made on this page."""
+        self._train, form = train, train.form
         self._options = {
             name: widget for name, widget in form.widgets.items() if OPTIONS[name].section in SECTIONS or name in BATCH
         }
         options = set(self._options.values())
         filters = {self.folder, self.kind, self.tag, self.text}
         pictures = {self.gallery, self.where, self.page, self.shown}
-        everything = pictures | {self.summary, self.problems, self.folder, self.kind} | self.captions.outputs()
-        inputs = options | filters | {self.page, self.captions.chosen}  # `chosen` says what to highlight
+        picking = self.selection
+        everything = pictures | filters | {self.summary, self.problems} | self.captions.outputs() | picking.outputs()
+        inputs = options | filters | {self.page, self.captions.chosen, picking.marked}  # the last say what is marked
         for trigger in (tab.select, self.refresh.click):
             trigger(self.look_at_images, inputs, everything, **quiet)
         self.deeper.click(self.look_deeper, inputs, everything, **quiet)
@@ -89,7 +102,20 @@ class DatasetTab:
         )  # fmt: skip
         self.back.click(self.previous_page, inputs, pictures, **quiet)
         self.on.click(self.next_page, inputs, pictures, **quiet)
-        self.gallery.select(self.choose, inputs | self.captions.inputs() | {self.shown}, everything, **quiet)
+        choosing = inputs | self.captions.inputs() | {self.shown, picking.select}
+        self.gallery.select(self.choose, choosing, everything, **quiet)
+        for html in (self.summary, self.problems):
+            html.click(self.follow, choosing, everything, **quiet)
+        marked = pictures | picking.outputs()
+        picking.page.click(self.select_page, inputs | {self.shown}, marked, **quiet)
+        picking.matching.click(self.select_matching, inputs, marked, **quiet)
+        picking.clear.click(self.select_none, inputs, marked, **quiet)
+        picking.exclude.click(self.exclude, choosing, everything, **quiet)
+        picking.delete.click(self.delete, choosing, everything, **quiet)
+        picking.put_back.click(self.put_back, choosing | {picking.taken}, everything, **quiet)
+        picking.empty.click(self.ask_to_empty, inputs, {picking.question, picking.asked}, **quiet)
+        picking.confirm.click(self.empty_bin, choosing, everything, **quiet)
+        picking.keep.click(lambda: {picking.question: gr.update(visible=False)}, None, {picking.question}, **quiet)
 
         panel = self.captions
         chosen = inputs | panel.inputs()
@@ -99,12 +125,13 @@ class DatasetTab:
         panel.apply.click(self.apply_change, chosen, everything, **quiet)
         panel.undo.click(self.undo_change, chosen, everything, **quiet)
         self.preparation.wire(quiet)
-        self._form = form
-        named = {form.widgets[name] for name in ("train_data_dir", "reg_data_dir")}
+        self.shift.wire(self._looked, inputs, quiet)
+        whole = form.inputs() | {train.base, train.stamp} | inputs
+        filled = everything | train.outputs()
         self.preparation.adopt.click(
-            self.adopt_prepared, inputs | {self.preparation.target}, everything | named | {self.preparation.message},
-            **quiet,
-        )  # fmt: skip
+            self.adopt_prepared, whole | {self.preparation.target}, filled | {self.preparation.message}, **quiet
+        )
+        self.drop.zone.click(self.adopt_dropped, whole, filled, **quiet)
 
     def _config(self, data: Data) -> Config:
         """The options that the form has now; what is wrong among them is at its default."""
@@ -128,22 +155,43 @@ class DatasetTab:
     def adopt_prepared(self, data: Data) -> Iterator[Updates]:
         """Put the prepared folders into the form and look at them."""
         values, told = self.preparation.prepared(data)
-        yield {self.preparation.message: told} | self._form.show(values)
-        if values:
-            chosen = dict(data) | {self._options[name]: value for name, value in values.items()}
-            yield from self._look(chosen, deep=False)
+        yield {self.preparation.message: told}
+        yield from self._adopt(data, values)
+
+    def adopt_dropped(self, data: Data, event: gr.EventData) -> Iterator[Updates]:
+        """Put the dataset of the pictures that were dropped into the form and look at it."""
+        values, told = self.drop.arrived(getattr(event, "value", ""))
+        yield {self.captions.message: told}
+        for updates in self._adopt(data, values):
+            yield updates | {self.captions.message: told}
+
+    def _adopt(self, data: Data, values: Mapping[str, Any]) -> Iterator[Updates]:
+        """Change options of the form, and look at the images that they name."""
+        if not values:
+            return
+        before = self._train.draft(data)
+        draft = Draft({**before.values, **values}, before.name, before.base)
+        yield self._train.fill(draft, data, undo=None)
+        chosen = dict(data) | {self._options[name]: value for name, value in values.items()}
+        yield from self._look(chosen, deep=False)
 
     def _all(self, job: Job, data: Data) -> Updates:
         """The whole tab, after a look."""
         looked = job.looked
+        taken = self.selection.after_a_look(looked, job.config, data)
         if looked is None:
             nothing = {self.problems: "", self.gallery: gr.update(value=[]), self.where: "", self.shown: []}
-            return nothing | {self.summary: look.note(job.refusal, kind="bad")} | self.captions.after_a_look(None, data)
+            nothing |= {self.summary: look.note(job.refusal, kind="bad")}
+            return nothing | taken | self.captions.after_a_look(None, data)
         folders, kinds = view.folder_choices(looked), view.kind_choices(looked)
         folder = data[self.folder] if data[self.folder] in [value for _, value in folders] else ""
         kind = data[self.kind] if data[self.kind] in [value for _, value in kinds] else ""
-        chosen = dict(data) | {self.folder: folder, self.kind: kind}
-        return {
+        chosen = dict(data) | {
+            self.folder: folder,
+            self.kind: kind,
+            self.selection.marked: taken[self.selection.marked],
+        }
+        return taken | {
             self.summary: view.summary(looked),
             self.problems: view.problems(looked),
             self.folder: gr.update(choices=folders, value=folder),
@@ -171,10 +219,15 @@ class DatasetTab:
         shown = items[page * PAGE_ITEMS : (page + 1) * PAGE_ITEMS]
         first = page * PAGE_ITEMS + 1
         paths, chosen = [str(item.path) for item in shown], self.captions.chosen
+        marked = set(self.selection.selected(data))
+        small = view.small_pictures(shown, self._places.thumbnails)
         where = f"{first:,} to {first + len(shown) - 1:,} of {len(items):,} images" if shown else "No image matches"
         return {
             self.gallery: gr.update(
-                value=view.small_pictures(shown, self._places.thumbnails),
+                value=[
+                    (file, f"✓ {words}" if path in marked else words)
+                    for path, (file, words) in zip(paths, small, strict=True)
+                ],
                 selected_index=next((place for place, path in enumerate(paths) if path == data[chosen]), None),
             ),
             self.where: f"<p>{where}</p>",
@@ -194,7 +247,8 @@ class DatasetTab:
     # --- captions ---------------------------------------------------------------------------------------------------
 
     def choose(self, data: Data, event: gr.SelectData) -> Updates:
-        """A picture was clicked; what was typed for the one before is saved first, which can be undone.
+        """A picture was clicked, to be selected or shown; what was typed for the one shown before is saved first, which
+        can be undone.
 
         The page's pictures are remembered here, so that no path comes from a browser.
         """
@@ -203,18 +257,39 @@ class DatasetTab:
         place = event.index if isinstance(event.index, int) else -1
         if looked is None or not 0 <= place < len(paths):
             return {}
+        if data[self.selection.select] is True:
+            return self._mark(data, self.selection.toggle(data, paths[place]))
         return self._save_and_show(looked, data, paths[place])
 
     def save_and_go_on(self, data: Data) -> Updates:
-        """Save the caption and show the picture after this one on the page."""
-        looked, paths = self._looked(data), list(data[self.shown] or [])
+        """Save the caption and show the picture after this one, on the next page where it is there."""
+        looked, chosen = self._looked(data), data[self.captions.chosen]
         if looked is None:
             return {}
-        here = paths.index(data[self.captions.chosen]) if data[self.captions.chosen] in paths else len(paths)
-        if here + 1 < len(paths):
-            return self._save_and_show(looked, data, paths[here + 1])
-        told = self.captions.save_one(looked, data)
-        return self._again(data, told)
+        paths = [str(item.path) for item in self._matching(looked, data)]
+        here = paths.index(chosen) if chosen in paths else -1
+        if not 0 <= here < len(paths) - 1:
+            return self._again(data, self.captions.save_one(looked, data))
+        following = paths[here + 1]
+        told = self._save_and_show(looked, data, following)
+        if following in data[self.shown] or self.captions.chosen not in told:
+            return told
+        return told | self._page(
+            self._looked(data), {**data, self.captions.chosen: following}, (here + 1) // PAGE_ITEMS
+        )
+
+    def follow(self, data: Data, event: gr.EventData) -> Updates:
+        """A tag, a kind of problem or a file of one was clicked."""
+        action, value = getattr(event, "action", ""), str(getattr(event, "value", ""))
+        looked = self._looked(data)
+        if looked is None or action not in ("tag", "kind", "picture"):
+            return {}
+        if action == "picture":
+            path = next((item.path for item in looked.items if view.printable(str(item.path)) == value), None)
+            return self._save_and_show(looked, data, str(path)) if path else {}
+        only = {self.folder: "", self.kind: "", self.tag: "", self.text: ""}
+        only |= {self.tag if action == "tag" else self.kind: value}
+        return self._page(looked, {**data, **only}, 0) | only
 
     def _save_and_show(self, looked: Looked, data: Data, path: str) -> Updates:
         """Show another picture; what was typed for the one before is saved."""
@@ -232,13 +307,20 @@ class DatasetTab:
         looked = self._looked(data)
         return self._again(data, self.captions.save_one(looked, data)) if looked else {}
 
+    def _to_change(self, looked: Looked, data: Data) -> list[Item]:
+        """The images whose captions are changed at once: the selected ones, or all that match."""
+        marked = set(self.selection.selected(data))
+        return [item for item in looked.items if str(item.path) in marked] or self._matching(looked, data)
+
     def preview_change(self, data: Data) -> Updates:
         looked = self._looked(data)
-        return self.captions.show_preview(looked, self._matching(looked, data), data) if looked else {}
+        return self.captions.show_preview(looked, self._to_change(looked, data), data) if looked else {}
 
     def apply_change(self, data: Data) -> Updates:
         looked = self._looked(data)
-        return self._again(data, self.captions.apply_many(looked, self._matching(looked, data), data)) if looked else {}
+        if looked is None:
+            return {}
+        return self._again(data, self.captions.apply_many(looked, self._to_change(looked, data), data))
 
     def undo_change(self, data: Data) -> Updates:
         return self._again(data, self.captions.undo_latest(data, self._looked(data)))
@@ -248,3 +330,49 @@ class DatasetTab:
         job = self._looker.look(self._config(data))
         job.wait()
         return self._all(job, data) | told | self.captions.show_undo()
+
+    # --- several pictures -------------------------------------------------------------------------------------------
+
+    def _mark(self, data: Data, paths: list[str]) -> Updates:
+        shown = self.selection.mark(paths)
+        marked = {**data, self.selection.marked: shown[self.selection.marked]}
+        return self._page(self._looked(data), marked, int(data[self.page] or 0)) | shown
+
+    def select_page(self, data: Data) -> Updates:
+        return self._mark(data, [*self.selection.selected(data), *(data[self.shown] or [])])
+
+    def select_matching(self, data: Data) -> Updates:
+        looked = self._looked(data)
+        matching = [str(item.path) for item in self._matching(looked, data)] if looked else []
+        return self._mark(data, [*self.selection.selected(data), *matching])
+
+    def select_none(self, data: Data) -> Updates:
+        return self._mark(data, [])
+
+    def exclude(self, data: Data) -> Updates:
+        return self._take_out(data, EXCLUDED)
+
+    def delete(self, data: Data) -> Updates:
+        return self._take_out(data, BIN)
+
+    def _take_out(self, data: Data, place: str) -> Updates:
+        looked = self._looked(data)
+        if looked is None:
+            return {}
+        chosen = str(data[self.captions.chosen] or "")
+        saved = self.captions.save_one(looked, data) if self.captions.has_unsaved(data) else {}  # it goes with it
+        if saved and self.captions.unchanged not in saved:  # it could not be: what was typed stays in sight
+            return saved
+        pictures = self.selection.targets(looked, data, chosen)
+        return self._again(data, {self.captions.message: self.selection.take_out(pictures, place)})
+
+    def put_back(self, data: Data) -> Updates:
+        told = self.selection.bring_back(self._config(data), self._looked(data), data)
+        return self._again(data, {self.captions.message: told})
+
+    def ask_to_empty(self, data: Data) -> Updates:
+        return self.selection.ask(self._config(data), self._looked(data))
+
+    def empty_bin(self, data: Data) -> Updates:
+        told = self.selection.empty_bin(self._config(data), self._looked(data))
+        return self._again(data, {self.captions.message: told})

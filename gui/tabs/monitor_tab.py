@@ -13,6 +13,7 @@ from gui import look
 from gui.places import Places
 from gui.server import runner
 from gui.tabs import run_bar
+from gui.tabs.judged_panel import JudgedPanel
 from gui.views import comparison, monitor, runs
 from gui.views.charts import MOST_SMOOTHING, PLOTLY_ADDRESS
 from gui.views.history import SMOOTHING
@@ -41,12 +42,10 @@ TELL = "Tell me when the run ends"
 FOR_THE_PAGE = {"api_visibility": "private", "queue": False}  # what page and charts have to do with one another
 
 
-def chart(name: str, elem_id: str) -> gr.HTML:
-    """A place that charts.js draws in, and which the server never changes."""
-    return gr.HTML(
-        f'<div class="chart" role="group" aria-label="{escape(name)}" data-plotly="{PLOTLY_ADDRESS}"></div>',
-        elem_id=elem_id,
-    )
+def chart(name: str, elem_id: str, *, hidden: bool = False) -> gr.HTML:
+    """A place that charts.js draws in, and which the server never changes. `hidden`: until there is something."""
+    told = f'role="group" aria-label="{escape(name)}" data-plotly="{PLOTLY_ADDRESS}"'
+    return gr.HTML(f'<div class="chart" {told}{" hidden" * hidden}></div>', elem_id=elem_id)
 
 
 class MonitorTab:
@@ -71,6 +70,7 @@ class MonitorTab:
         self.differences = gr.HTML(elem_id="run-differences")
         with gr.Accordion("Learning rate, gradient norm, memory, machine", open=True):
             self.details = chart("Learning rate, gradient norm, memory and machine", "detail-chart")
+        self.judged = JudgedPanel()
         with gr.Row(equal_height=False, elem_classes="beside"):
             self.tell = gr.Checkbox(
                 label=TELL, elem_id="tell-end", info="A notification of this browser, while the page is open.",
@@ -80,7 +80,7 @@ class MonitorTab:
         gr.HTML(look.live(look.log("")), elem_id="run-log", container=True, min_height=120, js_on_load=FOLLOW_THE_LOG)
         with gr.Accordion("Runs in another folder", open=False), gr.Row(equal_height=False, elem_classes="beside"):
             self.folder = gr.Textbox(
-                label="Output folder", elem_id="other-output-dir", max_lines=1, scale=4,
+                label="Output folder", elem_id="other-output-dir", max_lines=1, scale=4, elem_classes=look.FOLDER_FIELD,
                 info="A folder that runs were trained into, from the command line for one. It is remembered.",
             )  # fmt: skip
             self.add_folder = gr.Button("Show its runs", elem_id="other-output-add", scale=0, min_width=160)
@@ -97,6 +97,7 @@ class MonitorTab:
             others = [other for other in (runs.chosen(places, path) for path in wanted) if other is not None]
             return {self.differences: comparison.table([run, *others]) if run is not None and others else ""}
 
+        self.judged.wire(places, picker)
         both = {picker, self.compare}
         item.select(list_runs, {picker}, {self.compare}, **QUIET)
         item.select(None, js=TO_THE_END_OF_THE_LOG, api_visibility="private")

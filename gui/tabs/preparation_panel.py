@@ -32,14 +32,20 @@ class PreparationPanel:
             self.instance = gr.Textbox(label="Instance prompt", placeholder="zkz", elem_id="prepare-instance")
             self.class_prompt = gr.Textbox(label="Class prompt", placeholder="cat", elem_id="prepare-class")
         with gr.Row(equal_height=False):
-            self.images = gr.Textbox(label="Training images", elem_id="prepare-images", scale=4)
+            self.images = gr.Textbox(
+                label="Training images", elem_id="prepare-images", scale=4, elem_classes=look.FOLDER_FIELD
+            )
             self.repeats = gr.Number(label="Repeats", value=40, precision=0, minimum=1, elem_id="prepare-repeats",
                                      scale=1, min_width=120)  # fmt: skip
         with gr.Row(equal_height=False):
-            self.regularisation = gr.Textbox(label="Regularisation images (optional)", elem_id="prepare-reg", scale=4)
+            self.regularisation = gr.Textbox(
+                label="Regularisation images (optional)", elem_id="prepare-reg", scale=4, elem_classes=look.FOLDER_FIELD
+            )
             self.reg_repeats = gr.Number(label="Regularisation repeats", value=1, precision=0, minimum=1,
                                          elem_id="prepare-reg-repeats", scale=1, min_width=120)  # fmt: skip
-        self.target = gr.Textbox(label="Destination training directory", elem_id="prepare-target")
+        self.target = gr.Textbox(
+            label="Destination training directory", elem_id="prepare-target", elem_classes=look.FOLDER_FIELD
+        )
         with gr.Row(equal_height=False):
             self.check = gr.Button("Show what would be copied", elem_id="prepare-check")
             self.start = gr.Button("Prepare training data", elem_id="prepare-start", variant="primary")

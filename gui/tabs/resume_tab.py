@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from gui.forms.draft import Draft
 from gui.places import Places
 from gui.server import drills, runner
 from gui.tabs import train_tab
+from gui.tabs.monitor_tab import FOR_THE_PAGE, chart
 from gui.tabs.train_tab import TrainTab
 from gui.views import checkpoints, resume_check, runs
 from gui.views.checkpoints import AFRESH, Shelf, Verified
@@ -85,6 +87,7 @@ class ResumeTab:
             )  # fmt: skip
             self.folder = gr.Textbox(
                 label="Look in another folder", elem_id="resume-folder", max_lines=1, scale=3,
+                elem_classes=look.PATH_FIELD,
                 info="A run's folder or a checkpoint, anywhere. Empty: the run that the form names.",
             )  # fmt: skip
             self.refresh = gr.Button("Refresh", elem_id="resume-refresh", scale=0, min_width=120)
@@ -127,7 +130,10 @@ class ResumeTab:
                     info="To come back to the curve gently (resume_warmup_steps).",
                 ),
             }  # fmt: skip
-        self.curve = gr.Plot(label="Learning rate", elem_id="resume-curve", show_label=False, visible=False)
+        chart("Learning rate of the resume", "resume-curve", hidden=True)
+        # What charts.js draws there, as text: of a value with parts, Gradio sends what differs between two answers of a
+        # generator, and leaves other widgets empty then.
+        self.figure = gr.Textbox("", visible="hidden")
 
     def _lay_out_new_run_and_drill(self) -> None:
         with (
@@ -153,7 +159,7 @@ class ResumeTab:
 
     def outputs(self) -> set[Any]:
         return {
-            self.where, self.picker, self.table, self.verdict, self.controls, self.curve, self.differences,
+            self.where, self.picker, self.table, self.verdict, self.controls, self.figure, self.differences,
             self.restore, self.allow, self.pin, self.question, self.drilled, self.drill_timer, *self.mirrors.values(),
         }  # fmt: skip
 
@@ -185,6 +191,8 @@ class ResumeTab:
         self.restore.click(self.restore_all, here, changed, **EACH)
         self.allow.click(self.allow_all, here, changed, **EACH)
 
+        draw = "text => rekindleCharts.show('resume-curve', text ? JSON.parse(text) : null)"
+        self.figure.change(None, self.figure, None, js=draw, **FOR_THE_PAGE)
         self.branch.click(self.branch_off, here | {self.branch_name}, changed | {self.folder}, **EACH)
         drilling = {self.drilled, self.drill_timer, self._message}
         named = {self._form.widgets[name] for name in ("output_dir", "output_name")}
@@ -244,7 +252,7 @@ class ResumeTab:
         return {
             self.verdict: outcome.html,
             self.differences: outcome.table,
-            self.curve: gr.update(value=outcome.figure, visible=outcome.figure is not None),
+            self.figure: json.dumps(outcome.figure) if outcome.figure is not None else "",
             self.restore: gr.update(visible=bool(outcome.in_the_way)),
             self.allow: gr.update(visible=bool(outcome.allowable)),
         }

@@ -11,6 +11,7 @@ from gui import look
 from gui.places import Places
 from gui.server import runner
 from gui.tabs.question import Question
+from gui.tabs.sampling_panel import SamplingPanel
 from gui.views import results, runs
 from gui.views.monitor import Watch
 from gui.views.runs import Summary
@@ -45,10 +46,11 @@ class RunsTab:
         self.renamed = gr.State("")  # the run that gets another name
         gr.HTML("<h3>Results: the model files of the run shown above</h3>")
         self.results = gr.HTML(elem_id="results-table", js_on_load=TELL_CLICKS)
+        self.sampling = SamplingPanel(places, picker, message)
 
     def outputs(self) -> set[Any]:
         """What `listed` returns updates of."""
-        return {self.table, self.results}
+        return {self.table, self.results, self.sampling.sources}
 
     def wire(self, item: gr.Tab, compare: gr.Dropdown, tabs: gr.Tabs) -> None:
         """`compare`: what the Monitor tab draws besides the run that is watched."""
@@ -63,11 +65,13 @@ class RunsTab:
             return self._act_on_result(data, str(getattr(event, "action", "")), str(getattr(event, "value", "")))
 
         item.select(self.listed, seen, self.outputs(), **QUIET)
-        self._picker.input(self.list_results, {self._picker}, {self.results}, **QUIET)
+        self._picker.input(self.list_results, {self._picker}, {self.results, self.sampling.sources}, **QUIET)
         self.rescan.click(self.listed, seen, self.outputs(), **QUIET)
         self.archived.input(self.listed, seen, self.outputs(), **QUIET)
         self.table.click(act, seen | {compare}, shown | {self._picker, compare, tabs}, **QUIET)
-        self.results.click(act_on_result, {self._picker}, {self._message} | self._question.outputs(), **QUIET)
+        acted = {self._message, self.sampling.sources} | self._question.outputs()
+        self.results.click(act_on_result, {self._picker}, acted, **QUIET)
+        self.sampling.wire(item)
         for event in (self.rename.click, self.name.submit):
             event(self._rename, seen | {self.name, self.renamed}, shown | {self._picker}, **QUIET)
         self.leave.click(lambda: {self.renaming: gr.update(visible=False)}, None, {self.renaming}, **QUIET)
@@ -83,7 +87,8 @@ class RunsTab:
 
     def list_results(self, data: Data) -> Updates:
         run = runs.chosen(self._places, data[self._picker])
-        return {self.results: results.table(self._watch.look(run) if run is not None else None)}
+        shown = results.table(self._watch.look(run) if run is not None else None)
+        return {self.results: shown} | self.sampling.list_sources(run)
 
     # --- acting -----------------------------------------------------------------------------------------------------
 
@@ -169,7 +174,12 @@ class RunsTab:
     def _act_on_result(self, data: Data, action: str, name: str) -> Updates:
         run = runs.chosen(self._places, data[self._picker])
         path = results.model_file(run, name) if run is not None else None
-        if action != "delete" or run is None or path is None:
+        if run is None or path is None:
+            return {}
+        if action == "sample":
+            told = f"{name} is chosen below the list; press Make samples there."
+            return {self._message: look.note(told)} | self.sampling.list_sources(run, [path])
+        if action != "delete":
             return {}
         text = f"Delete the model file {name}? It cannot be brought back."
         return {self._message: ""} | self._question.ask(text, "delete-result", str(path), yes="Delete it", no="Keep it")

@@ -13,7 +13,7 @@ import gradio as gr
 from gui import look
 from gui.forms import draft as drafts
 from gui.forms import form as forms
-from gui.forms import presets
+from gui.forms import marks, presets
 from gui.forms.draft import Draft
 from gui.forms.form import Form
 from gui.forms.presets import NameRefused
@@ -34,7 +34,10 @@ SEARCH = """<div class="option-search" role="search">
 <label for="option-search">Find an option</label>
 <input id="option-search" type="search" role="combobox" autocomplete="off" aria-autocomplete="list"
   aria-expanded="false" aria-controls="option-found" placeholder="rank, learning rate, memory … (press /)">
-<ul id="option-found" role="listbox" aria-label="Options found" hidden></ul></div>"""
+<ul id="option-found" role="listbox" aria-label="Options found" hidden></ul>
+<div class="option-mode" role="group" aria-label="Options shown">
+<button type="button" class="small" data-mode="simple" aria-pressed="false">Common options</button>
+<button type="button" class="small" data-mode="all" aria-pressed="true">All options</button></div></div>"""
 
 
 class TrainTab:
@@ -69,12 +72,18 @@ class TrainTab:
                 self.undo = gr.Button("Undo loading", elem_id="form-undo", visible=False, scale=0, min_width=140)
             self.plan = gr.HTML(elem_id="training-plan")
             self.hiding = gr.HTML(elem_id="hidden-options")  # a style that hides what the model does not have
+            self.marks = gr.HTML(
+                visible="hidden", elem_id="form-marks", js_on_load=marks.TAKEN_BACK_BY_THE_SCRIPT
+            )  # what form.js says at the fields
             with gr.Row(visible=False, equal_height=False, elem_id="queue-editing") as self.edit_row:
                 self.edit_text = gr.HTML(elem_id="queue-editing-text")
                 self.edit_save = gr.Button("Save to the queue", elem_id="queue-edit-save", scale=0, min_width=170)
                 self.edit_leave = gr.Button("Leave it as it was", elem_id="queue-edit-leave", scale=0, min_width=170)
         gr.HTML(SEARCH)
-        self.form = Form()
+        with gr.Row(equal_height=False, elem_id="form-beside"):
+            gr.HTML(forms.section_list(), elem_id="sections-place")
+            with gr.Column():
+                self.form = Form()
         self.fillings = drafts.Fillings()
         self.stamp = gr.Textbox("", visible="hidden", elem_id="form-stamp")  # see Fillings
         self.base = gr.State({"name": "", "values": forms.complete({})})  # what the form began with
@@ -97,7 +106,7 @@ class TrainTab:
 
     def about_outputs(self) -> set[Any]:
         """What `show_changes` changes."""
-        return {self.base, self.changes, self.revert, self.undo, self.plan, self.form_run, self.hiding}
+        return {self.base, self.changes, self.revert, self.undo, self.plan, self.form_run, self.hiding, self.marks}
 
     def fill(self, draft: Draft, data: Mapping[Any, Any], *, undo: bool | None, present: bool = True) -> dict[Any, Any]:
         """Put a draft into the form and keep it; edits that were made before and arrive later are dropped.
@@ -139,9 +148,10 @@ class TrainTab:
             self.base: {"name": draft.name, "values": dict(draft.base)},
             self.changes: changes_line(draft, changes),
             self.revert: gr.update(visible=bool(changes)),
-            self.plan: look.line("", plan.told(self.places, draft.values)),
+            self.plan: plan.shown(self.places, draft.values),
             self.form_run: launching.form_line(self.places, draft.values),
             self.hiding: forms.hiding(family_of(self.places, draft.values), str(draft.values.get("training_kind", ""))),
+            self.marks: marks.marks(self.places, draft, changes),
         }
         return shown if undo is None else shown | {self.undo: gr.update(visible=undo)}
 
@@ -153,20 +163,13 @@ def changes_line(draft: Draft, changes: list[str]) -> str:
         return look.line(f"Matches {origin}.")
     count = "1 unsaved change" if len(changes) == 1 else f"{len(changes)} unsaved changes"
     named = [
-        look.to_option(name, f"{forms.label(OPTIONS[name])} {_short(draft.base[name])} → {_short(draft.values[name])}")
+        look.to_option(
+            name, f"{forms.label(OPTIONS[name])} {marks.told(draft.base[name])} → {marks.told(draft.values[name])}"
+        )
         for name in changes[:MOST_NAMED]
     ]
     more = [f"and {len(changes) - MOST_NAMED} more"] if len(changes) > MOST_NAMED else []
     return look.line(f"{count} since {origin}:", [*named, *more])
-
-
-def _short(value: Any) -> str:
-    if value is None or value in ("", (), []):
-        return "empty"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return text if len(text) <= 30 else f"{text[:28]}…"
 
 
 # --- presets -------------------------------------------------------------------------------------------------------
@@ -174,7 +177,7 @@ def _short(value: Any) -> str:
 
 def preset_choices(places: Places, present: Any = "") -> list[tuple[str, str]]:
     """(label, value) of the picker. `present`: what the form began with, which may be no preset."""
-    listed = [DEFAULTS, *((name, name) for name in presets.listing(places))]
+    listed = [DEFAULTS, *((name, name) for names in presets.grouped(places).values() for name in names)]
     if present and str(present) not in [value for _, value in listed]:
         listed.insert(1, (f"{present} (not a preset)", str(present)))
     return listed

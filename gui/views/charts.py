@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import plotly.graph_objects as go
 
 from gui.views.curves import MOST_POINTS, Array, columns, kept, smooth
 from gui.views.history import RATE, SMOOTHING, History
@@ -329,32 +328,39 @@ class RateCurve(NamedTuple):
     rates: Mapping[int, float]
 
 
-def rate_figure(then: RateCurve, now: RateCurve, step: int, total_steps: int) -> go.Figure:
+def rate_figure(then: RateCurve, now: RateCurve, step: int, total_steps: int) -> dict[str, Any]:
     """The checkpoint's learning rates, those that a resume would follow, and where it begins.
 
     `step`: completed steps at the resume; `total_steps`: completed ones at the end.
     """
-    figure = go.Figure()
-    figure.add_scatter(
-        x=list(then.rates), y=list(then.rates.values()), mode="lines", name=then.name,
-        line={"color": GREY, "width": 2, "dash": "dot"}, hovertemplate="step %{x}: %{y:.3g} then<extra></extra>",
+    lines = [(then, {"color": GREY, "width": 2, "dash": "dot"}, " then")]
+    lines += [(now, {"color": BLUE, "width": 2.5}, "")] if step < total_steps else []
+    traces: list[Trace] = [
+        {
+            "uid": _uid("rate", curve.name), "name": curve.name, "mode": "lines", "line": line,
+            "x": list(curve.rates), "y": list(curve.rates.values()),
+            "hovertemplate": f"step %{{x}}: %{{y:.3g}}{words}<extra></extra>",
+        }
+        for curve, line, words in lines
+    ]  # fmt: skip
+    traces.append(
+        {
+            "uid": _uid("rate", "resume"), "name": "resume", "mode": "markers", "x": [step], "y": [now.rates[step]],
+            "marker": {"symbol": "circle", "size": 11, "color": AMBER},
+            "hovertemplate": "continues after step %{x} at %{y:.3g}<extra></extra>",
+        }
     )  # fmt: skip
-    if step < total_steps:
-        figure.add_scatter(
-            x=list(now.rates), y=list(now.rates.values()), mode="lines", name=now.name,
-            line={"color": BLUE, "width": 2.5}, hovertemplate="step %{x}: %{y:.3g}<extra></extra>",
-        )  # fmt: skip
-    figure.add_scatter(
-        x=[step], y=[now.rates[step]], mode="markers", name="resume",
-        marker={"symbol": "circle", "size": 11, "color": AMBER},
-        hovertemplate="continues after step %{x} at %{y:.3g}<extra></extra>",
-    )  # fmt: skip
-    figure.add_vline(x=total_steps, line={"color": GREY, "width": 1}, annotation_text="end")
-    figure.update_annotations(xanchor="auto")
-    figure.update_layout(_layout("rate", Asked(), 260))
-    figure.update_xaxes(_axis(title={"text": "step"}, rangemode="tozero"))
-    figure.update_yaxes(_axis(title={"text": "learning rate"}, rangemode="tozero", exponentformat="e"))
-    return figure
+    end = {"type": "line", "xref": "x", "yref": "paper", "x0": total_steps, "x1": total_steps, "y0": 0, "y1": 1}
+    layout = _layout("rate", Asked(), 260) | {
+        "xaxis": _axis(title={"text": "step"}, rangemode="tozero"),
+        "yaxis": _axis(title={"text": "learning rate"}, rangemode="tozero", exponentformat="e"),
+        "shapes": [end | {"line": {"color": GREY, "width": 1}}],
+        "annotations": [
+            {"text": "end", "x": total_steps, "xref": "x", "xanchor": "auto", "y": 1, "yref": "paper",
+             "yanchor": "bottom", "showarrow": False}
+        ],
+    }  # fmt: skip
+    return {"data": traces, "layout": layout}
 
 
 # --- pieces --------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from trainer import files
 from trainer.data import caption_edits, dataset_report, folder_scan, pictures
 from trainer.data.dataset import Entry
 from trainer.data.dataset_report import Report
-from trainer.data.findings import KINDS, by_kind, effect
+from trainer.data.findings import KINDS, Finding, by_kind, effect
 from trainer.data.pictures import PictureError
 from trainer.file_memory import stamp_of
 from trainer.options.config import Config
@@ -29,6 +30,7 @@ LARGE_SIDE = 512  # and of the picture whose caption is edited
 MOST_BUCKETS = 40
 MOST_NAMED = 8  # files of each kind of problem
 MOST_TAGS = 40
+MOST_OFFERED = 3000  # tags that are completed while they are typed
 
 CSS = """
 #tab-dataset .beside { flex-wrap: wrap; } #tab-dataset .beside button { white-space: nowrap; }
@@ -43,8 +45,25 @@ CSS = """
   vertical-align: middle; }
 .buckets td:first-child { width: 36px; text-align: center; } .buckets td:nth-child(2) { white-space: nowrap; }
 .buckets td:nth-child(3) { width: 45%; } .buckets .bar { margin-top: .35rem; }
-.tags span { display: inline-block; background: var(--background-fill-secondary); border-radius: 999px;
-  border: 1px solid var(--border-color-primary); padding: .05rem .6rem; margin: .12rem .15rem .12rem 0; }
+.tags button.small { border-radius: 999px; margin: .12rem .15rem .12rem 0; white-space: normal;
+  overflow-wrap: anywhere; }
+#dataset-problems button.small { white-space: normal; text-align: left; overflow-wrap: anywhere; }
+#dataset-selected { flex: 1 1 200px; } #dataset-selected p { margin: 0; }
+.drop { border: 2px dashed var(--border-color-primary); border-radius: 10px; padding: .6rem .9rem; }
+.drop.over { border-color: #1d4ed8; background: var(--background-fill-secondary); } .drop p { margin: .2rem 0; }
+.drop p.told:empty { display: none; }
+.drop input[type="text"] { padding: .25rem .5rem; border-radius: 6px; border: 1px solid var(--input-border-color);
+  background: var(--input-background-fill); color: inherit; }
+.drop label.small { border: 1px solid var(--border-color-primary); border-radius: 6px; padding: .1rem .6rem;
+  cursor: pointer; background: var(--button-secondary-background-fill); }
+.drop label.small:focus-within { outline: 2px solid var(--color-accent); }
+.drop input[type="file"] { position: absolute; opacity: 0; width: 1px; height: 1px; }
+ul.tags-offered { position: absolute; z-index: 60; top: 100%; left: 0; min-width: 200px; max-width: 100%; margin: 2px 0;
+  padding: 4px; list-style: none; border-radius: 8px; border: 1px solid var(--border-color-primary);
+  background: var(--background-fill-primary); box-shadow: 0 8px 24px rgb(0 0 0 / 25%); }
+ul.tags-offered li { padding: .3rem .6rem; border-radius: 6px; cursor: pointer; }
+ul.tags-offered li:hover, ul.tags-offered li[aria-selected="true"] { background: var(--background-fill-secondary);
+  outline: 2px solid var(--color-accent); outline-offset: -2px; }
 #dataset-problems code, #dataset-preview code { overflow-wrap: anywhere; font-size: .85rem; }
 #dataset-gallery .grid-wrap { max-height: none !important; height: auto !important; overflow: visible; }
 #dataset-gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(min(46%, 150px), 1fr)) !important; }
@@ -327,8 +346,14 @@ def _captions(made: Report) -> str:
     if lengths.too_long:
         longer = "is probably" if lengths.too_long == 1 else "are probably"
         told += f". {lengths.too_long:,} {longer} longer than the {made.config.max_token_length} tokens that are read"
-    tags = "".join(f"<span>{escape(tag[:60])} {number:,}</span>" for tag, number in made.tags(MOST_TAGS))
-    return f'<p>{escape(told)}.</p><div class="tags">{tags}</div>'
+    counted = made.tags(MOST_OFFERED)
+    tags = "".join(
+        look.button(f"{tag[:60]} {number:,}", "tag", tag, title=f"Show the images with the tag {tag}")
+        for tag, number in counted[:MOST_TAGS]
+    )
+    offered = escape(json.dumps([tag for tag, _ in counted]))
+    data = f'data-tags="{offered}" data-separator="{escape(made.config.caption_separator)}"'
+    return f'<p>{escape(told)}.</p><div class="tags" {data}>{tags}</div>'
 
 
 def problems(looked: Looked) -> str:
@@ -336,20 +361,26 @@ def problems(looked: Looked) -> str:
     rows = []
     for kind, members in by_kind(looked.report.findings).items():
         about = KINDS[kind]
-        named = [
-            f"{printable(finding.path.name)}: {printable(finding.about)}".removesuffix(": ")
-            for finding in members[:MOST_NAMED]
-        ]
         more = f"<br>and {len(members) - MOST_NAMED:,} more" if len(members) > MOST_NAMED else ""
-        files = "<br>".join(f"<code>{escape(line[:200])}</code>" for line in named) + more
+        files = "<br>".join(map(_named, members[:MOST_NAMED])) + more
+        shown = look.button(about.title, "kind", kind, title=f"Show the images with this problem: {about.title}")
         rows.append(
-            f"<tr><td>{escape(about.title)}</td><td>{len(members):,} {effect(kind)}</td>"
+            f"<tr><td>{shown}</td><td>{len(members):,} {effect(kind)}</td>"
             f"<td>{escape(about.advice)}<br>{files}</td></tr>"
         )
     if not rows:
         return look.note("Nothing is wrong with the files.", kind="good")
     head = "<thead><tr><th>Problem</th><th>Files</th><th>What to do, and where</th></tr></thead>"
     return f'<table class="plain">{head}<tbody>{"".join(rows)}</tbody></table>'
+
+
+def _named(finding: Finding) -> str:
+    """The file of a finding, to be clicked where it is a picture, and what is said of it; in HTML."""
+    name, about = printable(finding.path.name), printable(finding.about)
+    if not folder_scan.is_picture_name(finding.path.name):
+        return f"<code>{escape(f'{name}: {about}'.removesuffix(': ')[:200])}</code>"
+    clicked = look.button(name, "picture", printable(str(finding.path)), title=f"Show {name}")
+    return clicked + (f"<code>{escape(about[:200])}</code>" if about else "")
 
 
 def large_picture(item: Item, folder: Path) -> str:

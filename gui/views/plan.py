@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
+from gui import look
 from gui.forms import form as forms
 from gui.places import Places, placed
 from trainer import files, quantities
@@ -18,22 +20,72 @@ from trainer.models.base_model import BaseModelMissing
 from trainer.models.network_file import RanksUnknown
 from trainer.options import checks
 from trainer.options.config import Config
+from trainer.options.problems import ConfigError
+from trainer.recipe import schedule
+
+CURVE_POINTS, CURVE_WIDTH, CURVE_HEIGHT = 161, 240, 40
+
+
+def shown(places: Places, values: Mapping[str, Any]) -> str:
+    """The sentences and the curve of the learning rate, in HTML."""
+    described = _described(places, values)
+    if described is None or isinstance(described, str):
+        return look.line("", [described] if described else [])
+    return look.line("", _sentences(places, *described)) + rate_curve(*described)
 
 
 def told(places: Places, values: Mapping[str, Any]) -> list[str]:
     """Sentences about the training that the form describes; empty while its options are wrong or name no images."""
+    described = _described(places, values)
+    if described is None or isinstance(described, str):
+        return [described] if described else []
+    return _sentences(places, *described)
+
+
+def _described(places: Places, values: Mapping[str, Any]) -> tuple[Config, Amount] | str | None:
+    """The training's options and how much it does, or why that is not known."""
     checked = forms.check_values(values)
     if forms.wrong_values(values, checked) or not checked.values["train_data_dir"] or checked.values["dataset_config"]:
-        return []
+        return None
     settings = checks.build(checked.values)
     try:
-        amount = remaining.amount(settings, places.home)
+        return settings, remaining.amount(settings, places.home)
     except (DatasetError, OSError) as error:
-        return [str(error)]
+        return str(error)
+
+
+def _sentences(places: Places, settings: Config, amount: Amount) -> list[str]:
     seconds, time_line = _time(places, settings, amount)
     at_stake = budget.at_stake(settings, 0, amount.steps, amount.steps_per_epoch, seconds)
     told = [_arithmetic(settings, amount), *time_line, *filter(None, [at_stake]), _disk(places, settings, amount)]
     return told + _memory(placed(places, settings))
+
+
+def rate_curve(settings: Config, amount: Amount) -> str:
+    """The learning rate of the part that is trained first over the steps of the training, as a small picture in HTML;
+    nothing where the options of the curve do not fit together."""
+    try:
+        curve = schedule.new_curve(settings, amount.steps)
+        factors = [
+            curve.factor(round(place * (amount.steps - 1) / (CURVE_POINTS - 1))) for place in range(CURVE_POINTS)
+        ]
+    except (ConfigError, ValueError, ArithmeticError):
+        return ""
+    peak = next(iter(settings.peak_learning_rates.values()), 0.0)
+    most = max(*factors, 1e-12)
+    points = " ".join(
+        f"{place * CURVE_WIDTH / (CURVE_POINTS - 1):.1f},{CURVE_HEIGHT * (1 - factor / most):.1f}"
+        for place, factor in enumerate(factors)
+    )
+    words = (
+        f"Learning rate ({curve.scheduler}): {peak * factors[0]:.3g} at first, {peak * max(factors):.3g} at most, "
+        f"{peak * factors[-1]:.3g} in step {amount.steps:,}"
+    )
+    return (
+        f'<figure class="rate"><svg viewBox="-2 -2 {CURVE_WIDTH + 4} {CURVE_HEIGHT + 4}" role="img" '
+        f'aria-label="{escape(words)}"><polyline points="{points}"/></svg>'
+        f"<figcaption>{escape(words)}</figcaption></figure>"
+    )
 
 
 def _arithmetic(settings: Config, amount: Amount) -> str:

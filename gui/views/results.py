@@ -81,6 +81,7 @@ def _row(view: View, result: Result) -> Sequence[str]:
     buttons = [
         download,
         look.button("Copy path", "copy", str(result.path), title=f"Copy the path of {name}"),
+        look.button("Sample", "sample", name, title=f"Make sample images with {name}"),
         look.button("Delete ...", "delete", name, title=f"Delete {name}"),
     ]
     return [

@@ -15,7 +15,6 @@ from typing import Any
 
 import huggingface_hub.constants
 import numpy as np
-import plotly.graph_objects as go
 
 from gui import look
 from gui.forms import form as forms
@@ -60,7 +59,7 @@ class Outcome:
 
     html: str
     table: str = ""
-    figure: go.Figure | None = None
+    figure: Mapping[str, Any] | None = None
     in_the_way: tuple[Difference, ...] = ()
     allowable: tuple[str, ...] = ()
     resumes: bool = False
@@ -325,7 +324,7 @@ def _meaning(item: Difference) -> str:
     return "free: does not change the training"
 
 
-def _figure(now: Config, verdict: Verdict) -> go.Figure | None:
+def _figure(now: Config, verdict: Verdict) -> Mapping[str, Any] | None:
     """The rates of the part that is trained first: the checkpoint's own as it was trained, and those from here on."""
     curve = LrCurve(**verdict.state["lr_curve"])
     total = verdict.total_steps

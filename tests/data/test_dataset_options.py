@@ -626,7 +626,7 @@ def test_masks_come_from_their_folder_and_are_part_of_the_fingerprint(tmp_path: 
         ({"face_crop_aug_range": [1.0, 3.0], "enable_bucket": True}, "cannot go with enable_bucket"),
         ({"max_token_length": 100}, "100 is not 75, 150 or 225"),
         ({"masked_loss": True}, "needs conditioning_data_dir"),
-        ({"conditioning_data_dir": "x"}, "has no effect without masked_loss"),
+        ({"conditioning_data_dir": "x", "family": "sd"}, "has no effect without masked_loss"),
         ({"caption_extension": "txt"}, "begin with a dot"),
         ({"caption_separator": "", "shuffle_caption": True}, "caption_separator: is empty"),
         (

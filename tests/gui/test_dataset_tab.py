@@ -17,7 +17,7 @@ from gui.places import Places
 from gui.views import dataset_view as view
 from gui.views.dataset_view import Filter, Looked, Looker
 from tests.support import nasty
-from tests.support.browser import SLOW, Served, choose, load_preset, needs_browser, open_tab, serving
+from tests.support.browser import SLOW, Served, choose, load_preset, needs_browser, open_tab
 from trainer.data import dataset_report
 from trainer.options.config import Config
 
@@ -97,14 +97,13 @@ def test_what_was_looked_at_deeper_stays_so(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     make_images(home / "images")
     options = {"train_data_dir": "images", "resolution": "64", "enable_bucket": True}
     options |= {"min_bucket_reso": 32, "bucket_reso_steps": 16}
     presets.save(Places(home, home), "pets", options)
-    with serving(home) as server:
-        yield server
+    return home
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +204,73 @@ def test_a_tag_is_replaced_in_many_captions_after_a_preview_and_undone_after_a_r
     page.get_by_role("button", name=re.compile("Undo: Replace a tag: odd → strange <b>")).click()
     expect(message(page)).to_contain_text("15 captions put back")
     assert {path: path.read_bytes() for path in before} == before
+
+
+@needs_browser
+def test_tags_and_problems_lead_to_pictures_and_keys_from_one_to_the_next(page: Page, served: Served) -> None:
+    where, caption = page.locator("#dataset-where"), page.locator("#dataset-caption textarea")
+    page.locator("#dataset-problems").get_by_role("button", name="Empty file", exact=True).click()
+    expect(where).to_have_text("1 to 1 of 1 images")
+    page.locator("#dataset-summary").get_by_role("button", name="pet 28").click()
+    expect(where).to_have_text("1 to 24 of 28 images")
+    page.locator("#dataset-gallery button.thumbnail-item").nth(22).click()
+    expect(caption).to_have_value("pet, number 19, odd")
+    page.locator("#dataset-gallery button.thumbnail-item").nth(22).press("ArrowRight")
+    expect(caption).to_have_value("pet, number 21, odd")
+    caption.focus()
+    page.keyboard.press("Control+End")
+    page.keyboard.type(", numb")
+    expect(page.locator("#tags-offered li").first).to_have_text("number 4")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(caption).to_have_value("pet, number 21, odd, number 4")
+    page.keyboard.press("Control+Enter")
+    expect(caption).to_have_value("pet, number 23, odd")
+    expect(where).to_have_text("25 to 28 of 28 images")  # the next one is on the next page
+    assert (served.home / "images" / "3_cat" / "21.txt").read_text() == "pet, number 21, odd, number 4"
+    page.locator("button#dataset-undo").click()
+    expect(message(page)).to_contain_text("1 caption put back")
+
+
+@needs_browser
+def test_selected_pictures_are_excluded_and_put_back(page: Page, served: Served) -> None:
+    fill(page, "dataset-tag", "odd")
+    expect(page.locator("#dataset-where")).to_have_text("1 to 15 of 15 images")
+    page.locator("#dataset-select input").check()
+    pictures = page.locator("#dataset-gallery button.thumbnail-item")
+    for number, count in ((3, 1), (5, 2), (6, 3), (6, 2)):
+        pictures.nth(number).click()
+        expect(page.locator("#dataset-selected")).to_contain_text(f"{count} selected")
+    page.locator("button#dataset-exclude").click()
+    expect(message(page)).to_contain_text("2 pictures excluded.")
+    expect(page.locator("#dataset-where")).to_have_text("1 to 13 of 13 images")
+    expect(page.locator("#dataset-summary .facts")).to_contain_text("Images27")
+    folder = served.home / "images" / "3_cat"
+    assert not (folder / "07.txt").exists()
+    page.get_by_role("button", name="Excluded and deleted").click()
+    for name in ("07.png", "11.png"):
+        choose(page, "dataset-taken", name)
+    page.locator("button#dataset-put-back").click()
+    expect(message(page)).to_contain_text("2 pictures put back.")
+    assert (folder / "07.txt").read_text() == "pet, number 7, odd"
+    page.locator("#dataset-select input").uncheck()
+    fill(page, "dataset-tag", "")
+
+
+@needs_browser
+def test_pictures_from_the_browser_become_the_forms_dataset(page: Page, served: Served, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "fox.png")
+    (tmp_path / "fox.txt").write_text("a fox")
+    (tmp_path / "notes.pdf").write_bytes(b"")
+    page.locator("#dataset-drop-name").fill("foxes")
+    with page.expect_file_chooser() as chooser:
+        page.locator("#dataset-drop label.small").click()
+    chooser.value.set_files([tmp_path / name for name in ("fox.png", "fox.txt", "notes.pdf")])
+    expect(page.locator("#dataset-drop .told")).to_contain_text("2 of 3 files arrived. Left out: notes.pdf is neither")
+    expect(message(page)).to_contain_text("training images are now those in datasets/foxes")
+    expect(page.locator("#dataset-summary .facts")).to_contain_text("Images1")
+    assert (served.home / "datasets" / "foxes" / "fox.txt").read_text() == "a fox"
+    assert '"train_data_dir": "datasets/foxes"' in served.places.draft_file.read_text()
 
 
 @needs_browser

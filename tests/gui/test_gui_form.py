@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 
 from gui.forms import draft as drafts
 from gui.forms import form as forms
-from gui.forms import presets
+from gui.forms import marks, presets
 from gui.forms.draft import Draft
 from gui.forms.form import Form
 from gui.places import CODE, Places
@@ -414,6 +415,36 @@ def test_a_disk_without_room_for_a_checkpoint_is_told_before_the_start(
     assert 'data-option="output_dir"' in problem and "the disk is too small" in problem
 
 
+# --- what is said at the fields ---
+
+
+def test_at_a_field_stands_what_is_wrong_with_what_was_written_and_what_it_was(places: Places) -> None:
+    (places.home / "images").mkdir(parents=True)
+    base = forms.complete({"train_data_dir": "images"})
+    changed = {"train_data_dir": "imagse", "network_dim": 0, "vae": "", "seed": None}
+    draft = Draft({**base, **changed}, "mine", base)
+    wrong = marks.problems(places, draft)
+    assert wrong["train_data_dir"] == f"there is no folder or file {places.home / 'imagse'}"
+    assert wrong["network_dim"] == "0 is below 1"
+    assert wrong["seed"].startswith("is empty; the default is")
+    assert "pretrained_model_name_or_path" not in wrong  # it is yet to be written
+    said = json.loads(unescape(marks.marks(places, draft, ["train_data_dir", "network_dim"]).split('"')[1]))
+    assert said == {"problems": wrong, "changed": {"train_data_dir": "images", "network_dim": "16"}}
+    assert marks.problems(places, Draft(base, "mine", base)) == {}
+
+
+def test_presets_stand_by_what_they_are_for_those_for_the_least_memory_first(places: Places) -> None:
+    presets.save(places, "a-lora-style-8gb", {})
+    grouped = presets.grouped(places)
+    assert list(grouped) == [*dict.fromkeys(presets.PURPOSES.values()), presets.PARTICULAR, presets.OWN]
+    assert grouped[presets.OWN] == ["user/a-lora-style-8gb"]
+    assert grouped[presets.TRY_OUT][0] == "demo"
+    memories = [int(name.rpartition("-")[2].removesuffix("gb")) for name in grouped["A character or person"]]
+    assert memories == sorted(memories) and len(set(memories)) > 3
+    assert sorted(name for names in grouped.values() for name in names) == sorted(presets.listing(places))
+    assert {value for _, value in train_tab.preset_choices(places)} == {"", *presets.listing(places)}
+
+
 # --- what it will amount to ---
 
 
@@ -421,6 +452,16 @@ def pictures(folder: Path, count: int) -> None:
     folder.mkdir(parents=True)
     for number in range(count):
         (folder / f"{number}.png").touch()
+
+
+def test_the_learning_rate_is_drawn_over_the_steps_of_the_training(places: Places) -> None:
+    pictures(places.home / "images", 4)
+    options = {"train_data_dir": "images", "learning_rate": 2e-4, "lr_scheduler": "cosine", "max_train_steps": 100}
+    html = plan.shown(places, forms.complete(options | {"lr_warmup_steps": 10}))
+    assert "Learning rate (cosine): 0 at first, 0.0002 at most" in html
+    heights = [float(point.partition(",")[2]) for point in html.partition('points="')[2].partition('"')[0].split()]
+    assert heights[0] == plan.CURVE_HEIGHT and min(heights[10:20]) == 0 and heights[-1] > 39
+    assert "polyline" not in plan.shown(places, forms.complete(options | {"train_data_dir": "none"}))
 
 
 def test_steps_and_epochs_are_computed_from_the_folders(places: Places) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -26,7 +25,6 @@ from tests.support.browser import (
     open_page,
     open_tab,
     save_preset,
-    serving,
 )
 from trainer.options import checks, sources
 from trainer.runs import manifest, run_folder
@@ -36,20 +34,13 @@ pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     make_run(home / "output", "old", status="finished")
     make_run(home / "output", "fox", status="running", alive=True)
     values = {"output_name": "fox", "network_dim": 8, "unet_lr": 0.0, "min_timestep": 7, "use_ema": True}
     presets.save(Places(home, home), "tiny fox", values)
-    with serving(home) as server:
-        yield server
-
-
-@pytest.fixture
-def page(browser: Browser, served: Served) -> Iterator[Page]:
-    with fresh_page(browser, served) as page:
-        yield page
+    return home
 
 
 # --- the form ---

@@ -6,22 +6,25 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, expect
+from playwright.sync_api import Page as BrowserPage
 
+from gui.app import Page
 from gui.forms import form as forms
 from gui.places import Places, placed
 from gui.server import drills
-from gui.tabs import resume_tab
+from gui.server.side_process import Work
+from gui.tabs import resume_tab, sampling_panel
 from gui.views import checkpoints, resume_check
 from gui.views.checkpoints import Verified
-from tests.support.browser import Served, choose, field, fresh_page, needs_browser, open_tab, serving
+from tests.support.browser import Served, choose, field, fresh_page, needs_browser, open_tab
 from trainer import files
 from trainer.options import writing
 from trainer.options.config import OPTIONS, Config
@@ -156,11 +159,11 @@ def test_the_curve_has_the_checkpoints_the_new_one_and_the_point_of_the_resume(t
         resume_allow=("all",),
     )  # fmt: skip
     assert outcome.figure is not None
-    traces = {trace.name: trace for trace in outcome.figure.data}
-    assert traces["the checkpoint's curve"].y[4] == pytest.approx(0.0, abs=1e-9)
-    assert (traces["from here on"].x[0], traces["from here on"].x[-1]) == (2, 8)
-    assert list(traces["resume"].x) == [2]
-    assert traces["resume"].y[0] == pytest.approx(trained.learning_rate * 0.8535533905932737)
+    traces = {trace["name"]: trace for trace in outcome.figure["data"]}
+    assert traces["the checkpoint's curve"]["y"][4] == pytest.approx(0.0, abs=1e-9)
+    assert (traces["from here on"]["x"][0], traces["from here on"]["x"][-1]) == (2, 8)
+    assert traces["resume"]["x"] == [2]
+    assert traces["resume"]["y"][0] == pytest.approx(trained.learning_rate * 0.8535533905932737)
 
 
 def test_the_checkpoints_curve_is_drawn_at_the_rates_it_was_trained_at(trained: Config, places: Places) -> None:
@@ -169,9 +172,9 @@ def test_the_checkpoints_curve_is_drawn_at_the_rates_it_was_trained_at(trained: 
         resume_lr_policy="stretch", resume_allow=("all",),
     )  # fmt: skip
     assert outcome.figure is not None
-    traces = {trace.name: trace for trace in outcome.figure.data}
-    assert max(traces["the checkpoint's curve"].y) == pytest.approx(trained.learning_rate)
-    assert max(traces["from here on"].y) < trained.learning_rate / 4
+    traces = {trace["name"]: trace for trace in outcome.figure["data"]}
+    assert max(traces["the checkpoint's curve"]["y"]) == pytest.approx(trained.learning_rate)
+    assert max(traces["from here on"]["y"]) < trained.learning_rate / 4
 
 
 def test_the_environment_is_compared_once_it_is_known(trained: Config, places: Places, run: RunFolder) -> None:
@@ -289,20 +292,21 @@ def test_what_was_left_behind_by_going_back_can_be_listed(places: Places, run: R
 # --- the drill ---
 
 
-def wait_for_drill(run: RunFolder, seconds: float = 120.0) -> drills.Drill:
+def wait_for(run: RunFolder, read: Callable[[RunFolder], Work | None], seconds: float = 300.0) -> Work:
+    """The work when it has ended."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        drill = drills.read(run)
-        if drill is not None and not drill.alive:
-            return drill
+        work = read(run)
+        if work is not None and not work.alive:
+            return work
         time.sleep(0.2)
-    raise AssertionError(f"the drill goes on: {drills.read(run)}")
+    raise AssertionError(f"it goes on: {read(run)}")
 
 
 def test_a_drill_that_is_refused_says_why(trained: Config, places: Places, run: RunFolder) -> None:
     settings = Config(**values_of(trained, places, train_data_dir="nowhere"))
     assert drills.start(settings, places) == run
-    drill = wait_for_drill(run)
+    drill = wait_for(run, drills.read)
     assert "Refused: " in drills.show(drill, time.time())
     assert "nowhere" in drills.show(drill, time.time())
 
@@ -311,12 +315,33 @@ def test_a_verdict_of_a_drill_is_shown_first_and_in_its_colour() -> None:
     stage = json.dumps({"stage": 1, "of": 3, "doing": "Training 8 steps straight"})
     verdict = {"version": 1, "verdict": "passed", "lines": ["PASSED: bit-equal.", "8 steps; killed after step 4"]}
     text = f"{stage}\na warning of a library\n{json.dumps(verdict)}\n"
-    shown = drills.show(drills.Drill(100.0, False, text), 200.0)
+    shown = drills.show(Work(100.0, False, text), 200.0)
     assert 'class="note good"' in shown
     assert "PASSED: bit-equal." in shown
     assert "killed after step 4" in shown
-    going = drills.show(drills.Drill(100.0, True, f"{stage}\na warning of a library"), 130.0)
+    going = drills.show(Work(100.0, True, f"{stage}\na warning of a library"), 130.0)
     assert "for 30 s, stage 1 of 3: Training 8 steps straight" in going
+
+
+# --- samples after the training ---
+
+
+def test_samples_are_made_of_a_chosen_checkpoint_and_model_file(places: Places, run: RunFolder) -> None:
+    page = Page(places)
+    panel = page.runs.sampling
+    known = [value for _, value in sampling_panel.sources(run)]
+    assert len(known) > STEPS
+    data: dict[Any, Any] = {page.bar.picker: str(run.path), panel.sources: [], panel.prompts: ""}
+    assert "Choose a checkpoint" in panel.start(data)[page.bar.message]
+    assert "no sample_prompts" in panel.start(data | {panel.sources: known[:1]})[page.bar.message]
+    outside = data | {panel.sources: [str(places.home)], panel.prompts: "a fox"}
+    assert "Choose a checkpoint" in panel.start(outside)[page.bar.message]
+    begun = panel.start(data | {panel.sources: known[:1], panel.prompts: "-- two dashes --s 1\na fox --s 1"})
+    assert begun[page.bar.message] == ""
+    wait_for(run, sampling_panel.SAMPLING.read)
+    assert "2 pictures in the Samples tab" in panel.watch(data)[panel.progress]
+    history = page.watch.look(run).history
+    assert {(sample.step, sample.prompt) for sample in history.samples.values()} == {(4, "-- two dashes"), (4, "a fox")}
 
 
 # --- the tab itself ---
@@ -333,17 +358,16 @@ def test_only_the_latest_check_of_a_page_is_shown() -> None:
 
 
 @pytest.fixture(scope="module")
-def served(trained: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def home(trained: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("served")
     shutil.copytree(trained.output_dir, home / "output")
     run = RunFolder(home / "output" / "fox")
     files.write_text(run.config_file, writing.to_toml(trained.replace(output_dir="output")))
-    with serving(home) as server:
-        yield server
+    return home
 
 
 @pytest.fixture
-def page(browser: Browser, served: Served) -> Iterator[Page]:
+def page(browser: Browser, served: Served) -> Iterator[BrowserPage]:
     with fresh_page(browser, served) as page:
         open_tab(page, "Resume")
         page.locator("#resume-adopt").click()
@@ -351,13 +375,13 @@ def page(browser: Browser, served: Served) -> Iterator[Page]:
         yield page
 
 
-def choose_step(page: Page, step: int) -> None:
+def choose_step(page: BrowserPage, step: int) -> None:
     page.locator("#resume-table").get_by_title(f"Continue from step {step}", exact=True).click()
     expect(page.locator("#resume-verdict")).to_contain_text(f"Continues at step {step + 1} of")
 
 
 @needs_browser
-def test_differences_are_put_right_or_allowed_one_by_one_and_all_at_once(page: Page) -> None:
+def test_differences_are_put_right_or_allowed_one_by_one_and_all_at_once(page: BrowserPage) -> None:
     choose_step(page, 2)
     open_tab(page, "Train")
     field(page, "network_dim").fill("9")
@@ -388,7 +412,7 @@ def test_an_automatic_start_begins_what_has_no_checkpoint_and_continues_what_has
 
 
 @needs_browser
-def test_steps_and_policy_are_changed_beside_the_curve_they_draw(page: Page) -> None:
+def test_steps_and_policy_are_changed_beside_the_curve_they_draw(page: BrowserPage) -> None:
     steps = page.locator("#resume-steps input")
     steps.fill("8")
     steps.blur()
@@ -401,7 +425,9 @@ def test_steps_and_policy_are_changed_beside_the_curve_they_draw(page: Page) -> 
 
 
 @needs_browser
-def test_a_checkpoint_is_verified_pinned_exported_and_deleted_after_a_question(page: Page, served: Served) -> None:
+def test_a_checkpoint_is_verified_pinned_exported_and_deleted_after_a_question(
+    page: BrowserPage, served: Served
+) -> None:
     run = RunFolder(served.home / "output" / "fox")
     message, table = page.locator("#form-message"), page.locator("#resume-table")
     page.locator("#resume-verify").click()
@@ -425,7 +451,7 @@ def test_a_checkpoint_is_verified_pinned_exported_and_deleted_after_a_question(p
 
 
 @needs_browser
-def test_a_new_run_branches_off_an_older_step_and_knows_where_it_came_from(page: Page, served: Served) -> None:
+def test_a_new_run_branches_off_an_older_step_and_knows_where_it_came_from(page: BrowserPage, served: Served) -> None:
     choose_step(page, 2)
     page.get_by_role("button", name="Continue as a new run").click()
     page.locator("#resume-branch-name").locator("input, textarea").first.fill("fox")
@@ -437,7 +463,7 @@ def test_a_new_run_branches_off_an_older_step_and_knows_where_it_came_from(page:
     page.locator("#start-training").click()
     run = RunFolder(served.home / "output" / "vixen")
     expect(page.locator("#run-picker input")).to_have_value(re.compile("^vixen · "))
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while (record := run_folder.read_run(run)) is None or run_folder.status(run) != "finished":
         assert time.monotonic() < deadline
         time.sleep(0.2)

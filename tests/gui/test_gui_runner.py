@@ -158,7 +158,7 @@ def serve_and_leave(places: Places, **environment: str) -> str:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("Rekindle: ")
         process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=300)
         assert process.returncode == 0
         return told
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from gui.views import results, runs
 from gui.views.monitor import Watch
 from tests.benchmarks.gui_browser import hide
 from tests.gui.test_gui_fake_run import make_run, settings, write_session
-from tests.support.browser import SLOW, Served, choose, needs_browser, open_page, open_tab, serving
+from tests.support.browser import SLOW, Served, choose, needs_browser, open_page, open_tab
 from trainer.options import checks
 from trainer.refusal import Refused
 from trainer.runs import manifest, run_folder, shelf
@@ -115,21 +114,11 @@ def test_a_summary_is_read_from_the_end_of_long_events(tmp_path: Path, monkeypat
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     make_run(home / "output", "old", status="finished", learning_rate=3e-4)
     write_model(make_run(home / "output", "fox", status="running", alive=True), "", 150)
-    with serving(home) as server:
-        yield server
-
-
-@pytest.fixture
-def page(browser: Browser, served: Served) -> Iterator[Page]:
-    page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    page.set_default_timeout(SLOW)
-    open_page(page, served)
-    yield page
-    page.close()
+    return home
 
 
 CHART = "document.querySelector('#loss-chart .js-plotly-plot')"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from gui.views import thumbnails
 from gui.views.history import Sample
 from gui.views.monitor import View, Watch
 from tests.gui.test_gui_fake_run import make_run
-from tests.support.browser import SLOW, Served, choose, needs_browser, open_page, open_tab, serving
+from tests.support.browser import SLOW, Served, choose, needs_browser, open_page, open_tab
 
 SNOW, RED = "a fox in the snow", "a red fox"
 
@@ -145,12 +144,11 @@ def test_the_newest_step_goes_on_to_be_compared_until_another_is_chosen(tmp_path
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     make_run(home / "output", "vixen", status="finished")
     make_run(home / "output", "fox", status="finished")
-    with serving(home) as server:
-        yield server
+    return home
 
 
 @needs_browser

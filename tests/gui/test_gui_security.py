@@ -341,7 +341,7 @@ def test_a_taken_port_is_told_in_a_sentence(launch: Launch) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         process = launch("--server_port", str(taken.getsockname()[1]))
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "Address already in use" in told and "--server_port" in told
     assert "Traceback" not in told
@@ -349,7 +349,7 @@ def test_a_taken_port_is_told_in_a_sentence(launch: Launch) -> None:
 
 def test_a_username_without_a_password_is_refused(launch: Launch) -> None:
     process = launch("--username", "anna")
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "go together" in told
 
@@ -361,7 +361,7 @@ def test_listening_to_others_prints_the_token_once_and_sigterm_ends_the_server(l
     token = (tmp_path / "state" / "rekindle" / "token").read_text().strip()
     assert first.strip().endswith(f"/?token={token}")
     process.send_signal(signal.SIGTERM)
-    rest, errors = process.communicate(timeout=60)
+    rest, errors = process.communicate(timeout=300)
     assert process.returncode == 0
     assert token not in rest + errors
     assert "Traceback" not in errors

@@ -18,16 +18,16 @@ from gui.places import CODE
 from tests.gui.test_gui_fake_run import make_run
 from tests.gui.test_gui_form import other_values
 from tests.support.browser import (
+    SLOW,
     Served,
     choose,
     field,
-    fresh_page,
     load_preset,
     needs_browser,
     open_page,
     open_tab,
     save_preset,
-    serving,
+    settle,
 )
 from trainer.models.families import TABLE
 from trainer.options import checks, sources
@@ -41,19 +41,12 @@ WCAG_AA = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a",
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     (home / "presets").mkdir()
     (home / "presets" / "demo").symlink_to(CODE / "presets" / "demo")
     make_run(home / "output", "fox", status="stopped")
-    with serving(home) as server:
-        yield server
-
-
-@pytest.fixture
-def page(browser: Browser, served: Served) -> Iterator[Page]:
-    with fresh_page(browser, served) as page:
-        yield page
+    return home
 
 
 def message(page: Page) -> Any:
@@ -176,6 +169,55 @@ def test_a_preset_is_downloaded_and_uploaded_and_mistakes_are_named_by_line(page
     expect(page.locator("#preset-name input, #preset-name textarea").first).to_have_value("mine")
 
 
+# --- at the fields ---
+
+
+def test_by_keyboard_a_folder_is_browsed_for_and_a_change_taken_back_where_it_was_made(
+    page: Page, served: Served
+) -> None:
+    load_preset(page, "demo")
+    field(page, "train_data_dir").fill("output/nothing")
+    said = page.locator("#opt-train_data_dir .at-field")
+    expect(said).to_contain_text("there is no folder or file")
+    browse = page.get_by_role("button", name="Browse for Train data folder")
+    browse.focus()
+    page.keyboard.press("Enter")
+    dialog = page.locator("#browser")
+    expect(dialog.get_by_role("status")).to_contain_text("There is no")
+    expect(dialog.locator("li button").first).to_be_focused()
+    page.keyboard.press("Backspace")
+    expect(dialog.locator("nav.way")).to_have_text(served.home.name)
+    dialog.get_by_role("searchbox").fill("outp")
+    expect(dialog.locator("li button")).to_have_text("output/")
+    dialog.locator("li button").focus()
+    page.keyboard.press("Enter")
+    expect(dialog.locator("nav.way")).to_have_text(f"{served.home.name}/output")
+    assert Axe().run(page, options=WCAG_AA).violations_count == 0
+    dialog.get_by_role("button", name="Choose this folder").press("Enter")
+    expect(browse).to_be_focused()
+    expect(field(page, "train_data_dir")).to_have_value("output")
+    expect(said).not_to_contain_text("there is no folder")
+    said.get_by_role("button").press("Enter")
+    expect(field(page, "train_data_dir")).to_have_value("presets/demo/dataset")
+    expect(said).to_have_count(0)
+
+
+def test_only_common_options_are_shown_where_they_are_enough_and_what_differs_always(page: Page) -> None:
+    load_preset(page, "demo")
+    field(page, "network_dim").fill("24")
+    page.get_by_role("button", name="Common options").click()
+    expect(page.locator("#section-network-advanced")).to_be_hidden()
+    page.locator("#option-search").fill("network weights")
+    page.keyboard.press("Enter")  # leads to where it is, and so shows all
+    field(page, "network_weights").fill("nowhere.safetensors")
+    expect(page.locator("#opt-network_weights .at-field")).to_contain_text("there is no folder or file")
+    page.get_by_role("button", name="Common options").click()
+    expect(page.locator("#section-network-advanced")).to_be_visible()
+    expect(page.locator("#section-training-advanced")).to_be_hidden()
+    page.get_by_role("button", name="All options").click()
+    expect(page.locator("#section-training-advanced")).to_be_visible()
+
+
 # --- finding and launching ---
 
 
@@ -241,7 +283,7 @@ def test_killing_asks_first_and_two_browsers_see_how_it_ended(browser: Browser, 
         expect(page.locator("#question-text")).to_contain_text("End fox at once, without saving?")
         assert process.poll() is None
         page.locator("#question-yes").click()
-        process.wait(timeout=60)
+        process.wait(timeout=300)
         for one in (page, other):
             expect(one.locator("#run-status")).to_contain_text("interrupted")
             expect(one.locator("#kill-training")).to_be_disabled()
@@ -260,26 +302,30 @@ def tabs(page: Page) -> Iterator[str]:
         "[...document.querySelectorAll('[id^=tab-][id$=-button]')].map(one => one.textContent.trim())"
     )
     inside = page.locator(".overflow-menu")
-    for name in dict.fromkeys([*names, "Monitor", "Samples"]):
+    for name in dict.fromkeys([*names, "Monitor", "Samples", "Runs"]):
         tab = page.get_by_role("tab", name=name, exact=True)
         if tab.count() and tab.is_visible():
             tab.click()
         else:
             inside.get_by_role("button").first.click()
             inside.get_by_text(name, exact=True).click()
-        page.wait_for_timeout(500)
+        expect(page.locator(f"#tab-{name.lower()}")).to_be_visible()
+        settle(page)
         yield name
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_tab_follows_the_rules_of_wcag_2_aa(browser: Browser, served: Served, scheme: Any) -> None:
-    page = browser.new_page(viewport={"width": 1400, "height": 1000}, color_scheme=scheme)
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 1024), ("dark", 390)])
+def test_every_tab_follows_the_rules_of_wcag_2_aa(browser: Browser, served: Served, scheme: Any, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.set_default_timeout(SLOW)
     open_page(page, served)
     page.locator("#preset-load").click()  # for a message to look at
     found = {}
     for name in tabs(page):
         for one in Axe().run(page, options=WCAG_AA).response["violations"]:
             found[f"{name}: {one['id']}"] = [node["html"] for node in one["nodes"]]
+        if page.evaluate("document.documentElement.scrollWidth") > width:
+            found[f"{name}: scrolls sideways"] = [str(width)]
     page.close()
     assert not found, json.dumps(found, indent=1)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Page, Route, expect
 
 from gui.forms import draft as drafts
 from gui.places import CODE
@@ -19,11 +18,9 @@ from tests.support.browser import (
     Served,
     choose,
     field,
-    fresh_page,
     load_preset,
     needs_browser,
     open_tab,
-    serving,
     settle,
 )
 from trainer.runs import queue, run_folder
@@ -33,21 +30,14 @@ pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     (home / "presets").mkdir()
     (home / "presets" / "demo").symlink_to(CODE / "presets" / "demo")
     make_run(home / "output", "fox", status="stopped")
     state = home / "state" / "rekindle"
     queue.pause(state / "queue")  # nothing is to be trained here
-    with serving(home) as server:
-        yield server
-
-
-@pytest.fixture
-def page(browser: Browser, served: Served) -> Iterator[Page]:
-    with fresh_page(browser, served) as page:
-        yield page
+    return home
 
 
 def message(page: Page) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, ImageChops
 
 from tests.support import judges
 from tests.support.runs_at_tiny_size import config_for, events_of, run
@@ -15,6 +16,8 @@ from trainer.judging import evaluation, subjects
 from trainer.judging.subjects import Painter
 from trainer.options.config import Config
 from trainer.recipe.prompts import Prompt
+from trainer.runs import run_folder
+from trainer.runs.run_folder import RunFolder
 
 SAMPLES = 5
 
@@ -23,7 +26,10 @@ SAMPLES = 5
 def trained(tiny_model: Path, tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A run of four steps with two checkpoints."""
     output = tmp_path_factory.mktemp("trained")
-    config = config_for(tiny_model, tiny_images, output, max_train_steps=4, save_every_n_steps=2, learning_rate=0.05)
+    samples = {"sample_prompts": "a fox --s 2 --d 7", "sample_every_n_steps": 4}
+    config = config_for(
+        tiny_model, tiny_images, output, max_train_steps=4, save_every_n_steps=2, learning_rate=0.05, **samples
+    )
     run(config)
     return config
 
@@ -140,3 +146,47 @@ def test_the_table_has_a_line_for_each_figure_and_a_column_for_each_subject(
     assert [line.split()[0] for line in lines[1:7]] == [
         *("clip_score", "clip_retrieval", "clip_similarity", "dino_similarity", "memorised", "nearest")
     ]
+
+
+# --- sample images after the training ---
+
+
+def sample(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> dict[str, Any]:
+    """The last thing that the command says."""
+    capsys.readouterr()
+    assert main(["sample", "--json", *arguments]) == code
+    told: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return told
+
+
+def test_a_sample_made_after_the_training_is_the_one_that_was_made_in_it(
+    trained: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(Path(trained.run_dir))
+    before = events_of(trained, "sample_saved")
+    sources = [str(folder.checkpoints / "step-00000004"), str(folder.path.with_suffix(".safetensors"))]
+    pictures = [Path(path) for path in sample(capsys, *sources)["pictures"]]
+    assert ImageChops.difference(Image.open(pictures[0]), Image.open(folder.path / before[0]["path"])).getbbox() is None
+    told = events_of(trained, "sample_saved")[len(before) :]
+    assert [folder.path / event["path"] for event in told] == pictures
+    assert [(event["global_step"], event["prompt"], event["seed"]) for event in told] == [(4, "a fox", 7)] * 2
+    stamps = [path.stat().st_mtime_ns for path in pictures]
+    assert sample(capsys, *sources)["pictures"] == [str(path) for path in pictures]
+    assert [path.stat().st_mtime_ns for path in pictures] == stamps  # what is there is not made again
+
+
+def test_what_cannot_be_sampled_is_refused_with_the_way_out(
+    trained: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(Path(trained.run_dir))
+    checkpoint = str(folder.checkpoints / "step-00000002")
+    assert "no checkpoint, no run and no model file" in sample(capsys, str(tmp_path), code=3)["refusal"]
+    assert "--d x: that is not a whole number" in sample(capsys, checkpoint, "--prompts=a fox --d x", code=3)["refusal"]
+    record = folder.run_file.read_bytes()
+    run_folder.write_run(folder, json.loads(record) | run_folder.this_process() | {"status": "running"})
+    try:
+        assert "being trained" in sample(capsys, checkpoint, code=3)["refusal"]
+        [made] = sample(capsys, checkpoint, "--output", str(tmp_path / "apart"))["pictures"]
+        assert Path(made).parent == tmp_path / "apart"
+    finally:
+        folder.run_file.write_bytes(record)

@@ -341,7 +341,10 @@ def test_a_cached_caption_trains_as_one_that_is_encoded_in_the_step(folder: Path
     model = load(folder, **unet_only)
     assert not unet_only or len(model.targets) == 1
     batch = batch_for(model)
-    rows = [model.conditioning_of(caption, lambda text: model.encode_captions([text])[0]) for caption in (CAPTION, "")]
+    rows = [
+        model.conditioning_of(caption, lambda text, _=None: model.encode_captions([text])[0])
+        for caption in (CAPTION, "")
+    ]
     in_step = model.module()(batch)
     for place, row in enumerate(rows):
         one = {name: value[place : place + 1] for name, value in batch.items() if isinstance(value, Tensor)}

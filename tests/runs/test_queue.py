@@ -104,7 +104,7 @@ def test_processes_that_add_at_once_lose_nothing(tmp_path: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(600)
     assert sorted(names(tmp_path)) == sorted(f"{who}-{number}" for who in range(3) for number in range(5))
     assert [entry.number for entry in queue.read(tmp_path).entries] == list(range(1, 16))
 

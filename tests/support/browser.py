@@ -7,13 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect, sync_playwright
 
 from gui.places import CODE, Places
 
@@ -28,7 +29,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-SLOW = 60_000  # ms: for what takes the server a moment on a busy machine
+SLOW = 120_000  # ms: for what takes the server a moment on a busy machine
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome")
 
 
@@ -58,7 +59,7 @@ class Served:
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.communicate(timeout=60)
+                self.process.communicate(timeout=300)
             finally:
                 self.process.kill()
                 self.process = None
@@ -119,9 +120,22 @@ def open_tab(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name).click()
 
 
-def choose(page: Page, picker: str, words: str) -> None:
-    page.locator(f"#{picker} input").click()
-    page.get_by_role("option", name=words).first.click()
+def choose(page: Page, picker: str, words: str, *, exact: bool = False) -> None:
+    """Choose from a dropdown's list. It moves while it opens, and is made anew when other choices arrive for it; so it
+    is opened again where the click did not come through."""
+    box = page.locator(f"#{picker} input").first
+    option = page.locator(f"#{picker}").get_by_role("option", name=words, exact=exact).first
+    deadline = time.monotonic() + SLOW / 1000
+    while True:
+        if not option.is_visible():
+            box.blur()
+            box.click()
+        try:
+            option.click(timeout=5_000)
+            return
+        except TimeoutError:
+            if time.monotonic() > deadline:
+                raise
 
 
 def load_preset(page: Page, name: str, answer: str = "{name} was loaded") -> None:
@@ -129,11 +143,9 @@ def load_preset(page: Page, name: str, answer: str = "{name} was loaded") -> Non
     both answers."""
     stamp = page.locator("#form-stamp").locator("input, textarea").first
     before = stamp.input_value()
-    page.locator("#preset-picker input").click()
-    option = page.get_by_role("option", name=name).first
-    is_another = option.inner_text().strip() != page.locator("#preset-picker input").input_value().strip()
+    is_another = page.locator("#preset-picker input").input_value().strip() != name
     loads = is_another and page.locator("#form-changes").inner_text().strip().startswith("Matches")
-    option.click()
+    choose(page, "preset-picker", name, exact=True)
     if loads:
         expect(stamp).not_to_have_value(before)
         before = stamp.input_value()

@@ -112,7 +112,8 @@ def options_of(combination: dict[str, str]) -> Options:
 
 def is_valid(combination: dict[str, str]) -> bool:
     try:
-        resolve({name: Given(value, "") for name, value in options_of(combination).items()})
+        options = {"family": "sd", **options_of(combination)}  # whose rules hold, too
+        resolve({name: Given(value, "") for name, value in options.items()})
     except ConfigError:
         return False
     return True

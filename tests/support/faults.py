@@ -199,7 +199,7 @@ class _Counter:
         """Send it to this process and return when it was handled: two of a kind at once would count as one."""
         expected = self.handled + 1
         os.kill(os.getpid(), number)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while self.handled < expected:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{number.name} was not handled")

@@ -5,6 +5,7 @@ A new family adds its entry here and nothing else.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,7 @@ from transformers import (
     Mistral3Model,
     MistralConfig,
     PixtralVisionConfig,
+    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
@@ -68,6 +70,7 @@ from transformers import (
     T5Config,
     T5EncoderModel,
 )
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.support import tiny
 
@@ -284,35 +287,55 @@ def qwen_vae() -> AutoencoderKLQwenImage:
     return AutoencoderKLQwenImage(base_dim=8, num_res_blocks=1)
 
 
-def make_qwen_image(folder: Path) -> Path:
-    def parts() -> dict[str, Any]:
-        text = {
-            "vocab_size": 260,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
-        }
-        sight = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
-        return {
-            "transformer": QwenImageTransformer2DModel(
-                num_layers=2,
-                attention_head_dim=16,
-                num_attention_heads=2,
-                joint_attention_dim=32,
-                axes_dims_rope=(4, 6, 6),
-            ),
-            "vae": qwen_vae(),
-            "text_encoder": Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=sight)),
-            "tokenizer": tiny.make_chat_tokenizer(),
-            "scheduler": FlowMatchEulerDiscreteScheduler(
-                use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
-            ),
-        }
+def qwen_parts(tokenizer: PreTrainedTokenizerFast, **changes: Any) -> dict[str, Any]:
+    """A Qwen-Image. `changes`: of its transformer."""
+    text = {
+        "vocab_size": 270,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+    }
+    sight = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    return {
+        "transformer": QwenImageTransformer2DModel(
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            axes_dims_rope=(4, 6, 6),
+            **changes,
+        ),
+        "vae": qwen_vae(),
+        "text_encoder": Qwen2_5_VLForConditionalGeneration(
+            Qwen2_5_VLConfig(text_config=text, vision_config=sight, image_token_id=261)
+        ),
+        "tokenizer": tokenizer,
+        "scheduler": FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+        ),
+    }
 
-    return written(QwenImagePipeline, folder, parts)
+
+def make_qwen_image(folder: Path) -> Path:
+    return written(QwenImagePipeline, folder, lambda: qwen_parts(tiny.make_chat_tokenizer()))
+
+
+def make_qwen_edit(folder: Path, kind: str = "QwenImageEditPlusPipeline") -> Path:
+    """Its tokenizer knows where pictures go; as Edit-2511, its control pictures are never noisy."""
+    tokenizer = tiny.make_chat_tokenizer()
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]}
+    )
+    written(QwenImagePipeline, folder, lambda: qwen_parts(tokenizer, zero_cond_t=True))
+    tokenizer.save_pretrained(folder / "processor")
+    Qwen2VLImageProcessorPil(patch_size=14, min_pixels=56 * 56, max_pixels=10**7).save_pretrained(folder / "processor")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"_class_name": kind, "processor": ["transformers", "Qwen2VLProcessor"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
 
 
 def make_krea2(folder: Path) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, PixArtTransformer2DModel
 from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -83,7 +84,7 @@ class Toy:
         return Latents(components)
 
     def text(self, components: Components, config: Config, dtype: torch.dtype) -> PipelineText:
-        def encode(captions: Sequence[str]) -> list[dict[str, Tensor]]:
+        def encode(captions: Sequence[str], _: Sequence[Image.Image | None]) -> list[dict[str, Tensor]]:
             encoder, tokenizer = components["text_encoder"], components["tokenizer"]
             rows = (torch.tensor([tokenizer(caption, truncation=True).input_ids]) for caption in captions)
             return [{"states": encoder(row.to(encoder.device)).last_hidden_state[0]} for row in rows]
@@ -103,7 +104,7 @@ class Toy:
         )[0]
         return predicted
 
-    def pipeline(self, components: Components, scheduler: Any) -> ToyPipeline:
+    def pipeline(self, components: Components, scheduler: Any, *, controls: bool = False) -> ToyPipeline:
         return ToyPipeline(components["transformer"], scheduler)
 
     def sample(

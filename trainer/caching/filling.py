@@ -21,18 +21,22 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from trainer import devices, quantities
 from trainer.caching import packs, stores
 from trainer.caching.packs import Arrays
 from trainer.caching.stores import DiskStore, MemoryStore, Store, latent_key
+from trainer.data import pictures
 from trainer.data.buckets import Size
+from trainer.data.captions import Shown
 from trainer.data.dataset import Entry
 from trainer.data.folder_scan import no_collections
 from trainer.data.pixels import pixels_of
 from trainer.distributed import beside
 from trainer.distributed.agreement import Agreement
+from trainer.models.text import TextSource
 from trainer.options.config import Config
 from trainer.refusal import Refused
 
@@ -150,19 +154,22 @@ class PictureGroups:
 # --- captions ------------------------------------------------------------------------------------------------------
 
 
+Text = tuple[str, Shown | None]  # a caption, and the picture that the text encoder is shown with it
+
+
 class CaptionGroups:
     """Captions in groups; behind them other texts, so that these change no group of the captions."""
 
     def __init__(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Text],
         *,
         batch: int,
-        encode: Callable[[Sequence[str]], Sequence[Arrays]],
-        others: Iterable[str] = (),
+        encode: Callable[..., Sequence[Arrays]],
+        others: Iterable[Text] = (),
     ) -> None:
-        """`texts`: sorted."""
-        further = sorted(set(others) - set(texts))
+        """`texts`: sorted; `encode` is given captions, and their pictures where it is to be shown any."""
+        further = sorted(set(others) - set(texts), key=lambda text: (text[0], text[1] or ()))
         self._groups = [
             kind[start : start + batch] for kind in (texts, further) for start in range(0, len(kind), batch)
         ]
@@ -172,22 +179,24 @@ class CaptionGroups:
     def __len__(self) -> int:
         return len(self._groups)
 
-    def members(self, number: int) -> Sequence[str]:
+    def members(self, number: int) -> Sequence[Text]:
         return self._groups[number]
 
-    def number_of(self, member: str) -> int:
+    def number_of(self, member: Text) -> int:
         """The group of a text. Looks at all of them."""
         return next(number for number, group in enumerate(self._groups) if member in group)
 
     def keys(self, number: int) -> list[bytes]:
-        return [stores.text_key(caption) for caption in self.members(number)]
+        return [stores.text_key(*text) for text in self.members(number)]
 
-    def prepare(self, number: int) -> list[str]:
-        members = list(self.members(number))
+    def prepare(self, number: int) -> list[tuple[str, Image.Image | None]]:
+        """Raises PictureError."""
+        members = [(text, shown and pictures.open_shown(shown)) for text, shown in self.members(number)]
         return members + members[-1:] * (self._batch - len(members))
 
-    def compute(self, prepared: list[str]) -> list[Arrays]:
-        return list(self._encode(prepared))
+    def compute(self, prepared: list[tuple[str, Image.Image | None]]) -> list[Arrays]:
+        texts, looked_at = [text for text, _ in prepared], [picture for _, picture in prepared]
+        return list(self._encode(texts, looked_at) if any(looked_at) else self._encode(texts))
 
 
 # --- filling a cache -----------------------------------------------------------------------------------------------
@@ -359,11 +368,12 @@ class Encoder(Generic[Input]):
 def latent_source(
     config: Config, entries: Sequence[Entry], encoder: Encoder[Tensor], agreement: Agreement, progress: Progress
 ) -> Callable[[Entry, bool], Arrays]:
-    """Encode every image (and its mirror image, if wanted) that is not cached yet; returns where to find them.
+    """Encode every image (and its mirror image, if wanted) that is not cached yet, and control pictures; returns where
+    to find them.
 
     `encoder.encode`: pixels (batch, 3, height, width) -> mean, std.
     """
-    groups = PictureGroups(entries, batch=config.vae_batch_size, encode=encoder.encode)
+    groups = PictureGroups(stores.pictures_of(entries), batch=config.vae_batch_size, encode=encoder.encode)
     more = {"batch": config.vae_batch_size, "preparation": PREPARATION}
     store = _store(config.cache_path if config.cache_latents_to_disk else None, "latents", encoder, more)
     fill(store, groups, agreement, progress)
@@ -374,22 +384,31 @@ def latent_source(
 def text_source(
     config: Config,
     entries: Sequence[Entry],
-    encoder: Encoder[Sequence[str]],
+    encoder: Encoder[Any],
     agreement: Agreement,
     progress: Progress,
-    others: Iterable[str] = (),
-) -> Callable[[str], Arrays]:
+    others: Iterable[Text] = (),
+    *,
+    shows: bool = False,
+) -> TextSource:
     """Encode every caption (and the empty one) that is not cached yet; returns where to find them.
 
-    `encoder.encode`: captions -> the arrays of each; `others`: further texts, of sample prompts.
+    `encoder.encode`: captions -> the arrays of each; `others`: further texts, of sample prompts; `shows`: the encoder
+    is given the control pictures as well.
     """
-    texts = stores.texts_of(entries)
+    texts: list[Text] = [(text, None) for text in stores.texts_of(entries)]
+    if shows:
+        texts = [*stores.shown_texts_of(entries)]
     groups = CaptionGroups(texts, batch=config.text_encoder_batch_size, encode=encoder.encode, others=others)
     folder = config.cache_path if config.cache_text_encoder_outputs_to_disk else None
     store = _store(folder, "text", encoder, {"batch": config.text_encoder_batch_size})
     fill(store, groups, agreement, progress)
     source = Source(store, groups, encoder.lending)
-    return lambda caption: source(stores.text_key(caption), caption)
+
+    def find(caption: str, shown: Shown | None = None) -> Arrays:
+        return source(stores.text_key(caption, shown), (caption, shown))
+
+    return find
 
 
 def _store(folder: Path | None, kind: stores.Kind, encoder: Encoder[Any], more: Mapping[str, Any]) -> Store:

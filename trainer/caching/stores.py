@@ -30,6 +30,7 @@ from trainer.caching import packs
 from trainer.caching.packs import Arrays, Packs
 from trainer.data import captions
 from trainer.data.augmentation import cut_by_rules
+from trainer.data.captions import Shown
 from trainer.data.dataset import Entry
 
 logger = logging.getLogger(__name__)
@@ -43,9 +44,10 @@ EARLIER_FOLDER, EARLIER_FILE = re.compile(r"[0-9a-f]{2}"), re.compile(r"[0-9a-f]
 CONTENT_BYTES = packs.KEY_BYTES // 2  # the half of a key that names the content
 
 
-def text_key(text: str) -> bytes:
-    """The key of what the text encoder makes of a text."""
-    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[: packs.KEY_BYTES]
+def text_key(text: str, shown: Shown | None = None) -> bytes:
+    """The key of what the text encoder makes of a text, and of the picture that it is shown with it."""
+    content = text.encode(errors="surrogatepass") + (b"\0" + shown.digest.encode() if shown else b"")
+    return hashlib.sha256(content).digest()[: packs.KEY_BYTES]
 
 
 def latent_key(entry: Entry, mirrored: bool) -> bytes:
@@ -64,10 +66,29 @@ def texts_of(entries: Iterable[Entry]) -> list[str]:
     return sorted({captions.plain_caption(entry.caption, entry.subset.options) for entry in entries} | {""})
 
 
-def contents_of(entries: Sequence[Entry], others: Iterable[str] = ()) -> set[bytes]:
+def shown_texts_of(entries: Iterable[Entry]) -> list[tuple[str, Shown]]:
+    """The same, of images with control pictures, each with the picture that the text encoder is shown; in order."""
+    return sorted(
+        {
+            (text, entry.shown)
+            for entry in entries
+            if entry.shown
+            for text in (captions.plain_caption(entry.caption, entry.subset.options), "")
+        }
+    )
+
+
+def pictures_of(entries: Iterable[Entry]) -> list[Entry]:
+    """The images, and behind them their control pictures."""
+    entries = list(entries)
+    return entries + [entry.control for entry in entries if entry.control]
+
+
+def contents_of(entries: Sequence[Entry], others: Iterable[tuple[str, Shown | None]] = ()) -> set[bytes]:
     """The first halves of the keys of everything that can be cached of these images and of these other texts."""
-    keys = [text_key(text) for text in (*texts_of(entries), *others)]
-    keys += [latent_key(entry, False) for entry in entries]
+    keys = [text_key(text) for text in texts_of(entries)] + [text_key(*text) for text in others]
+    keys += [text_key(*text) for text in shown_texts_of(entries)]
+    keys += [latent_key(entry, False) for entry in pictures_of(entries)]
     return {key[:CONTENT_BYTES] for key in keys}
 
 

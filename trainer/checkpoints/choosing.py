@@ -8,7 +8,7 @@ from typing import Literal
 
 from trainer.options.config import Config
 from trainer.refusal import Refused
-from trainer.runs import manifest
+from trainer.runs import manifest, rollbacks
 from trainer.runs.manifest import CheckpointDamaged, CheckpointNewer, Manifest
 from trainer.runs.run_folder import RunFolder
 
@@ -16,6 +16,7 @@ Wanted = Literal["nothing", "latest", "auto", "step", "path"]
 LATEST, AUTO = "latest", "auto"
 
 # Files of accelerate's save_state, which sd-scripts' --save_state calls.
+STATE_FILES = ("model.safetensors", "optimizer.bin")  # without both, nothing of such a state can be imported
 OF_ACCELERATE = ("train_state.json", "optimizer.bin", "scheduler.bin", "random_states_0.pkl", "optimizer.pt")
 
 
@@ -47,12 +48,32 @@ def wanted(text: str) -> Wanted:
 
 
 def starts_from_scratch(config: Config, home: Path = Path()) -> bool:
-    """Whether nothing is resumed: nothing is wanted, or `auto` and the run never saved a checkpoint.
+    """Whether nothing is resumed: nothing is wanted, or another program's state is imported, or `auto` is wanted and
+    the run never saved a checkpoint.
 
     `home`: the folder that relative paths mean.
     """
     named = wanted(config.resume_from_checkpoint)
+    if named == "path":
+        return imported_state(config, home) is not None
     return named == "nothing" or (named == "auto" and not _ever_saved(RunFolder(home / config.run_dir)))
+
+
+def begins_by_choice(config: Config) -> bool:
+    """Whether a new run is asked for, and not only what there is to continue."""
+    return wanted(config.resume_from_checkpoint) == "nothing" or imported_state(config) is not None
+
+
+def imported_state(config: Config, home: Path = Path()) -> Path | None:
+    """The folder of a state of sd-scripts with its weights, which a new run begins with; None where
+    resume_from_checkpoint names something else."""
+    if wanted(config.resume_from_checkpoint) != "path":
+        return None
+    try:
+        path = home / Path(config.resume_from_checkpoint.strip()).expanduser()
+        return path if all((path / name).is_file() for name in STATE_FILES) else None
+    except (OSError, RuntimeError):  # too long a name, or no such user
+        return None
 
 
 def may_be_fetched(config: Config, home: Path = Path()) -> bool:
@@ -75,7 +96,8 @@ def choose(config: Config) -> Chosen:
     """
     run, text = RunFolder(config.run_dir), config.resume_from_checkpoint.strip()
     if wanted(text) in ("latest", "auto"):
-        return _latest(run.checkpoints)
+        back = rollbacks.waiting(run)
+        return _latest(run.checkpoints, up_to=back.step if back else None)
     try:
         path = _path(text, run)
         is_run = (path / "checkpoints").is_dir()
@@ -128,9 +150,12 @@ def foreign_state(path: Path) -> str:
     )
 
 
-def _latest(checkpoints: Path) -> Chosen:
+def _latest(checkpoints: Path, up_to: int | None = None) -> Chosen:
+    """The newest that is sound, of those up to a step if one is given. Raises ResumeRefused."""
     rejected: list[tuple[Path, str]] = []
     for found in manifest.listing(checkpoints):
+        if up_to is not None and found.step > up_to:
+            continue
         try:
             return Chosen(found.path, manifest.verify(found.path), tuple(rejected))
         except CheckpointNewer as error:
@@ -139,7 +164,7 @@ def _latest(checkpoints: Path) -> Chosen:
             raise ResumeRefused([f"resume_from_checkpoint: {found.path}: {error}{way_out}"]) from error
         except CheckpointDamaged as error:
             if not found.path.is_dir():  # deleted by a trainer that goes on, because there is a newer one
-                return _latest(checkpoints)
+                return _latest(checkpoints, up_to)
             rejected.append((found.path, str(error)))
     if rejected:
         reasons = [f"{path.name}: {reason}" for path, reason in rejected]

@@ -27,12 +27,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from fsspec.core import split_protocol, url_to_fs
 
 from trainer import files, quantities
 from trainer.checkpoints import choosing, retention
 from trainer.checkpoints.choosing import ResumeRefused
+from trainer.data import fetching
 from trainer.options.config import Config
 from trainer.runs import branches, lineage, manifest, run_folder
 from trainer.runs.events import EventWriter
@@ -78,12 +78,8 @@ def why_unusable(config: Config, home: Path) -> str:
     `home`: the folder that relative paths mean.
     """
     protocol, path = split_protocol(config.checkpoint_mirror)
-    try:
-        fsspec.get_filesystem_class(protocol or "file")
-    except ImportError as error:
-        return f"{protocol}:// needs another package: {error}"
-    except ValueError:
-        return f"{protocol}:// is nothing that fsspec reaches; use s3://, gs://, hf://, ssh:// or a folder"
+    if protocol and (why := fetching.why_unusable(config.checkpoint_mirror)):
+        return why
     if protocol in (None, "file", "local") and (home / path).resolve() == (home / config.output_dir).resolve():
         return "is output_dir itself, where the run is already; name another folder, on another disk or machine"
     return ""
@@ -579,7 +575,7 @@ class Mirroring:
         kept = [
             Found(item.path, item.step, item.manifest, item.problem, pins.get(item.step, item.pinned)) for item in found
         ]
-        for step in retention.steps_to_delete(kept, self._config, self._resumed_from):
+        for step in retention.steps_to_delete(self._run, kept, self._config, self._resumed_from):
             mirror.remove(step)
 
     def _once(self, path: Path, send: Callable[[Path], None]) -> None:

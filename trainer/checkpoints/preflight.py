@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files
-from trainer.checkpoints import budget, checkpoint_size, choosing, memory_size, resume
+from trainer.checkpoints import budget, checkpoint_size, choosing, kohya_state, memory_size, resume
 from trainer.checkpoints.budget import Budget
 from trainer.checkpoints.checkpoint_size import SizeUnknown
 from trainer.checkpoints.choosing import ResumeRefused, starts_from_scratch
 from trainer.checkpoints.memory_size import Estimator, Memory
 from trainer.checkpoints.resume import Verdict
-from trainer.data import class_images, dataset, epochs, findings
+from trainer.data import addresses, class_images, dataset, epochs, findings
 from trainer.data.dataset import Scan
 from trainer.data.epochs import Origin
 from trainer.data.folder_scan import Progress, no_progress
+from trainer.data.subsets import DatasetError
 from trainer.models import base_model, distillation
 from trainer.models.base_model import BaseModelMissing
 from trainer.models.network_file import RanksUnknown
@@ -132,10 +133,19 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
         if name not in ("network_weights", "weights")
         or starts_from_scratch(config, home)  # a resume has weights of its own
         for path in (getattr(config, name) if known.kind == "list" else [getattr(config, name)])
-        if path and not files.exists(home / path)
+        if path and not (known.address and addresses.is_address(path)) and not files.exists(home / path)
     ]
+    problems += [
+        Problem(name, why)
+        for name, known in OPTIONS.items()
+        if known.address and addresses.is_address(path := getattr(config, name))
+        if (why := _why_unusable(path))
+    ]
+    if config.num_class_images and addresses.is_address(config.reg_data_dir):
+        problems.append(Problem("reg_data_dir", "class images are made there, so it has to be a folder here"))
     model = config.pretrained_model_name_or_path
-    if model and not files.exists(home / model) and not base_model.HUB_ID.fullmatch(model):
+    is_elsewhere = addresses.is_address(model) or base_model.HUB_ID.fullmatch(model)
+    if model and not is_elsewhere and not files.exists(home / model):
         problems.append(
             Problem(
                 "pretrained_model_name_or_path",
@@ -155,6 +165,12 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
     return [problem for problem in problems if problem.key not in told]
 
 
+def _why_unusable(address: str) -> str:
+    from trainer.data import fetching  # and with it fsspec, which takes a moment
+
+    return fetching.why_unusable(address)
+
+
 def examine_inputs(
     config: Config, processes: int = 1, progress: Progress = no_progress, model_progress: Progress = no_progress
 ) -> Inputs:
@@ -165,11 +181,16 @@ def examine_inputs(
     if problems := missing(config):
         raise ConfigError(problems)
     to_make = len(class_images.missing(config))
-    scanned = config.replace(reg_data_dir="") if to_make and config.num_class_images else config
-    found, (config, model_path) = both(
-        lambda: dataset.scan(scanned, progress=progress, workers=SCAN_WORKERS),
-        lambda: locate_model(config),
+    left_out: dict[str, Any] = {"reg_data_dir": ""} if to_make and config.num_class_images else {}
+    located: list[tuple[Config, Path]] = []
+    _, found = both(
+        lambda: located.append(locate_model(config)),
+        lambda: dataset.scan(
+            (located[0][0] if located else config).replace(**left_out), progress=progress, workers=SCAN_WORKERS
+        ),
     )
+    config, model_path = located[0]
+    require_controls(config, model_path, found)
     batches = resume.batches_per_step(config, processes)
     steps_per_epoch = found.steps_per_epoch(batches)
     return Inputs(
@@ -183,6 +204,40 @@ def examine_inputs(
         steps_per_epoch=steps_per_epoch,
         total_steps=epochs.last_step(config.max_train_steps, config.max_train_epochs, steps_per_epoch, Origin()),
     )
+
+
+def require_controls(config: Config, model_path: Path, found: Scan) -> None:
+    """Refuse control pictures where the base model takes none, and images and prompts without one where it cannot do
+    without. Raises DatasetError, ConfigError."""
+    entries = (*found.entries, *found.validation)
+    without = [entry.file for entry in entries if not entry.control]
+    facts = config.facts
+    if not facts.edits:
+        return
+    if not base_model.edits_pictures(config, model_path):
+        if len(without) < len(entries):
+            raise DatasetError(
+                f"conditioning_data_dir: {model_path} does not edit pictures; take a model that does, like "
+                f"{facts.title}-Edit, or leave the control pictures out"
+            )
+        if any(prompt.control for prompt in prompts.read(config)):
+            raise ConfigError([Problem("sample_prompts", f"{model_path} does not edit pictures; leave --cn out")])
+        return
+    problems = []
+    if without:
+        text = f"is missing: {model_path} edits pictures, and {len(without)} images have no control picture, first "
+        problems.append(Problem("conditioning_data_dir", f"{text}{', '.join(without[:3])}; name their folder"))
+    if any(prompt.control is None for prompt in prompts.read(config)):
+        text = f"{model_path} edits pictures: each prompt needs one, after --cn"
+        problems.append(Problem("sample_prompts", text))
+    if not config.cache_text_encoder_outputs:
+        text = "must be on: the text encoder looks at the control pictures, which is done once, before the training"
+        problems.append(Problem("cache_text_encoder_outputs", text))
+    if config.flip_aug or any(entry.subset.options.flip_aug for entry in entries):
+        text = "must be off: the text encoder looks at the control pictures as they are"
+        problems.append(Problem("flip_aug", text))
+    if problems:
+        raise ConfigError(problems)
 
 
 def locate_model(config: Config) -> tuple[Config, Path]:
@@ -335,7 +390,9 @@ class Preflight:
         lines += self.verdict.lines() if self.verdict else []
         if not self.refusals and self.verdict is None:
             rates = ", ".join(f"{part} {peak:.3g}" for part, peak in self.config.peak_learning_rates.items())
-            lines.append(f"Starts afresh; learning rate {rates}, {self.config.lr_curve}")
+            state = choosing.imported_state(self.config)
+            how = f"Begins with sd-scripts' state {state} (imported, never exact)" if state else "Starts afresh"
+            lines.append(f"{how}; learning rate {rates}, {self.config.lr_curve}")
         if writes := self.writes:
             lines += [writes.line(), *filter(None, [writes.warning()])]
         lines += filter(None, [self.at_stake])
@@ -434,6 +491,8 @@ def examine(
             verdict = examine_checkpoint(inputs, environment)
             inputs = inputs.resumed(verdict)
         refusals += verdict.refusals if verdict else ()
+        if verdict is None:
+            kohya_state.examine(config, inputs.total_steps)
         if not (verdict and verdict.finished):
             needed = bytes_of_save(config, inputs, verdict)
             require_disk_space(config, needed)
@@ -449,7 +508,8 @@ def examine(
 def memory_of(inputs: Inputs, gpu_memory: int | None) -> tuple[Memory | None, str]:
     """What a GPU would hold, None where the files do not tell; and what to do where that is too much for this one."""
     largest = max(inputs.scan.bucket_counts(), key=lambda bucket: bucket[0] * bucket[1], default=None)
-    estimator = Estimator(inputs.model_path, largest)
+    controls = any(entry.control for entry in inputs.scan.entries)
+    estimator = Estimator(inputs.model_path, largest, controls=controls)
     room = gpu_memory or smallest_gpu()
     try:
         return estimator.of(inputs.config), memory_size.advice(inputs.config, estimator, room) if room else ""

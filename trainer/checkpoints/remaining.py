@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer import files
 from trainer.checkpoints import budget, resume
-from trainer.data import arrow_dataset, buckets, epochs, folder_scan, subsets
+from trainer.data import addresses, arrow_dataset, buckets, epochs, folder_scan, subsets
 from trainer.data.epochs import Origin
 from trainer.data.subsets import DatasetError
 from trainer.options import checks
@@ -46,7 +47,9 @@ def amount(config: Config, home: Path) -> Amount:
 
     `home`: where relative paths begin. Raises DatasetError or OSError.
     """
-    folder = str(home / config.train_data_dir)
+    folder = str(addresses.placed(home, config.train_data_dir))
+    if not files.exists(Path(folder)) and addresses.is_address(config.train_data_dir):
+        raise DatasetError("The images are elsewhere; the start copies them here and counts them.")
     if arrow_dataset.shards(Path(folder)):
         raise DatasetError("The images are inside Arrow or Parquet files; the start unpacks and counts them.")
     found = subsets.in_folder(folder, "train_data_dir", config)[0]

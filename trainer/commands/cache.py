@@ -15,6 +15,7 @@ from typing import Any
 from trainer import quantities
 from trainer.caching import stores
 from trainer.caching.stores import Collection, Pruned
+from trainer.checkpoints import preflight
 from trainer.data import dataset
 from trainer.options.checks import resolve
 from trainer.options.config import Config
@@ -103,8 +104,14 @@ def _contents(configs: Sequence[Config]) -> frozenset[bytes] | None:
         return None
     wanted: set[bytes] = set()
     for config in configs:
+        config, _ = preflight.with_settled_family(config)  # which says what conditioning_data_dir holds
         found = dataset.scan(config)
-        sampled = [text for prompt in prompts.read(config) for text in (prompt.text, prompt.negative)]
+        sampled = [
+            (text, shown)
+            for prompt in prompts.read(config)
+            for text in (prompt.text, prompt.negative)
+            for shown in {None, prompt.control}
+        ]
         wanted |= stores.contents_of((*found.entries, *found.validation), sampled)
     return frozenset(wanted)
 

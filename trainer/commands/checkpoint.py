@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoints import export
+from trainer.commands import tools
+from trainer.options.checks import read_config
+from trainer.options.problems import ConfigError
+from trainer.options.sections.saving import VALIDATION_LOSS
 from trainer.refusal import Refused
-from trainer.runs import manifest, run_folder
+from trainer.runs import evaluations, manifest, run_folder
 from trainer.runs.manifest import CheckpointDamaged, CheckpointNewer, Found
 from trainer.runs.run_folder import RunFolder
+from trainer.tools import TOOLS
 
 DONE, DAMAGED, REFUSED = 0, 1, 3
 
@@ -23,6 +28,8 @@ def declare(command: str, parser: argparse.ArgumentParser) -> None:
     if command == "verify":
         parser.add_argument("path", type=Path)
         parser.add_argument("--sums", action="store_true", help="print lines for sha256sum -c instead")
+        parser.add_argument("--json", action="store_true", help="of a model file: print JSON, for programs")
+        tools.add(parser, TOOLS["verify"].field("family"))
     elif command == "list":
         parser.add_argument("run", type=Path)
         parser.add_argument("--json", action="store_true", help="print JSON, for programs")
@@ -39,6 +46,9 @@ def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.Argumen
     if rest:
         parser.error(f"unknown: {' '.join(rest)}")
     try:
+        if known.command == "verify" and known.path.is_file():
+            known.file = str(known.path)
+            return tools.run(known, rest, parser)
         if known.command == "verify":
             return _verify(known.path, sums=known.sums)
         if known.command == "list":
@@ -122,7 +132,7 @@ def _list(path: Path, *, as_json: bool) -> int:
     if not run.run_file.exists() and not run.checkpoints.is_dir():
         raise Refused(f"{path} is no run{_what_is_there(path)}")
     found = manifest.listing(run.checkpoints)
-    best = manifest.best(found)
+    best = evaluations.best(found, _told_by(run), run)
     if as_json:
         rows = [_row(item, best) for item in found]
         print(json.dumps({"run": str(path), "status": run_folder.status(run), "checkpoints": rows}, indent=1))
@@ -131,6 +141,14 @@ def _list(path: Path, *, as_json: bool) -> int:
     for item in found:
         print(f"  {_line(item, best)}")
     return DONE
+
+
+def _told_by(run: RunFolder) -> str:
+    """What the run's options tell its best checkpoint by."""
+    try:
+        return read_config(run.config_file).best_checkpoint_by
+    except ConfigError:
+        return VALIDATION_LOSS
 
 
 def _row(item: Found, best: int | None) -> dict[str, Any]:

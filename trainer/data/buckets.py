@@ -95,6 +95,12 @@ def cover(size: Size, bucket: Size) -> Size:
     return max(bucket[0], round(size[0] * scale)), max(bucket[1], round(size[1] * scale))
 
 
+def of_area(size: Size, area: int, step: int) -> Size:
+    """The size of about this area and this aspect ratio whose sides are multiples of step."""
+    width = math.sqrt(area * size[0] / size[1])
+    return max(step, round(width / step) * step), max(step, round(area / width / step) * step)
+
+
 def visible_share(size: Size, bucket: Size) -> float:
     """The share of a picture that is left after cropping it to its bucket: from just above 0 to 1."""
     ratio = size[0] * bucket[1] / (size[1] * bucket[0])

@@ -6,12 +6,21 @@ The steps and their order are those of sd-scripts; prefix and suffix take part i
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 import numpy as np
 
 from trainer import randomness
 from trainer.options.config import Config
 from trainer.options.conflicts import VARY_CAPTIONS
+
+
+class Shown(NamedTuple):
+    """A picture file that a text encoder looks at, by its content."""
+
+    file: str
+    digest: str  # SHA-256 of the file
+
 
 WILDCARD = re.compile(r"\{([^{}]+)\}")
 PIECE = re.compile(r"[^\W\d_]+|\d|(?:[^\w\s]|_)+")  # what CLIP's tokenizer never joins: words, digits, marks

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files, randomness
-from trainer.data import buckets, dataset_config, metadata_files
+from trainer.data import addresses, buckets, dataset_config, metadata_files
 from trainer.data.augmentation import cut_by_rules, face_in
+from trainer.data.captions import Shown
 from trainer.data.findings import KINDS, Finding
-from trainer.data.folder_scan import EXTENSIONS, Progress, no_collections, no_progress, read_folders
+from trainer.data.folder_scan import EXTENSIONS, Picture, Progress, no_collections, no_progress, read_folders
 from trainer.data.subsets import DatasetError, Subset, in_folder
 from trainer.options.config import OPTIONS, Config
 
@@ -25,6 +26,7 @@ SMALLEST_SHARE = 1 / 16  # of a picture that its bucket must show: less, and sca
 FIRST_TREATMENT = ("bucket", "repeats", "validation", "is_reg", "mask")  # of an image, in the earliest records
 TREATMENT = (*FIRST_TREATMENT, "subset", "face")
 MOST_SAMPLES = 100_000_000  # an epoch; their order takes a few bytes of memory for each
+CONTROL_STEP = 32  # pixels of which the sides of control pictures with an area of their own are multiples, as in Qwen's
 LARGEST_ENLARGEMENT = 1.5  # times a picture is scaled up before it is remarked on
 
 
@@ -43,10 +45,21 @@ class Entry:
     subset: Subset  # where it is from, and the options of its own
     mask: Path | None = None  # a picture that is white where the image teaches
     mask_digest: str = ""  # SHA-256 of its file
+    control: Entry | None = None  # the picture of which a model that edits is to make the image
 
     @property
     def path(self) -> Path:
         return Path(self.file)  # made when it is asked for: a hundred thousand of them take time and memory
+
+    @property
+    def shown(self) -> Shown | None:
+        """The control picture, as a text encoder looks at it."""
+        return Shown(self.control.file, self.control.digest) if self.control else None
+
+    @property
+    def sizes(self) -> tuple[buckets.Size, buckets.Size]:
+        """What images of one batch have in common: their bucket, and that of their control pictures."""
+        return self.bucket, self.control.bucket if self.control else (0, 0)
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,9 @@ def scan(
 
     Raises DatasetError when nothing can be trained.
     """
+    for name in ("train_data_dir", "reg_data_dir", "validation_data_dir"):
+        if name == "validation_data_dir" or not config.dataset_config:
+            addresses.fetched(name, getattr(config, name))
     try:
         chosen, notices = _subsets(config)
         contents = read_folders(
@@ -107,7 +123,7 @@ def scan(
         )
     except OSError as error:
         raise DatasetError(f"the folders of the images cannot be read: {error}; check their disk and rights") from error
-    masks = _Masks(config.cache_path, workers)
+    partners = _Partners(config.cache_path, workers)
     entries: list[Entry] = []
     findings: list[Finding] = []
     copies: dict[str, list[str]] = {}
@@ -149,7 +165,7 @@ def scan(
             if same and file not in same:  # one file in several subsets is on purpose
                 findings.append(Finding("duplicate", picture.path, "", (Path(same[0]),)))
             same.append(file)
-            mask, mask_digest = masks.of(file, below, subset.options)
+            partner = partners.of(file, below, subset, bucket)
             entries.append(
                 Entry(
                     id=fact.digest[:32] if len(same) == 1 else f"{fact.digest[:32]}-{len(same)}",
@@ -161,11 +177,10 @@ def scan(
                     caption=caption,
                     repeats=subset.num_repeats,
                     subset=subset,
-                    mask=mask,
-                    mask_digest=mask_digest,
+                    **partner,
                 )
             )
-    masks.require_all()
+    partners.require_all()
     findings += told_by.lonely(picture.file for content in contents for picture in content.pictures)
     if all(entry.subset.is_validation or entry.subset.is_reg for entry in entries):
         unread = [finding for finding in findings if KINDS[finding.kind].skipped]
@@ -259,34 +274,55 @@ class _Captions:
                 yield Finding("lonely_caption", path, "named by the metadata, but not there")
 
 
-class _Masks:
-    """Finds the masks of images in their conditioning_data_dir, and remembers those that are missing."""
+class _Partners:
+    """Finds the masks or control pictures of images in their conditioning_data_dir, and remembers which are missing."""
 
     def __init__(self, memory_folder: Path, workers: int) -> None:
         self._memory_folder = memory_folder
         self._workers = workers
-        self._folders: dict[Path, dict[str, tuple[Path, str]]] = {}
-        self._missing: list[str] = []
+        self._folders: dict[Path, dict[str, Picture]] = {}
+        self._missing: dict[str, list[str]] = {}
 
-    def of(self, file: str, below: str, options: Config) -> tuple[Path | None, str]:
-        """The mask of an image and its digest; `below`: the image's folder, from its subset's root on."""
-        if not (options.masked_loss and options.conditioning_data_dir):
-            return None, ""
-        image = Path(file)
-        root = Path(options.conditioning_data_dir)
-        for folder in dict.fromkeys((root / below, root)):
-            if found := self._in(folder).get(image.stem):
-                return found
-        self._missing.append(f"{image} (looked for {root / image.stem}.*)")
-        return None, ""
+    def of(self, file: str, below: str, subset: Subset, bucket: buckets.Size) -> dict[str, Any]:
+        """What its Entry says of the mask or the control picture of an image in this bucket; `below`: the image's
+        folder, from its subset's root on."""
+        options = subset.options
+        if not options.conditioning_data_dir:
+            return {}
+        what = "control picture" if options.has_controls else "mask"
+        image, root = Path(file), Path(options.conditioning_data_dir)
+        folders = dict.fromkeys((root / below, root))
+        found = next((self._in(folder)[image.stem] for folder in folders if image.stem in self._in(folder)), None)
+        if found is None:
+            self._missing.setdefault(what, []).append(f"{image} (looked for {root / image.stem}.*)")
+            return {}
+        if not options.has_controls:
+            return {"mask": found.path, "mask_digest": found.facts.digest}
+        size = (found.facts.width, found.facts.height)
+        own = options.control_area and buckets.of_area(size, options.control_area, CONTROL_STEP)
+        if buckets.visible_share(size, own or bucket) < SMALLEST_SHARE:
+            shape = f"{size[0]} x {size[1]} pixels do not go with {bucket[0]} x {bucket[1]}; set control_resolution"
+            self._missing.setdefault(what, []).append(f"{image} ({found.path}: {shape})")
+        control = Entry(
+            id=found.facts.digest[:32],
+            file=str(found.path),
+            relative=found.path.name,
+            digest=found.facts.digest,
+            size=size,
+            bucket=own or bucket,
+            caption="",
+            repeats=1,
+            subset=subset,
+        )
+        return {"control": control}
 
-    def _in(self, folder: Path) -> dict[str, tuple[Path, str]]:
+    def _in(self, folder: Path) -> dict[str, Picture]:
         if folder not in self._folders:
             contents = (
                 read_folders([(folder, ())], self._memory_folder, workers=self._workers) if folder.is_dir() else []
             )
             self._folders[folder] = {
-                picture.path.stem: (picture.path, picture.facts.digest)
+                picture.path.stem: picture
                 for content in contents
                 for picture in content.pictures
                 if not picture.facts.problem
@@ -294,12 +330,15 @@ class _Masks:
         return self._folders[folder]
 
     def require_all(self) -> None:
-        """Raises DatasetError where images have no mask that can be read."""
-        if self._missing:
-            raise DatasetError(
-                f"conditioning_data_dir: {len(self._missing)} images have no mask that can be read, first "
-                f"{', '.join(self._missing[:3])}; a mask is a picture named like its image"
-            )
+        """Raises DatasetError where images have no mask or control picture that can be used."""
+        problems = [
+            f"conditioning_data_dir: {len(images)} images have no {what} that can be read, first "
+            f"{', '.join(images[:3])}; a {what} is a picture named like its image. Add what is missing, or take these "
+            "images out"
+            for what, images in self._missing.items()
+        ]
+        if problems:
+            raise DatasetError("\n".join(problems))
 
 
 # --- validation ----------------------------------------------------------------------------------------------------
@@ -405,7 +444,7 @@ def _bucketing(config: Config) -> Callable[[buckets.Size], tuple[buckets.Size, f
 # --- fingerprints --------------------------------------------------------------------------------------------------
 
 
-ADDED = ("bucket_rules",)  # since the first records; told where they differ from what those did
+ADDED = ("bucket_rules", "control_resolution")  # since the first records; told where they differ from what those did
 
 
 def preprocessing(config: Config) -> dict[str, Any]:
@@ -450,6 +489,8 @@ def _image(entry: Entry, subset: str = "") -> dict[str, Any]:
     optional = {
         "is_reg": entry.subset.is_reg,
         "mask": entry.mask_digest[:32],
+        "control": entry.control.digest[:32] if entry.control else "",
+        "control_bucket": list(entry.control.bucket) if entry.control and entry.control.bucket != entry.bucket else (),
         "subset": subset,
         "face": list(face or ()),
     }
@@ -486,7 +527,7 @@ class DatasetDifference:
     removed: tuple[str, ...]
     changed: tuple[str, ...]  # another picture under the same name
     captions: tuple[str, ...]
-    treated: tuple[str, ...]  # another bucket, number of repeats, mask, role or subset
+    treated: tuple[str, ...]  # another bucket, number of repeats, mask, control picture, role or subset
     options: tuple[str, ...] = ()  # of subsets
     content: tuple[Any, Any] = ((), ())  # all of it then and now, whatever the files are called
 
@@ -501,7 +542,7 @@ class DatasetDifference:
             "removed": self.removed,
             "another picture": self.changed,
             "caption changed": self.captions,
-            "bucket, repeats, mask, role or subset changed": self.treated,
+            "bucket, repeats, mask, control picture, role or subset changed": self.treated,
             "options": self.options,
         }
         result = []
@@ -524,6 +565,7 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any], follows: Collection
     come = {new[key]["path"] for key in new.keys() - old.keys()}
     both = old.keys() & new.keys()
     known = set(then.get("treatment", FIRST_TREATMENT)) & set(now.get("treatment", FIRST_TREATMENT)) - set(follows)
+    known |= {"control", "control_bucket"} - set(follows)  # where a record has none, there was none
     captions = [key for key in both if old[key]["caption"] != new[key]["caption"]]
     treated = [key for key in both if any(old[key].get(name) != new[key].get(name) for name in known)]
     options = tuple(_changed_options(then, now))

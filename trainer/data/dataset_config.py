@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files
+from trainer.data import addresses
 from trainer.data.subsets import Subset
+from trainer.models.families.facts import CONTROLS
 from trainer.options.config import OPTIONS, Config
 from trainer.options.conflicts import combination_problems
 from trainer.options.declaration import Scope
 from trainer.options.problems import ConfigError, Problem, nearest
 from trainer.options.sources import hint_of_backslashes
 from trainer.options.values import check_value
+from trainer.refusal import Refused
 
 # Where a key is not called like the option it sets.
 OURS = {"batch_size": "train_batch_size", "metadata_file": "in_json", "num_repeats": "dataset_repeats"}
@@ -104,13 +107,18 @@ class _Reader:
         if not isinstance(is_reg, bool):
             self._problem((*place, "is_reg"), f"{is_reg!r} is not true or false")
         own = self._options(table, "subsets", place, ("image_dir", "class_tokens", "is_reg"))
-        folder = Path(plain["image_dir"]).expanduser()
+        folder = addresses.local(plain["image_dir"]).expanduser()
+        try:
+            addresses.fetched("image_dir", plain["image_dir"])
+        except Refused as error:
+            self._problem((*place, "image_dir"), str(error).removeprefix("image_dir: "))
+            return []
         if not plain["image_dir"]:
             self._problem((*place, "image_dir"), "is missing: name the folder that holds the images")
         elif not folder.is_dir():
             self._problem((*place, "image_dir"), f"there is no folder {folder}")
         options = self._config.replace(**{"in_json": "", **values, **own})
-        if "conditioning_data_dir" in own:
+        if "conditioning_data_dir" in own and CONTROLS not in options.facts.traits:
             options = options.replace(masked_loss=True)
         for key, message in combination_problems(options):
             if (key, message) not in self._inherited:

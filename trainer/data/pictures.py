@@ -14,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from trainer import read_speed
+from trainer.data.captions import Shown
+
 logger = logging.getLogger(__name__)
 FORMATS = {
     "PNG": (".png", ".apng"),
@@ -103,7 +106,9 @@ def read_unchanged(path: Path, digest: str) -> bytes:
     """
     for pause in (*PAUSES, None):
         try:
-            data = path.read_bytes()
+            with read_speed.TRAINED.timed() as read:
+                data = path.read_bytes()
+                read(len(data))
             break
         except OSError as error:
             if pause is None:
@@ -130,6 +135,12 @@ def open_picture(path: Path, data: bytes | None = None) -> Image.Image:
             return _to_rgb(ImageOps.exif_transpose(opened))
     except PICTURE_ERRORS as error:
         raise PictureError(path, str(error) or type(error).__name__) from error
+
+
+def open_shown(shown: Shown) -> Image.Image:
+    """The picture that a text encoder looks at. Raises PictureError."""
+    path = Path(shown.file)
+    return open_picture(path, read_unchanged(path, shown.digest))
 
 
 def thumbnail(path: Path, side: int) -> Image.Image:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.data import arrow_dataset, metadata_files
+from trainer.data import addresses, arrow_dataset, metadata_files
 from trainer.data.findings import Finding
 from trainer.data.folder_scan import list_pictures
 from trainer.options.config import OPTIONS, Config
@@ -52,7 +52,9 @@ def in_folder(folder: str, option: str, config: Config) -> tuple[list[Subset], l
 
     `option` is what the folder's messages begin with. Raises DatasetError.
     """
-    root = Path(folder)
+    root = addresses.local(folder)
+    if not root.exists() and addresses.is_address(folder):
+        raise DatasetError(f"{option}: {folder} is not copied to this machine yet; the start does that, and counts it")
     if not root.exists():
         raise DatasetError(f"{option}: there is no folder {root}")
     if not root.is_dir():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,11 +120,15 @@ class Painter:
     def paint(self, subject: Subject, prompts: Sequence[Prompt]) -> list[Image.Image]:
         """The prompts' pictures with the subject's weights, the moving average of a checkpoint that has one. Each
         depends on its own prompt and seed alone. Raises Refused."""
+        return list(self.pictures(subject, prompts))
+
+    def pictures(self, subject: Subject, prompts: Sequence[Prompt]) -> Generator[Image.Image, None, None]:
+        """The same, each picture when it is made."""
         model = self._model(subject.config)
         if self._with is not subject:
             put_weights(model, subject)
             self._with = subject
-        return model.sample(prompts, subject.config.sample_sampler, self._device)
+        yield from model.samples(prompts, subject.config.sample_sampler, self._device)
 
     def _model(self, config: Config) -> Model:
         key = {name: getattr(config, name) for name, known in OPTIONS.items() if known.on_resume != "free"}

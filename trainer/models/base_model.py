@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from trainer import files
+from trainer.data import addresses
 from trainer.data.folder_scan import Progress, no_progress
 from trainer.file_memory import sha256_of
 from trainer.models import families, file_header
@@ -47,15 +48,21 @@ class BaseModelMissing(Refused):
 
 
 def locate(name: str, family: str = families.AUTO, *, download: bool = True) -> Path:
-    """The local folder or file of a model: a path as it is, or a Hugging Face id, downloaded if necessary.
+    """The local folder or file of a model: a path as it is; of an address, its copy here; a Hugging Face id,
+    downloaded if necessary.
 
     `download=False`: only what was downloaded before. Raises BaseModelMissing.
     """
-    path = Path(name)
+    try:
+        path = addresses.fetched("pretrained_model_name_or_path", name) if download else addresses.local(name)
+    except Refused as error:
+        raise BaseModelMissing(str(error)) from error
     if wrong := unusable(path):
         raise BaseModelMissing(f"pretrained_model_name_or_path: {wrong}")
     if path.exists():
         return path
+    if addresses.is_address(name):
+        raise BaseModelMissing(f"pretrained_model_name_or_path: {name} is not copied to this machine yet")
     if path.is_absolute() or not HUB_ID.fullmatch(name):
         raise BaseModelMissing(f"pretrained_model_name_or_path: there is no folder or file {path}")
     return _from_hub(name, family, download)
@@ -93,7 +100,8 @@ def _from_hub(name: str, family: str, download: bool) -> Path:
         if family == families.AUTO:
             family = detect(fetch(INDEXES)) or next(iter(families.TABLE))
         kinds = (*WEIGHTS, *DESCRIPTIONS)
-        components = families.TABLE[family].components
+        facts = families.TABLE[family]
+        components = (*facts.components, *facts.optional)
         return fetch([*INDEXES, *(f"{component}/*{suffix}" for component in components for suffix in kinds)])
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         if not download:
@@ -128,16 +136,27 @@ def detect(path: Path) -> str | None:
     return None
 
 
-def _family_of_folder(path: Path) -> str | None:
+def pipeline_of(folder: Path) -> str:
+    """diffusers' class of a folder, as its index names it. Raises BaseModelMissing."""
     try:
-        pipeline = json.loads(index_of(path).read_bytes())["_class_name"]
+        return str(json.loads(index_of(folder).read_bytes())["_class_name"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise BaseModelMissing(f"pretrained_model_name_or_path: {index_of(path)} cannot be read: {reason}") from error
+        raise BaseModelMissing(f"pretrained_model_name_or_path: {index_of(folder)} cannot be read: {reason}") from error
+
+
+def edits_pictures(config: Config, path: Path) -> bool:
+    """Whether it is a model for making pictures of others, whose text encoder looks at them."""
+    folder = path if path.is_dir() else Path(config.single_file_config) if config.single_file_config else None
+    return bool(config.facts.edits) and folder is not None and pipeline_of(folder) in config.facts.edits
+
+
+def _family_of_folder(path: Path) -> str | None:
+    pipeline = pipeline_of(path)
     for name, facts in families.TABLE.items():
         if pipeline in facts.pipelines:
             return name
-    if isinstance(pipeline, str) and pipeline.endswith("Pipeline"):
+    if pipeline.endswith("Pipeline"):
         raise BaseModelMissing(f"pretrained_model_name_or_path: {path} is a {pipeline}; {_supported()}")
     return None
 
@@ -245,10 +264,11 @@ def digest(path: Path, components: Sequence[str], memory: Path, progress: Progre
 def digests(config: Config, path: Path, progress: Progress = no_progress) -> dict[str, str]:
     """The digest of everything that makes up the base model, by the option that names it."""
     facts, memory = config.facts, config.cache_path
-    result = {"pretrained_model_name_or_path": digest(path, facts.components, memory, progress)}
+    components = (*facts.components, *facts.optional)
+    result = {"pretrained_model_name_or_path": digest(path, components, memory, progress)}
     for name in (*facts.overrides, "single_file_config", "base_gguf"):
         if value := getattr(config, name):
-            result[name] = digest(Path(value), facts.components, memory, progress)
+            result[name] = digest(Path(value), components, memory, progress)
     if config.base_weights:
         result["base_weights"] = files.digest(
             [digest(Path(path), (), memory, progress) for path in config.base_weights]

@@ -19,6 +19,7 @@ from trainer.options.config import Config
 # What a layer's tensors in a file end with, by what its change is computed from.
 LORA = ({"lora_down.weight", "lora_up.weight"}, {"lora_A.weight", "lora_B.weight"})
 ENTRIES = frozenset({*LORA[0], *LORA[1], *PRODUCTS, "alpha", DORA, "diff"})
+EVERY_ROW = slice(None)
 ORIGINAL = "diffusion_model"  # what some files of transformers call the denoiser
 
 
@@ -157,15 +158,20 @@ def _is_layer(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | nn.Conv2d)
 
 
-def added(weight: Tensor, entries: Mapping[str, Tensor], multiplier: float) -> Tensor:
-    """A weight, in fp32, with a layer of a network added to it. Raises RuntimeError where the shapes do not fit."""
+def added(weight: Tensor, entries: Mapping[str, Tensor], multiplier: float, rows: slice = EVERY_ROW) -> Tensor:
+    """A weight, in fp32, with a layer of a network added to it. Raises RuntimeError where the shapes do not fit.
+
+    `rows`: the outputs of the layer that the weight is of, where files have several layers as one.
+    """
     on_host = {name: tensor.to(weight.device) for name, tensor in entries.items()}
-    delta = change(on_host).reshape(weight.shape)
+    whole_change = change(on_host)
+    delta = whole_change.reshape(-1, *weight.shape[1:])[rows].reshape(weight.shape)
     if DORA not in entries:
         return weight + multiplier * delta
     whole = weight + delta
     magnitude = on_host[DORA]
-    on_output = magnitude.shape[0] == weight.shape[0]
+    on_output = magnitude.shape[0] == whole_change.shape[0]
+    magnitude = magnitude[rows] if on_output else magnitude
     norms = whole.flatten(1).norm(dim=1) if on_output else whole.transpose(0, 1).flatten(1).norm(dim=1)
     shape = [-1 if place == (0 if on_output else 1) else 1 for place in range(weight.ndim)]
     return weight + multiplier * (whole * (magnitude.reshape(shape) / norms.reshape(shape)) - weight)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import diffusers
 import torch
+import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler
+from PIL import Image
 from torch import Tensor
 
 from trainer.models.families.facts import Facts
-from trainer.models.latents import Codec, Latents
+from trainer.models.latents import Codec, Latents, fold, picture, unfold, with_control
 from trainer.models.placement import Components
 from trainer.models.text import PipelineText, Rows
 from trainer.options.config import Config
@@ -22,19 +25,25 @@ PROBED_TOKENS = 8  # of a caption of the probe, which may have any number
 ALMOST_NOISE = 1 - 1e-6  # of solvers that divide by what is left of the picture
 
 
-class FlowFamily:
+class FlowFamily(ABC):
     """The half of `families.base.Family` that they share; predict, sample and shapes are each family's own."""
 
     ragged: frozenset[str] = frozenset()  # tensors of a caption that are as long as it is
 
-    def official(self, components: Components) -> Any:
-        """The class of the official pipeline."""
-        raise NotImplementedError
+    @abstractmethod
+    def official(self, components: Components, *, controls: bool = False) -> Any:
+        """The class of the official pipeline. `controls`: one that is given control pictures."""
 
+    @abstractmethod
     def encode(self, pipeline: Any, caption: str, device: torch.device, config: Config) -> dict[str, Tensor]:
         """What the official pipeline makes of one caption, by name, without padding where it is ragged. `pipeline`: it
         has the text encoders, on `device`, and nothing else."""
-        raise NotImplementedError
+
+    def encode_shown(
+        self, pipeline: Any, caption: str, shown: Image.Image, device: torch.device, config: Config
+    ) -> dict[str, Tensor]:
+        """The same of a caption and a control picture; of families whose text encoder looks at it."""
+        raise TypeError(f"the text encoder of {config.facts.title} looks at no pictures")
 
     def ragged_with(self, config: Config) -> frozenset[str]:
         """The conditioning that has a length of its own for each caption."""
@@ -49,27 +58,58 @@ class FlowFamily:
     def text(self, components: Components, config: Config, dtype: torch.dtype) -> PipelineText:
         facts = config.facts
 
-        def rows(captions: Sequence[str]) -> Rows:
+        def rows(captions: Sequence[str], shown: Sequence[Image.Image | None]) -> Rows:
             """Each by itself, so that what is beside it in a batch does not show in its last bits; and in the
             encoder's own precision, as it is cached."""
             encoder = components[facts.encoders[0].component]
-            given = {name: components[name] for name in facts.text_components}
+            looking = facts.optional if any(shown) else ()
+            given = {name: components[name] for name in (*facts.text_components, *looking)}
             pipeline = made(self.official(components), given, components.parts.settings)
             with torch.autocast(encoder.device.type, enabled=False):
-                return [self.encode(pipeline, caption, encoder.device, config) for caption in captions]
+                return [
+                    self.encode_shown(pipeline, caption, picture, encoder.device, config)
+                    if picture
+                    else self.encode(pipeline, caption, encoder.device, config)
+                    for caption, picture in zip(captions, shown, strict=True)
+                ]
 
         precisions = {str(components.parts.dtype_of(part.component)) for part in facts.encoders}
         identity = " ".join([*sorted(precisions), f"max_sequence_length={config.max_sequence_length}"])
         identity += " masked" if config.apply_t5_attn_mask else ""
         return PipelineText(components, rows, identity=identity, dtype=dtype, ragged=self.ragged_with(config))
 
-    def pipeline(self, components: Components, scheduler: Any) -> Any:
+    def pipeline(self, components: Components, scheduler: Any, *, controls: bool = False) -> Any:
         denoiser = components.parts.facts.denoiser.component
         given = {"vae": components["vae"], denoiser: components[denoiser], "scheduler": scheduler}
-        return made(self.official(components), given, components.parts.settings)
+        return made(self.official(components, controls=controls), given, components.parts.settings)
 
     def described(self, facts: Facts, denoiser: Any, prediction_type: str) -> tuple[str, str]:
         return facts.version, facts.architecture
+
+
+def folded_prediction(
+    denoiser: Any,
+    noisy: Tensor,
+    states: Tensor,
+    control: Tensor | None = None,
+    mask: Tensor | None = None,
+    **others: Any,
+) -> Tensor:
+    """The prediction of a denoiser made like FLUX.1: for latents folded to tokens with positions, a control picture's
+    in the next frame, and text whose positions are zero. `mask`: (batch, tokens), which of the text counts."""
+    folded = fold(noisy)
+    sequence, places = with_control(folded, None if control is None else fold(control), frame=1)
+    if mask is not None:
+        others["joint_attention_kwargs"] = {"attention_mask": F.pad(mask, (0, len(places)), value=True)[:, None, None]}
+    predicted = denoiser(
+        hidden_states=sequence,
+        encoder_hidden_states=states,
+        txt_ids=torch.zeros(states.shape[1], 3, dtype=places.dtype, device=places.device),
+        img_ids=places,
+        return_dict=False,
+        **others,
+    )[0]
+    return unfold(picture(predicted, *folded.shape[2:]))
 
 
 def sampler(kind: str, changes: Mapping[str, Any], own: Mapping[str, Any]) -> Any:

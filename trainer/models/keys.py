@@ -232,9 +232,10 @@ _RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
+ORIGINAL_RESNET = {original: ours for ours, original in _RESNET.items()}
 _SAMPLED = re.compile(r"down_blocks\.(\d+)\.downsamplers\.0\.conv|up_blocks\.(\d+)\.upsamplers\.0\.conv")
 _IN_BLOCK = re.compile(r"(down|up|mid)_blocks?(?:\.(\d+))?\.(resnets|attentions)\.(\d+)\.(.+)")
-_OUTER = {
+OUTER_ORIGINAL = {
     "conv_in": "input_blocks.0.0",
     "conv_out": "out.2",
     "time_embedding.linear_1": "time_embed.0",
@@ -249,8 +250,8 @@ def original_unet_path(path: str) -> str:
 
     Raises ValueError for what is no layer of an SDXL U-Net's blocks.
     """
-    if path in _OUTER:
-        return _OUTER[path]
+    if path in OUTER_ORIGINAL:
+        return OUTER_ORIGINAL[path]
     if match := _SAMPLED.fullmatch(path):
         if match[1] is not None:
             return f"input_blocks.{(LAYERS_A_BLOCK + 1) * (int(match[1]) + 1)}.0.op"
@@ -295,6 +296,7 @@ _FLUX_SINGLE = {
     "proj_out": ("linear2", 0),
     "norm.linear": ("modulation.lin", 0),
 }
+FLUX_INNER = {name.replace(".", "_"): name for name, _ in (*_FLUX_DOUBLE.values(), *_FLUX_SINGLE.values())}
 _FLUX_BLOCK = re.compile(r"(single_)?transformer_blocks\.(\d+)\.(.+)")
 
 
@@ -308,7 +310,15 @@ def flux_place(path: str) -> tuple[str, int]:
     return f"{'single' if match[1] else 'double'}_blocks.{match[2]}.{name}", place
 
 
-_COSMOS = {
+def flux_paths(original: str) -> list[str]:
+    """The layers of diffusers that one of FLUX.1's original file is made of, in the order of its outputs."""
+    side, number, inner = original.split(".", 2)
+    table, block = (_FLUX_DOUBLE, "transformer") if side == "double_blocks" else (_FLUX_SINGLE, "single_transformer")
+    members = {place: path for path, (name, place) in table.items() if name == inner}
+    return [f"{block}_blocks.{number}.{members[place]}" for place in sorted(members)]
+
+
+COSMOS = {
     "attn1.to_q": "self_attn.q_proj",
     "attn1.to_k": "self_attn.k_proj",
     "attn1.to_v": "self_attn.v_proj",
@@ -325,9 +335,9 @@ _COSMOS = {
 def cosmos_path(path: str) -> str:
     """A layer's path in the original file of Cosmos and Anima, "blocks.0.self_attn.q_proj", from diffusers' path."""
     match = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", path)
-    if not match or match[2] not in _COSMOS:
+    if not match or match[2] not in COSMOS:
         raise ValueError(f"{path} has no name in Cosmos' original file")
-    return f"blocks.{match[1]}.{_COSMOS[match[2]]}"
+    return f"blocks.{match[1]}.{COSMOS[match[2]]}"
 
 
 # --- the file ------------------------------------------------------------------------------------------------------

@@ -181,7 +181,17 @@ def picture(sequence: Tensor, height: int, width: int) -> Tensor:
     return taken.transpose(1, 2).unflatten(2, (height, width))
 
 
-def positions(latents: Tensor) -> Tensor:
-    """Frame (0), row and column of each token of (batch, channels, height, width): (height * width, 3)."""
+def positions(latents: Tensor, frame: int = 0) -> Tensor:
+    """Frame, row and column of each token of (batch, channels, height, width): (height * width, 3)."""
     sizes = (1, *latents.shape[2:])
-    return torch.cartesian_prod(*(torch.arange(size, device=latents.device, dtype=torch.float32) for size in sizes))
+    places = (torch.arange(size, device=latents.device, dtype=torch.float32) for size in sizes)
+    return torch.cartesian_prod(*places) + torch.tensor([float(frame), 0.0, 0.0], device=latents.device)
+
+
+def with_control(latents: Tensor, control: Tensor | None, frame: int) -> tuple[Tensor, Tensor]:
+    """Tokens of (batch, channels, height, width), and the position of each as `positions` has it; behind them those of
+    a control picture, in a frame of its own."""
+    if control is None:
+        return tokens(latents), positions(latents)
+    places = torch.cat([positions(latents), positions(control, frame)])
+    return torch.cat([tokens(latents), tokens(control)], dim=1), places

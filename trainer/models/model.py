@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from trainer import devices, randomness
+from trainer.data import pictures
+from trainer.data.captions import Shown
 from trainer.models import adapters, base_model, compiling, families, mapped_weights, previews, quantising, text
 from trainer.models.adapters.base import Target
 from trainer.models.base_weights import MergedParts
@@ -21,7 +23,7 @@ from trainer.models.families.facts import CONVOLUTIONAL, GUIDANCE
 from trainer.models.parts import Parts
 from trainer.models.placement import Components
 from trainer.models.streaming import Streamer, offloaded_activations
-from trainer.models.text import Arrays
+from trainer.models.text import Arrays, TextSource
 from trainer.options.config import Config
 from trainer.recipe import losses
 from trainer.recipe.prompts import Prompt
@@ -29,7 +31,6 @@ from trainer.recipe.prompts import Prompt
 PROBE_SIDE = 16  # latents; small, so that a save costs little
 PROBE_GEOMETRY = 512.0  # pixels, of the probe's square picture
 TEXT = "text."  # what conditioning is called by in a micro-batch, before its own name
-TextSource = Callable[[str], Arrays]
 
 
 def load(config: Config, path: Path, dtype: torch.dtype, device: torch.device) -> Model:
@@ -173,13 +174,21 @@ class Model(nn.Module):
         """What turns captions into a micro-batch's tensors; None where the captions themselves are encoded."""
         return self.text.tokenize
 
-    @torch.no_grad()
-    def encode_captions(self, captions: Sequence[str]) -> list[Arrays]:
-        """What is cached of each caption: arrays by name, on the host, without padding; bfloat16 as uint16."""
-        return text.rows(self.text.encode(self._read(captions)), self.text.ragged, self.text.precision)
+    @property
+    def shows_controls(self) -> bool:
+        """Whether the text encoder looks at the control pictures as well."""
+        return self.components.parts.pipeline_name in self.config.facts.edits
 
-    def _read(self, captions: Sequence[str]) -> dict[str, Any]:
-        return dict(self.text.tokenize(captions)) if self.text.tokenize else {"captions": tuple(captions)}
+    @torch.no_grad()
+    def encode_captions(self, captions: Sequence[str], shown: Sequence[Image.Image | None] = ()) -> list[Arrays]:
+        """What is cached of each caption: arrays by name, on the host, without padding; bfloat16 as uint16. `shown`:
+        the picture with each, where the text encoder looks at some."""
+        return text.rows(self.text.encode(self._read(captions, shown)), self.text.ragged, self.text.precision)
+
+    def _read(self, captions: Sequence[str], shown: Sequence[Image.Image | None] = ()) -> dict[str, Any]:
+        if self.text.tokenize:
+            return dict(self.text.tokenize(captions))
+        return {"captions": tuple(captions), **({"shown": tuple(shown)} if any(shown) else {})}
 
     def text_identity(self) -> str:
         """What decides `encode_captions` besides the caption, the base model's content apart."""
@@ -226,6 +235,10 @@ class Model(nn.Module):
         given = self._in_precision(given)
         if "geometry" in batch:
             given["geometry"] = batch["geometry"]
+        if "control_pixels" in batch:
+            given |= self._in_precision({"control": self.latents.encode(batch["control_pixels"])[0]})
+        elif "control" in batch:
+            given |= self._in_precision({"control": batch["control"]})
         return given | self.guidance(len(batch["timesteps"]))
 
     def guidance(self, count: int) -> dict[str, Tensor]:
@@ -310,11 +323,15 @@ class Model(nn.Module):
         """
         return previews.draw(self, prompts, sampler, device, cached)
 
-    def conditioning_of(self, caption: str, cached: TextSource | None) -> dict[str, Tensor]:
-        """A caption's conditioning, as a batch of one, in the denoiser's precision."""
+    def conditioning_of(
+        self, caption: str, cached: TextSource | None, control: Shown | None = None
+    ) -> dict[str, Tensor]:
+        """A caption's conditioning, as a batch of one, in the denoiser's precision. Raises PictureError."""
+        shown = control if self.shows_controls else None
         if cached is None:
-            return self._in_precision(self.text.encode(self._read([caption])))
-        row = {name: text.to_tensor(np.asarray(array)) for name, array in cached(caption).items()}
+            looked_at = [pictures.open_shown(shown)] if shown else []
+            return self._in_precision(self.text.encode(self._read([caption], looked_at)))
+        row = {name: text.to_tensor(np.asarray(array)) for name, array in cached(caption, shown).items()}
         return self._in_precision(text.joined([row], self.text.ragged))
 
     def as_it_will_be_used(self) -> AbstractContextManager[None]:

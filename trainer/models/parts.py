@@ -21,7 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from trainer.models import quantising
+from trainer.models import base_model, looking, quantising
 from trainer.models.base_model import BaseModelMissing, index_of
 from trainer.models.families.facts import CLIP_TEXT, DDPM, UPCASTS_VAE
 from trainer.options.config import Config
@@ -79,15 +79,21 @@ class Parts:
         return True
 
     @functools.cached_property
+    def pipeline_name(self) -> str:
+        """diffusers' class that model_index.json names; empty for a single file that nothing describes."""
+        return base_model.pipeline_of(self._folder) if self._folder else ""
+
+    @functools.cached_property
     def settings(self) -> dict[str, Any]:
         """What model_index.json says besides the components."""
         if self._folder is None:
             return {}
+        components = (*self.facts.components, *self.facts.optional)
         index: dict[str, Any] = json.loads(index_of(self._folder).read_bytes())
         return {
             name: value
             for name, value in index.items()
-            if not name.startswith("_") and name not in self.facts.components and value != [None, None]
+            if not name.startswith("_") and name not in components and value != [None, None]
         }
 
     def __getitem__(self, component: str) -> Any:
@@ -143,7 +149,7 @@ class Parts:
         library, name, *_ = json.loads(index_of(self._folder or self.path).read_bytes())[component]
         if library not in LIBRARIES:
             raise ValueError(f"its {component} is of {library}, which is not supported")
-        return getattr(importlib.import_module(library), name)
+        return looking.CLASSES.get(name) or getattr(importlib.import_module(library), name)
 
     def _from_folder(self, component: str, folder: Path) -> Any:
         kind = self._class_of(component)

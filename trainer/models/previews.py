@@ -11,13 +11,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from trainer.data import buckets, pictures
+from trainer.data.augmentation import RESAMPLING, cut_at
+from trainer.data.dataset import CONTROL_STEP
 from trainer.models import flow
 from trainer.models.families.facts import FLOW
+from trainer.models.text import TextSource
+from trainer.options.config import Config
 from trainer.options.sections.samples import SAMPLERS
 from trainer.recipe.prompts import Prompt
 
 if TYPE_CHECKING:
-    from trainer.models.model import Model, TextSource
+    from trainer.models.model import Model
 
 Conditioning = dict[str, Tensor]  # of one caption, as a batch of one
 
@@ -32,10 +37,13 @@ def draw(
     try:
         texts = conditionings(model, prompts, device, cached)
         with model.components.lent(["vae"], device), model.as_it_will_be_used():
-            pipeline = model.family.pipeline(model.components, scheduler(model, sampler))
-            pipeline.set_progress_bar_config(disable=True)
+            pipelines = {}
+            for controls in {prompt.control is not None for prompt in prompts}:
+                made = model.family.pipeline(model.components, scheduler(model, sampler), controls=controls)
+                made.set_progress_bar_config(disable=True)
+                pipelines[controls] = made
             for prompt, (text, negative) in zip(prompts, texts, strict=True):
-                yield one_picture(model, pipeline, prompt, text, negative)
+                yield one_picture(model, pipelines[prompt.control is not None], prompt, text, negative)
     finally:
         model.train(training)
 
@@ -47,7 +55,10 @@ def conditionings(
     encoders are on the device once and then not beside the VAE."""
     with model.autocast(), nullcontext() if cached else model.lent_encoders(device):
         return [
-            (model.conditioning_of(prompt.text, cached), model.conditioning_of(prompt.negative, cached))
+            (
+                model.conditioning_of(prompt.text, cached, prompt.control),
+                model.conditioning_of(prompt.negative, cached, prompt.control),
+            )
             for prompt in prompts
         ]
 
@@ -67,11 +78,23 @@ def scheduler(model: Model, sampler: str) -> Any:
     return getattr(diffusers, name).from_config(settings)
 
 
+def control_of(prompt: Prompt, config: Config) -> Image.Image:
+    """The prompt's control picture, scaled as control pictures are in the training, as if the sample were its image;
+    some pipelines scale it once more. Raises PictureError."""
+    assert prompt.control
+    picture = pictures.open_shown(prompt.control)
+    size = (prompt.width, prompt.height)
+    if config.control_area:
+        size = buckets.of_area(picture.size, config.control_area, CONTROL_STEP)
+    return cut_at(picture.size, size).apply(picture, size, RESAMPLING["lanczos"])
+
+
 def one_picture(model: Model, pipeline: Any, prompt: Prompt, text: Conditioning, negative: Conditioning) -> Image.Image:
     """One prompt's picture."""
     with model.autocast():
         latents = pipeline(
             **model.family.sample(model.denoiser, text, negative, prompt),
+            **({"image": control_of(prompt, model.config)} if prompt.control else {}),
             width=prompt.width,
             height=prompt.height,
             num_inference_steps=prompt.steps,

@@ -8,8 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
+from trainer.data.captions import Shown
 from trainer.models.placement import Components
 
 Rows = list[dict[str, Tensor]]
@@ -31,8 +33,8 @@ class Text(Protocol):
         ...
 
     def encode(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The conditioning, by name, from what `tokenize` gave or from "captions"; ragged tensors padded, with a mask.
-        Gradients pass where the encoder is trained."""
+        """The conditioning, by name, from what `tokenize` gave or from "captions" and the pictures "shown" with them;
+        ragged tensors padded, with a mask. Gradients pass where the encoder is trained."""
         ...
 
     def identity(self) -> str:
@@ -44,6 +46,14 @@ class Text(Protocol):
         ...
 
 
+class TextSource(Protocol):
+    """Where encoded captions are found."""
+
+    def __call__(self, caption: str, shown: Shown | None = None) -> Arrays:
+        """The arrays of a caption, and of the picture that the text encoder was shown with it."""
+        ...
+
+
 class PipelineText:
     """Captions encoded by the official pipeline's own encode_prompt; its encoders are never trained."""
 
@@ -52,7 +62,7 @@ class PipelineText:
     def __init__(
         self,
         components: Components,
-        encode: Callable[[Sequence[str]], Rows],
+        encode: Callable[[Sequence[str], Sequence[Image.Image | None]], Rows],
         *,
         identity: str,
         dtype: torch.dtype,
@@ -67,7 +77,8 @@ class PipelineText:
 
     @torch.no_grad()
     def encode(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        return joined(self._encode(batch["captions"]), self.ragged)
+        captions = batch["captions"]
+        return joined(self._encode(captions, batch.get("shown") or [None] * len(captions)), self.ragged)
 
     def identity(self) -> str:
         return self._identity
@@ -113,6 +124,16 @@ def equally_long(one: Mapping[str, Tensor], other: Mapping[str, Tensor], name: s
         padded = torch.nn.functional.pad(given[name], (*rest, 0, missing))
         result.append({name: padded, name + MASK: torch.nn.functional.pad(given[name + MASK], (0, missing))})
     return result
+
+
+def pooled_prompts(text: Mapping[str, Tensor], negative: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A prompt and its negative as pipelines take them that are given pooled vectors as well."""
+    return {
+        "prompt_embeds": text["states"],
+        "pooled_prompt_embeds": text["pooled"],
+        "negative_prompt_embeds": negative["states"],
+        "negative_pooled_prompt_embeds": negative["pooled"],
+    }
 
 
 def rows(batch: Mapping[str, Tensor], ragged: frozenset[str], precision: str) -> list[Arrays]:

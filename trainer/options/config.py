@@ -64,6 +64,19 @@ class Config(
         return parts[0], parts[-1]
 
     @property
+    def has_controls(self) -> bool:
+        """Whether the pictures of conditioning_data_dir are control pictures; else they are masks, if there are any."""
+        return bool(self.conditioning_data_dir) and not self.masked_loss
+
+    @property
+    def control_area(self) -> int | None:
+        """Of control pictures, in pixels; None where each is as large as its image."""
+        if not self.control_resolution:
+            return None
+        sides = [int(part) for part in self.control_resolution.split(",")]
+        return sides[0] * sides[-1]
+
+    @property
     def caption_extensions(self) -> tuple[str, ...]:
         """The extensions of caption files, the preferred first."""
         return tuple(part.strip() for part in self.caption_extension.split(","))

@@ -9,7 +9,7 @@ from typing import Literal
 
 from trainer import files
 from trainer.models.families import AUTO
-from trainer.models.families.facts import CONVOLUTIONAL, FLOW, TRAINS_ENCODERS
+from trainer.models.families.facts import CONTROLS, CONVOLUTIONAL, FLOW, TRAINS_ENCODERS
 from trainer.options import blocks
 from trainer.options.config import OPTIONS, Config
 from trainer.options.network_kinds import FULL, MOST_RANK, NETWORK_KINDS
@@ -88,8 +88,15 @@ def _picture_conflicts(config: Config) -> Iterator[Conflict]:
             "masked_loss",
             "needs conditioning_data_dir, the folder of the masks; alpha_mask takes the images' own transparency",
         )
-    if config.conditioning_data_dir and not config.masked_loss:
-        yield "conditioning_data_dir", "has no effect without masked_loss = true; set it, or leave the folder out"
+    controls = config.has_controls
+    if controls and config.family != AUTO and CONTROLS not in config.facts.traits:
+        yield (
+            "conditioning_data_dir",
+            f"has no effect without masked_loss = true: {config.facts.title} takes no control pictures; set it, or "
+            "leave the folder out",
+        )
+    if config.control_resolution and not (controls or config.dataset_config):
+        yield "control_resolution", "has no effect without conditioning_data_dir; name it, or leave this out"
 
 
 def _cache_conflicts(config: Config) -> Iterator[Conflict]:
@@ -308,12 +315,13 @@ def _plateau_conflicts(config: Config) -> Iterator[Conflict]:
 
 
 def _watching_conflicts(config: Config) -> Iterator[Conflict]:
-    samples = config.sample_every_n_steps or config.sample_every_n_epochs or config.sample_at_first
+    by_steps = config.sample_every_n_steps or config.sample_every_n_epochs
+    samples = by_steps or config.sample_at_first or config.sample_at_resume
     if samples and not config.sample_prompts.strip():
         yield (
             "sample_prompts",
             "is empty, but sample images are asked for; write a prompt, or turn sample_every_n_steps, "
-            "sample_every_n_epochs and sample_at_first off",
+            "sample_every_n_epochs, sample_at_first and sample_at_resume off",
         )
     validates = config.validation_split or config.validation_data_dir or config.dataset_config
     if config.early_stopping_patience and not validates:
@@ -321,6 +329,10 @@ def _watching_conflicts(config: Config) -> Iterator[Conflict]:
             "early_stopping_patience",
             "needs images to validate with: set validation_split or validation_data_dir",
         )
+    if config.max_rollbacks and not config.alarms:
+        yield "max_rollbacks", "needs alarms, which see that a training diverges; turn them on, or set it to 0"
+    if config.max_rollbacks and not (config.save_state or config.save_every_n_minutes):
+        yield "max_rollbacks", "needs checkpoints to go back to; turn save_state on, or set save_every_n_minutes"
 
 
 def _family_conflicts(config: Config) -> Iterator[Conflict]:

@@ -41,6 +41,7 @@ class Option:
     sets_speed: bool  # runs in which it differs need other times for a step
     in_header: bool  # a model file tells it, as ss_<name>
     pattern: str  # of texts that are right besides the choices
+    address: bool  # may also be s3://, gs:// ..., which the start copies to this machine
     component: bool  # takes the place of one of the base model's components
     kinds: tuple[str, ...]  # of training: it does something in these; empty: in all
 
@@ -77,6 +78,7 @@ def option(
     sets_speed: bool = False,
     in_header: bool = False,
     pattern: str = "",
+    address: bool = False,
     component: bool = False,
     kinds: tuple[str, ...] = (),
 ) -> Any:
@@ -106,6 +108,7 @@ def option(
         "sets_speed": sets_speed,
         "in_header": in_header,
         "pattern": pattern,
+        "address": address,
         "component": component,
         "kinds": kinds,
     }

@@ -62,7 +62,7 @@ def _unwritable(text: str) -> bool:
 
 def value_problem(known: Option, value: Any) -> tuple[Any, str | None]:
     """The value in its option's type, and what is wrong with it (None: nothing)."""
-    if known.name == "resolution":
+    if known.name == "resolution" or (known.name == "control_resolution" and value != ""):
         return _check_resolution(value)
     if known.kind == "bool":
         return value, None if isinstance(value, bool) else f"{value!r} is not true or false"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -12,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files
-from trainer.models.families.facts import GUIDANCE
+from trainer.data import pictures
+from trainer.data.captions import Shown
+from trainer.data.pictures import PictureError
+from trainer.models.families.facts import CONTROLS, GUIDANCE
 from trainer.options.config import Config
 from trainer.options.problems import ConfigError, Problem
 from trainer.options.sections.samples import AUTO
@@ -34,6 +38,7 @@ class Prompt:
     guidance_scale: float
     steps: int
     embedded_guidance: float = 3.5
+    control: Shown | None = None  # the picture to edit
 
 
 _LETTERS = {  # what a line's --n, --w ... are called in JSON and TOML
@@ -45,6 +50,8 @@ _LETTERS = {  # what a line's --n, --w ... are called in JSON and TOML
     "g": "guidance_scale",
     "s": "sample_steps",
     "ss": "sample_sampler",
+    "cn": "controlnet_image",
+    "ci": "control_image_path",  # as musubi-tuner calls it
 }
 _MEANINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "prompt": ("text", str.strip),
@@ -55,6 +62,8 @@ _MEANINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "scale": ("guidance_scale", float),
     "guidance_scale": ("embedded_guidance", float),
     "sample_steps": ("steps", int),
+    "controlnet_image": ("control", str.strip),
+    "control_image_path": ("control", str.strip),
 }
 
 
@@ -166,6 +175,8 @@ def _prompt(fields: Any, config: Config, index: int, *, by_letter: bool) -> Prom
             values[name] = convert(text)
         except ValueError:
             raise ValueError(f"{called} {text}: that is not a {'whole ' if convert is int else ''}number") from None
+    if values.get("control"):
+        values["control"] = _control(values["control"], config)
     facts = config.facts
     for field, name, usual in (
         ("scale", "guidance_scale", facts.guidance),
@@ -181,3 +192,18 @@ def _prompt(fields: Any, config: Config, index: int, *, by_letter: bool) -> Prom
     if not 0 <= values["seed"] < 2**63:
         raise ValueError(f"{letters.get('seed', 'seed')} {values['seed']} is not a seed")
     return Prompt(**{"text": ""} | values)
+
+
+def _control(file: str, config: Config) -> Shown:
+    """The control picture of a prompt. Raises ValueError."""
+    if config.family != AUTO and CONTROLS not in config.facts.traits:
+        raise ValueError(f"{config.facts.title} takes no control picture; leave {file} out")
+    path = Path(file).expanduser()
+    try:
+        data = path.read_bytes()
+        pictures.open_picture(path, data)
+    except OSError as error:
+        raise ValueError(f"the control picture {path} cannot be read: {error.strerror}") from error
+    except PictureError as error:
+        raise ValueError(f"the control picture {error}") from error
+    return Shown(str(path), hashlib.sha256(data).hexdigest())

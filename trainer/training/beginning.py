@@ -17,9 +17,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
 from trainer import devices, quantities
-from trainer.checkpoints import choosing, mirror, preflight
+from trainer.checkpoints import choosing, kohya_state, memory_size, mirror, preflight
 from trainer.checkpoints.checkpoint_size import SizeUnknown
 from trainer.checkpoints.choosing import ResumeRefused
+from trainer.checkpoints.kohya_state import KohyaState
+from trainer.checkpoints.memory_size import Memory
 from trainer.checkpoints.mirror import Mirroring
 from trainer.checkpoints.preflight import Inputs
 from trainer.checkpoints.resume import Verdict
@@ -32,7 +34,7 @@ from trainer.options.problems import ConfigError, Problem
 from trainer.recipe import optimizers, prompts, schedule
 from trainer.recipe.prompts import Prompt
 from trainer.recipe.schedule import LrCurve
-from trainer.runs import branches, manifest, run_folder
+from trainer.runs import branches, manifest, preemption, run_folder
 from trainer.runs.console import ConsoleLog
 from trainer.runs.run_folder import RunFolder
 from trainer.runs.signals import StopRequested, StopSignals
@@ -58,12 +60,14 @@ class Beginning:
     environment: dict[str, Any]  # what environment.json of its checkpoints says
     inputs: Inputs
     verdict: Verdict | None  # None for a fresh start
+    imported: KohyaState | None  # what a fresh start begins with, where it is another program's
     plan: Plan
     planned_steps: int  # the run's length when it first began
     curve: LrCurve
     prompts: tuple[Prompt, ...]
     mirroring: Mirroring | None  # in the process that holds the run, where it is wanted
     checkpoint_bytes: int | None  # None until the model is loaded
+    memory: Memory | None = None  # what the device is estimated to hold; None where it has none of its own
 
     @property
     def device(self) -> torch.device:
@@ -86,6 +90,7 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
 
     Raises Refused when the training may not begin, StopRequested when it is stopped before its first step.
     """
+    notice = preemption.notice_of()
     with signals.at_once() if several_processes() else contextlib.nullcontext():  # they wait for one another
         accelerator = make_accelerator(config)
     processes = Processes(accelerator.num_processes, accelerator.process_index)
@@ -119,10 +124,11 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
             return
         size = checkpoint_bytes(config, inputs, verdict)
         preflight.require_disk_space(config, size or 0)
+        imported = None if verdict else kohya_state.examine(config, inputs.total_steps)
         planned_steps = verdict.state.get("planned_steps", inputs.total_steps) if verdict else inputs.total_steps
         origin = verdict.origin if verdict else Origin()
         this_session = (Session if accelerator.is_main_process else SilentSession)(
-            config, run, verdict, inputs.total_steps
+            config, run, verdict, inputs.total_steps, imported
         )
         begun = Beginning(
             config=config,
@@ -134,6 +140,7 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
             environment=here,
             inputs=inputs,
             verdict=verdict,
+            imported=imported,
             plan=Plan(config, inputs.scan.entries, inputs.batches_per_step, origin, planned_steps),
             planned_steps=planned_steps,
             curve=verdict.curve if verdict else schedule.new_curve(config, inputs.total_steps),
@@ -142,7 +149,8 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
             checkpoint_bytes=size,
         )
         recorded = this_session.recorded(**description(begun))
-        with mirrored(begun), recorded, processes.watched(), followed(begun):
+        noticed = preemption.watched(notice, lambda: stop_before_the_machine_goes(begun))
+        with mirrored(begun), recorded, processes.watched(), followed(begun), noticed:
             if console and this_session.writes:
                 console.attach(run.console_file)
             if size is not None:
@@ -165,6 +173,14 @@ def mirrored(begun: Beginning) -> Iterator[None]:
         yield
     finally:
         begun.mirroring.close()
+
+
+def stop_before_the_machine_goes(begun: Beginning) -> None:
+    begun.session.warn(
+        "preemption",
+        "The machine is about to be taken away: the training stops after this step and saves, to be resumed elsewhere.",
+    )
+    begun.signals.requested = True
 
 
 @contextlib.contextmanager
@@ -222,7 +238,7 @@ def holding(run: RunFolder, config: Config, accelerator: Accelerator) -> Iterato
             mirror.restore(config)
     if choosing.starts_from_scratch(config):
         preflight.require_fresh(config)
-        by_choice = choosing.wanted(config.resume_from_checkpoint) == "nothing"
+        by_choice = choosing.begins_by_choice(config)
         if by_choice and config.overwrite_run and (run_folder.read_run(run) or manifest.listing(run.checkpoints)):
             logger.info("The old run is kept at %s", branches.replace_run(config, run))
     with run_folder.locked(run):
@@ -258,9 +274,32 @@ def warn_of_writes(begun: Beginning, bytes_of_save: int) -> None:
 def warn_of_memory(begun: Beginning) -> None:
     """Say when the GPU is likely to be too small, and what would help."""
     if room := devices.memory_total(begun.device):
-        memory, advice = preflight.memory_of(begun.inputs, room)
-        if memory and advice:
-            begun.session.warn("gpu_memory", f"About {quantities.size(memory.peak)} of GPU memory are needed; {advice}")
+        begun.memory, advice = preflight.memory_of(begun.inputs, room)
+        if begun.memory and advice:
+            begun.session.warn(
+                "gpu_memory", f"About {quantities.size(begun.memory.peak)} of GPU memory are needed; {advice}"
+            )
+
+
+def judge_memory(begun: Beginning) -> None:
+    """Record what the device held at the most beside what was estimated, without what the driver takes: an estimate
+    that is judged by every run."""
+    measured = devices.memory_used(begun.device)
+    if begun.memory is None or measured is None:
+        return
+    estimated = begun.memory.peak - memory_size.OVERHEAD
+    begun.session.events.write(
+        "memory_judged",
+        begun.session.global_step,
+        estimated=estimated,
+        measured=measured,
+        ratio=estimated / max(1, measured),
+    )
+    logger.info(
+        "GPU memory: %s were used at the most, and %s had been estimated (without the driver's)",
+        quantities.size(measured),
+        quantities.size(estimated),
+    )
 
 
 def description(begun: Beginning) -> dict[str, Any]:

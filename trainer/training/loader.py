@@ -28,7 +28,7 @@ from trainer.data.pictures import PictureError
 from trainer.data.pixels import mask_of, pixels_of
 from trainer.distributed import beside
 from trainer.models.model import TEXT
-from trainer.models.text import MASK
+from trainer.models.text import MASK, TextSource
 from trainer.options.config import Config
 from trainer.recipe import losses
 from trainer.recipe.timesteps import Timesteps
@@ -65,7 +65,8 @@ class MicroBatch:
     loss), either latent_mean, latent_std or pixels, with latent_noise; geometry (original height and width, top and
     left of the crop in the scaled picture, height and width of the bucket, in pixels); text.<name> and, of tensors as
     long as the caption, text.<name>_mask, or what the family's tokenize gives; mask, of the latents' size, where images
-    have one; and what the noise options need. `captions`: where they are encoded in the step by the family itself.
+    have one; control (latents) or control_pixels, where they have control pictures; and what the noise options need.
+    `captions`: where they are encoded in the step by the family itself.
     """
 
     uses: tuple[Use, ...]
@@ -97,12 +98,13 @@ class Sources:
 
     tokenize: Callable[[Sequence[str]], dict[str, Tensor]] | None  # None: the captions themselves are encoded
     latents: Callable[[Entry, bool], Arrays] | None  # (entry, mirrored) -> mean, std
-    text: Callable[[str], Arrays] | None  # caption -> its conditioning by name
+    text: TextSource | None  # caption, and the picture shown with it -> its conditioning by name
     latent_channels: int
     latent_factor: int  # pixels per latent, along each side
     device: torch.device  # where the batches are taken
     timesteps: Timesteps
     ragged: frozenset[str] = frozenset()  # arrays of `text` that are as long as their caption
+    shows: bool = False  # control pictures are shown to the text encoder as well
 
 
 class Plan:
@@ -126,8 +128,8 @@ class Plan:
         self._planned_steps = config.max_train_steps if planned_steps is None else planned_steps
         self.origin = origin
         repeats = np.fromiter((entry.repeats for entry in entries), np.int32, len(entries))
-        sizes = {size: number for number, size in enumerate(sorted({entry.bucket for entry in entries}))}
-        numbers = np.fromiter((sizes[entry.bucket] for entry in entries), np.int32, len(entries))
+        sizes = {size: number for number, size in enumerate(sorted({entry.sizes for entry in entries}))}
+        numbers = np.fromiter((sizes[entry.sizes] for entry in entries), np.int32, len(entries))
         self._entry_of = np.repeat(np.arange(len(entries), dtype=np.int32), repeats)
         firsts = np.cumsum(repeats, dtype=np.int32) - repeats
         self._repeat_of = np.arange(len(self._entry_of), dtype=np.int32) - np.repeat(firsts, repeats)
@@ -223,7 +225,8 @@ class Samples:
         }
         captions: tuple[str, ...] = ()
         if self._sources.text:
-            tensors |= self._conditioning([self._sources.text(text) for text in texts])
+            shown = [use.entry.shown if self._sources.shows else None for use in uses]
+            tensors |= self._conditioning(list(map(self._sources.text, texts, shown)))
         elif self._sources.tokenize:
             others |= self._sources.tokenize(texts)
         else:
@@ -278,11 +281,24 @@ class Samples:
             arrays["pixels"] = pixels_of(use.entry, mirrored, cut, colours)
         shown = cut or cut_by_rules(use.entry.size, use.entry.bucket, options)
         arrays["geometry"] = geometry(use.entry, shown, mirrored)
+        arrays |= self._control(use, mirrored)
         if (mask := self._mask(use.entry, cut, (width, height))) is not None:
             arrays["mask"] = (mask[:, :, ::-1] if mirrored else mask) / np.float32(255)
         arrays["latent_noise"] = self._draw("vae", use).standard_normal(shape, dtype=np.float32)
         arrays |= self._noise(use, shape)
         return arrays
+
+    def _control(self, use: Use, mirrored: bool) -> Arrays:
+        """The control picture, mirrored with its image; where it is in the same bucket, also cut like that."""
+        control = use.entry.control
+        if control is None:
+            return {}
+        if self._sources.latents:
+            return {"control": self._sources.latents(control, mirrored)["mean"]}
+        options, cut = use.entry.subset.options, None
+        if control.bucket == use.entry.bucket:
+            cut = cut_of_use(control.size, control.bucket, use.entry.path.stem, options, self._draw("crop", use))
+        return {"control_pixels": pixels_of(control, mirrored, cut)}
 
     def _mask(self, entry: Entry, cut: Cut | None, size: Size) -> NDArray[np.uint8] | None:
         """(1, height, width), from 0 where nothing is learnt to 255; None where there is no mask. `cut`: None for

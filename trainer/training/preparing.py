@@ -25,7 +25,7 @@ from trainer.options.config import Config
 from trainer.options.sections.training import NETWORK, TEXTUAL_INVERSION
 from trainer.recipe import timesteps
 from trainer.runs.manifest import CheckpointDamaged
-from trainer.training import watching
+from trainer.training import importing, watching
 from trainer.training.beginning import DTYPES, Beginning, warn_of_writes
 from trainer.training.loader import Loader, Sources
 from trainer.training.progress import CachingMeter, Meter
@@ -49,6 +49,7 @@ class Training:
     meter: Meter
     sampler: Sampler
     validator: Validator | None  # None where there are no validation images
+    goes_back: bool = False  # whether the session ends because the run goes back to an earlier checkpoint
 
 
 def prepare(begun: Beginning) -> Training | None:
@@ -82,9 +83,11 @@ def prepare(begun: Beginning) -> Training | None:
         warn_of_writes(begun, begun.checkpoint_bytes)
     if verdict:
         probe_loss = restore(state, verdict)
-        if verdict.grade == "changed":
+        if verdict.grade == "changed" and not verdict.rollback:  # a rollback is measured by the level it goes back to
             state.alarms.forget()
         begun.session.resumed(probe_loss, epochs=begun.plan.place(state.global_step)[0])
+    if begun.imported:
+        begun.session.took_over(importing.restore(state, begun.imported, begun.curve))
     state.origin, state.planned_steps = begun.plan.origin, begun.planned_steps
     if begun.mirroring:
         begun.mirroring.wake()  # that a new session has begun, and from where
@@ -160,10 +163,16 @@ def prepare_sources(begun: Beginning, model: Model, aside: threading.Lock) -> So
         latents = filling.latent_source(config, entries, pictures, begun.agreement, meter("latents"))
     if config.cache_text_encoder_outputs:
         model.prepare(device, **cached | {"text_cached": False})
-        components, name = config.facts.text_components, "pretrained_model_name_or_path"
+        looking = config.facts.optional if model.shows_controls else ()
+        components, name = (*config.facts.text_components, *looking), "pretrained_model_name_or_path"
         captions = encoder(model.encode_captions, components, model.text_identity(), name, "text_cached")
-        prompted = {text for prompt in begun.prompts for text in (prompt.text, prompt.negative)}
-        text = filling.text_source(config, entries, captions, begun.agreement, meter("captions"), prompted)
+        shows = model.shows_controls
+        prompted = {
+            (text, prompt.control if shows else None)
+            for prompt in begun.prompts
+            for text in (prompt.text, prompt.negative)
+        }
+        text = filling.text_source(config, entries, captions, begun.agreement, meter("captions"), prompted, shows=shows)
     model.prepare(device, **cached)
     model.load_for_steps(**cached)
     return Sources(
@@ -175,6 +184,7 @@ def prepare_sources(begun: Beginning, model: Model, aside: threading.Lock) -> So
         device=device,
         timesteps=timesteps.from_config(config),
         ragged=model.text.ragged,
+        shows=model.shows_controls,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from trainer import files
 from trainer.checkpoints import decisions, resume, retention
 from trainer.checkpoints.choosing import ResumeRefused
+from trainer.checkpoints.kohya_state import KohyaState
 from trainer.checkpoints.resume import Verdict
 from trainer.options.config import Config
 from trainer.options.writing import to_toml
@@ -19,6 +20,7 @@ from trainer.runs import branches, lineage, manifest, run_folder
 from trainer.runs.events import EVENTS_VERSION, EventWriter, SilentWriter
 from trainer.runs.failures import advice_for, kind_of
 from trainer.runs.manifest import CheckpointDamaged
+from trainer.runs.rollbacks import Rollback
 from trainer.runs.run_folder import RunFolder
 from trainer.runs.signals import StopRequested
 
@@ -40,13 +42,22 @@ class Session:
 
     writes = True
 
-    def __init__(self, config: Config, run: RunFolder, verdict: Verdict | None, total_steps: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run: RunFolder,
+        verdict: Verdict | None,
+        total_steps: int,
+        imported: KohyaState | None = None,
+    ) -> None:
         self._config = config
         self._run = run
         self._verdict = verdict
+        self._imported = imported
         self._decisions = verdict.decisions if verdict else decisions.at_the_start(config, total_steps)
         self.events: EventWriter = EventWriter(run.events_file)
-        self.global_step = verdict.step if verdict else 0
+        self._begins_at = verdict.step if verdict else imported.step if imported else 0
+        self.global_step = self._begins_at
         self.id = lineage.new_session()
         self.record = self._record(run_folder.read_run(run))
         self.number = len(self.record["sessions"]) + 1
@@ -80,7 +91,7 @@ class Session:
         before = (lineage.sessions_of(verdict.state) or ()) if verdict else ()
         return {
             "session": self.number,
-            "lineage": [*before, (self.id, verdict.step if verdict else 0)],
+            "lineage": [*before, (self.id, self._begins_at)],
             "decisions": self._decisions.as_dict(),
         }
 
@@ -100,8 +111,8 @@ class Session:
             "session": self.number,
             "started": time.time(),
             "from_step": self.global_step,
-            "grade": verdict.grade if verdict else None,
-            "resumed_from": str(verdict.path.absolute()) if verdict else None,
+            "grade": verdict.grade if verdict else "imported" if self._imported else None,
+            "resumed_from": str(origin.path.absolute()) if (origin := verdict or self._imported) else None,
             "id": self.id,
             "lineage": self.for_checkpoints()["lineage"],
             "learning_rate": dataclasses.asdict(verdict.decision) if verdict and verdict.decision else None,
@@ -147,6 +158,12 @@ class Session:
             )
         except (OSError, CheckpointDamaged) as error:
             raise ResumeRefused([f"resume_from_checkpoint: {verdict.path} cannot be taken over: {error}"]) from error
+        if (back := Rollback.of(self.record)) and back.waiting:
+            taken = dataclasses.replace(back, waiting=False)
+            if verdict.rollback:
+                taken = dataclasses.replace(taken, step=verdict.step, checkpoint=verdict.manifest.digest)
+            self.record["rollback"] = taken.as_dict()
+            run_folder.write_run(self._run, self.record)
         for path in moved:
             logger.info("The checkpoint %s, which does not lead here, is kept at %s", path.name, path)
         self.events.write(
@@ -165,9 +182,20 @@ class Session:
             dataset=list(verdict.dataset),
             environment=list(verdict.environment),
             learning_rate=dataclasses.asdict(verdict.decision) if verdict.decision else None,
+            **({"rollback": dataclasses.asdict(verdict.rollback)} if verdict.rollback else {}),
             allowed=[dataclasses.asdict(item) for item in verdict.permitted],
             abandoned=[str(path) for path in moved],
         )
+
+    def took_over(self, differences: list[str]) -> None:
+        """Record that another program's state was imported, and what differs from what it would have done."""
+        imported = self._imported
+        assert imported is not None
+        told = {"path": str(imported.path), "grade": "imported", "differences": differences}
+        self.events.write("imported", imported.step, step=imported.step, session=self.number, **told)
+        logger.info("Imported weights, moments and step %d of %s; never exact", imported.step, imported.path)
+        for difference in differences:
+            self.warn("imported", difference)
 
     def config_to_keep(self) -> Config:
         """The options of this session, whose permissions allow no more than what they allowed."""
@@ -180,6 +208,21 @@ class Session:
 
     def finish(self, status: run_folder.Status, reason: str) -> None:
         self._end(status, reason)
+
+    def roll_back(self, back: Rollback) -> None:
+        """Record that this session ends here, and that the next one goes on from an earlier checkpoint.
+
+        Raises OSError: without the record the run would not know where to go on.
+        """
+        message = (
+            f"{back.seen} The run goes back to step {back.step} and on from there at {back.scale:g} times the learning "
+            f"rate (rollback {back.number} of {self._config.max_rollbacks}); what came after that step is kept aside."
+        )
+        self.record["rollback"] = back.as_dict()
+        self.record["sessions"][-1] |= {"ended": time.time(), "to_step": self.global_step, "reason": "rolled_back"}
+        run_folder.write_run(self._run, self.record)
+        self.events.write("rolled_back", self.global_step, to_step=back.step, number=back.number, scale=back.scale)
+        self.warn("rolled_back", message)
 
     def _end(self, status: run_folder.Status, reason: str) -> None:
         branches.remove_temporary(self._config, self._run)  # what a failed save could not remove
@@ -206,8 +249,15 @@ class SilentSession(Session):
 
     writes = False
 
-    def __init__(self, config: Config, run: RunFolder, verdict: Verdict | None, total_steps: int) -> None:
-        super().__init__(config, run, verdict, total_steps)
+    def __init__(
+        self,
+        config: Config,
+        run: RunFolder,
+        verdict: Verdict | None,
+        total_steps: int,
+        imported: KohyaState | None = None,
+    ) -> None:
+        super().__init__(config, run, verdict, total_steps, imported)
         self.events: EventWriter = SilentWriter(run.events_file)
 
     @contextlib.contextmanager
@@ -217,8 +267,14 @@ class SilentSession(Session):
     def resumed(self, probe_loss: float, epochs: int) -> None:
         pass
 
+    def took_over(self, differences: list[str]) -> None:
+        pass
+
     def warn(self, kind: str, message: str) -> None:
         pass
 
     def finish(self, status: run_folder.Status, reason: str) -> None:
+        pass
+
+    def roll_back(self, back: Rollback) -> None:
         pass

@@ -157,6 +157,11 @@ class State:
         if curve.scheduler == PLATEAU:
             self.plateau = self.plateau.after(loss, curve.own)
 
+    @property
+    def has_average(self) -> bool:
+        """Whether model files hold other weights than those that are trained."""
+        return self.ema is not None or self._averages
+
     @contextmanager
     def exported_weights(self) -> Iterator[None]:
         """Within, the model has the weights that a model file would hold: the average, if there is one."""

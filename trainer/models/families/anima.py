@@ -72,7 +72,7 @@ class Sampling:
 class Anima(FlowFamily):
     """See `base.Family`."""
 
-    def official(self, components: Components) -> Any:
+    def official(self, components: Components, *, controls: bool = False) -> Any:
         return Encoders
 
     def latents(self, components: Components) -> VideoLatents:
@@ -108,7 +108,7 @@ class Anima(FlowFamily):
         )[0]
         return predicted.squeeze(2)
 
-    def pipeline(self, components: Components, scheduler: Any) -> Sampling:
+    def pipeline(self, components: Components, scheduler: Any, *, controls: bool = False) -> Sampling:
         return Sampling(components["transformer"], components["vae"], scheduler)
 
     def sample(

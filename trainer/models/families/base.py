@@ -33,11 +33,13 @@ class Family(Protocol):
         ...
 
     def predict(self, denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, given: Mapping[str, Tensor]) -> Tensor:
-        """The prediction for noisy latents, in their layout. `given`: the conditioning by name, and "geometry"."""
+        """The prediction for noisy latents, in their layout. `given`: the conditioning by name, and
+        "geometry"; "control": the latents of a control picture, in families that take one."""
         ...
 
-    def pipeline(self, components: Components, scheduler: Any) -> Any:
-        """The official pipeline that samples, without text encoders: it is given their outputs."""
+    def pipeline(self, components: Components, scheduler: Any, *, controls: bool = False) -> Any:
+        """The official pipeline that samples, without text encoders: it is given their outputs. `controls`: it is given
+        control pictures as well."""
         ...
 
     def sample(

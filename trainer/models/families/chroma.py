@@ -13,8 +13,7 @@ from diffusers import ChromaPipeline
 from diffusers.models.transformers.transformer_chroma import ChromaSingleTransformerBlock
 from torch import Tensor, nn
 
-from trainer.models.flow import PROBED_TOKENS, FlowFamily
-from trainer.models.latents import fold, picture, positions, tokens, unfold
+from trainer.models.flow import PROBED_TOKENS, FlowFamily, folded_prediction
 from trainer.models.placement import Components
 from trainer.options.config import Config
 from trainer.recipe.prompts import Prompt
@@ -25,7 +24,7 @@ class Chroma(FlowFamily):
 
     ragged = frozenset({"states"})
 
-    def official(self, components: Components) -> Any:
+    def official(self, components: Components, *, controls: bool = False) -> Any:
         return ChromaPipeline
 
     def encode(self, pipeline: Any, caption: str, device: torch.device, config: Config) -> dict[str, Tensor]:
@@ -37,21 +36,11 @@ class Chroma(FlowFamily):
         return {"states": states[0][mask[0].bool()]}
 
     def predict(self, denoiser: Any, noisy: Tensor, timesteps: Tensor, given: Mapping[str, Tensor]) -> Tensor:
-        folded = fold(noisy)
-        grid = positions(folded)
+        places = noisy.shape[2] * noisy.shape[3] // 4
         mask = given.get("states_mask") if len(noisy) > 1 else None  # one caption fills its batch
-        mask = None if mask is None else F.pad(mask, (0, len(grid)), value=True)
+        mask = None if mask is None else F.pad(mask, (0, places), value=True)
         denoiser._gradient_checkpointing_func = functools.partial(checkpointed, mask)
-        predicted = denoiser(
-            hidden_states=tokens(folded),
-            timestep=timesteps,
-            encoder_hidden_states=given["states"],
-            txt_ids=torch.zeros(given["states"].shape[1], 3, dtype=grid.dtype, device=grid.device),
-            img_ids=grid,
-            attention_mask=mask,
-            return_dict=False,
-        )[0]
-        return unfold(picture(predicted, *folded.shape[2:]))
+        return folded_prediction(denoiser, noisy, given["states"], timestep=timesteps, attention_mask=mask)
 
     def sample(
         self, denoiser: Any, text: Mapping[str, Tensor], negative: Mapping[str, Tensor], prompt: Prompt

@@ -24,7 +24,7 @@ class Ernie(FlowFamily):
 
     ragged = frozenset({"states"})
 
-    def official(self, components: Components) -> Any:
+    def official(self, components: Components, *, controls: bool = False) -> Any:
         return ErnieImagePipeline
 
     def latents(self, components: Components) -> BatchNormLatents:

@@ -18,6 +18,7 @@ PADS_TEXT = "pads-text"  # it takes part in what a caption means that it is fill
 TWO_ENCODERS = "two-encoders"  # two text encoders can be trained, each at a rate of its own
 UPCASTS_VAE = "upcasts-vae"  # its VAE overflows in fp16, unless its config says that it does not
 CONVOLUTIONAL = "convolutional"  # the denoiser is made of convolutions
+CONTROLS = "controls"  # the denoiser can be given a control picture, of which it is to make another
 BLOCKS = "blocks"  # its U-Net has numbered blocks, each of which can have a rank and a rate
 
 
@@ -118,6 +119,9 @@ class Facts:
     embedded_guidance: float = 3.5  # of sample images, where the denoiser is told it
     blocks: Blocks | None = None  # of the denoiser; with the trait of the same name
     overrides: Mapping[str, str] = field(default_factory=lambda: {"vae": "vae"})  # option -> component it replaces
+    edits: tuple[str, ...] = ()  # of its pipelines, those whose text encoder looks at the control picture as well: with
+    # them each image needs one, with the others none can have one
+    optional: tuple[str, ...] = ()  # components that only some of its models have
     trained_instead: str = ""  # the base model for training, where there is one distilled for few steps as well
     denoiser_alone: bool = False  # a single file is read for the denoiser; the rest is of single_file_config
 

@@ -1,4 +1,5 @@
-"""FLUX.1: tokens with positions, CLIP's pooled vector and T5; dev is told its guidance, schnell is not."""
+"""FLUX.1: tokens with positions, CLIP's pooled vector and T5; dev is told its guidance, schnell is not; Kontext is
+given a control picture."""
 
 from __future__ import annotations
 
@@ -6,14 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from diffusers import FluxPipeline
+from diffusers import FluxKontextPipeline, FluxPipeline
 from torch import Tensor
 
 from trainer.models.families.facts import Facts
-from trainer.models.flow import PROBED_TOKENS, FlowFamily
-from trainer.models.latents import fold, picture, positions, tokens, unfold
+from trainer.models.flow import PROBED_TOKENS, FlowFamily, folded_prediction
 from trainer.models.placement import Components
+from trainer.models.text import pooled_prompts
 from trainer.options.config import Config
 from trainer.recipe.prompts import Prompt
 
@@ -21,8 +21,8 @@ from trainer.recipe.prompts import Prompt
 class Flux(FlowFamily):
     """See `base.Family`."""
 
-    def official(self, components: Components) -> Any:
-        return FluxPipeline
+    def official(self, components: Components, *, controls: bool = False) -> Any:
+        return FluxKontextPipeline if controls else FluxPipeline
 
     def encode(self, pipeline: Any, caption: str, device: torch.device, config: Config) -> dict[str, Tensor]:
         limit = config.max_sequence_length or 512
@@ -41,33 +41,26 @@ class Flux(FlowFamily):
         return frozenset({"states"}) if config.apply_t5_attn_mask else frozenset()
 
     def predict(self, denoiser: Any, noisy: Tensor, timesteps: Tensor, given: Mapping[str, Tensor]) -> Tensor:
-        folded = fold(noisy)
-        grid = positions(folded)
-        mask = given.get("states_mask") if len(noisy) > 1 else None  # one caption fills its batch
-        masked = {} if mask is None else {"attention_mask": F.pad(mask, (0, len(grid)), value=True)[:, None, None]}
-        predicted = denoiser(
-            hidden_states=tokens(folded),
+        return folded_prediction(
+            denoiser,
+            noisy,
+            given["states"],
+            given.get("control"),
+            given.get("states_mask") if len(noisy) > 1 else None,  # one caption fills its batch
             timestep=timesteps,
             guidance=given["guidance"] if denoiser.config.guidance_embeds else None,
             pooled_projections=given["pooled"],
-            encoder_hidden_states=given["states"],
-            txt_ids=torch.zeros(given["states"].shape[1], 3, dtype=grid.dtype, device=grid.device),
-            img_ids=grid,
-            joint_attention_kwargs=masked or None,
-            return_dict=False,
-        )[0]
-        return unfold(picture(predicted, *folded.shape[2:]))
+        )
 
     def sample(
         self, denoiser: Any, text: Mapping[str, Tensor], negative: Mapping[str, Tensor], prompt: Prompt
     ) -> dict[str, Any]:
+        sizes = {"max_area": prompt.width * prompt.height, "_auto_resize": False} if prompt.control else {}
         return {
-            "prompt_embeds": text["states"],
-            "pooled_prompt_embeds": text["pooled"],
-            "negative_prompt_embeds": negative["states"],
-            "negative_pooled_prompt_embeds": negative["pooled"],
+            **pooled_prompts(text, negative),
             "guidance_scale": prompt.embedded_guidance,
             "true_cfg_scale": prompt.guidance_scale,
+            **sizes,
         }
 
     def shapes(self, denoiser: Any) -> dict[str, tuple[int, ...]]:

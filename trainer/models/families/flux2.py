@@ -12,18 +12,19 @@ from torch import Tensor
 
 from trainer.models.families.facts import Facts
 from trainer.models.flow import PROBED_TOKENS, FlowFamily
-from trainer.models.latents import BatchNormLatents, picture, positions, tokens
+from trainer.models.latents import BatchNormLatents, picture, with_control
 from trainer.models.placement import Components
 from trainer.options.config import Config
 from trainer.recipe.prompts import Prompt
 
+CONTROL_FRAME = 10  # of the first control picture, among the positions
 WIDTHS = {3072: "4b", 4096: "9b"}  # of klein's transformers
 
 
 class Flux2(FlowFamily):
     """See `base.Family`."""
 
-    def official(self, components: Components) -> Any:
+    def official(self, components: Components, *, controls: bool = False) -> Any:
         return Flux2Pipeline if components["transformer"].config.guidance_embeds else Flux2KleinPipeline
 
     def latents(self, components: Components) -> BatchNormLatents:
@@ -37,10 +38,11 @@ class Flux2(FlowFamily):
     def predict(self, denoiser: Any, noisy: Tensor, timesteps: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         batch, _, height, width = noisy.shape
         states = given["states"]
-        places = F.pad(positions(noisy), (0, 1))  # frame, row, column, place in the text
+        sequence, places = with_control(noisy, given.get("control"), CONTROL_FRAME)
+        places = F.pad(places, (0, 1))  # frame, row, column, place in the text
         words = F.pad(torch.arange(states.shape[1], device=states.device).float()[:, None], (3, 0))
         predicted = denoiser(
-            hidden_states=tokens(noisy),
+            hidden_states=sequence,
             timestep=timesteps,
             guidance=given["guidance"] if denoiser.config.guidance_embeds else None,
             encoder_hidden_states=states,

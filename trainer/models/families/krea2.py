@@ -23,7 +23,7 @@ class Krea2(FlowFamily):
 
     ragged = frozenset({"states"})
 
-    def official(self, components: Components) -> Any:
+    def official(self, components: Components, *, controls: bool = False) -> Any:
         return Krea2Pipeline
 
     def latents(self, components: Components) -> VideoLatents:

@@ -21,7 +21,7 @@ class Lumina2(FlowFamily):
 
     ragged = frozenset({"states", "alone"})
 
-    def official(self, components: Components) -> Any:
+    def official(self, components: Components, *, controls: bool = False) -> Any:
         return Lumina2Pipeline
 
     def encode(self, pipeline: Any, caption: str, device: torch.device, config: Config) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ class StableDiffusion:
         prediction: Tensor = denoiser(noisy, timesteps, given["states"], return_dict=False)[0]
         return prediction
 
-    def pipeline(self, components: Components, scheduler: Any) -> StableDiffusionPipeline:
+    def pipeline(self, components: Components, scheduler: Any, *, controls: bool = False) -> StableDiffusionPipeline:
         return StableDiffusionPipeline(
             vae=components["vae"],
             text_encoder=None,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trainer.models.flow import PROBED_TOKENS, FlowFamily
 from trainer.models.placement import Components
+from trainer.models.text import pooled_prompts
 from trainer.options.config import Config
 from trainer.recipe.prompts import Prompt
 from trainer.recipe.timesteps import TRAIN_STEPS
@@ -19,7 +20,7 @@ from trainer.recipe.timesteps import TRAIN_STEPS
 class StableDiffusion3(FlowFamily):
     """See `base.Family`."""
 
-    def official(self, components: Components) -> Any:
+    def official(self, components: Components, *, controls: bool = False) -> Any:
         return StableDiffusion3Pipeline
 
     def encode(self, pipeline: Any, caption: str, device: torch.device, config: Config) -> dict[str, Tensor]:
@@ -46,13 +47,7 @@ class StableDiffusion3(FlowFamily):
     def sample(
         self, denoiser: Any, text: Mapping[str, Tensor], negative: Mapping[str, Tensor], prompt: Prompt
     ) -> dict[str, Any]:
-        return {
-            "prompt_embeds": text["states"],
-            "pooled_prompt_embeds": text["pooled"],
-            "negative_prompt_embeds": negative["states"],
-            "negative_pooled_prompt_embeds": negative["pooled"],
-            "guidance_scale": prompt.guidance_scale,
-        }
+        return {**pooled_prompts(text, negative), "guidance_scale": prompt.guidance_scale}
 
     def shapes(self, denoiser: Any) -> dict[str, tuple[int, ...]]:
         config = denoiser.config

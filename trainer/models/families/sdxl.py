@@ -14,6 +14,7 @@ from trainer.models.clip_text import TOKENS, TwoClipText
 from trainer.models.families.facts import Facts
 from trainer.models.latents import Latents
 from trainer.models.placement import Components
+from trainer.models.text import pooled_prompts
 from trainer.options.config import Config
 from trainer.recipe.objectives import Diffusion
 from trainer.recipe.prompts import Prompt
@@ -43,7 +44,7 @@ class StableDiffusionXL:
         )[0]
         return prediction
 
-    def pipeline(self, components: Components, scheduler: Any) -> StableDiffusionXLPipeline:
+    def pipeline(self, components: Components, scheduler: Any, *, controls: bool = False) -> StableDiffusionXLPipeline:
         return StableDiffusionXLPipeline(
             vae=components["vae"],
             text_encoder=None,
@@ -58,13 +59,7 @@ class StableDiffusionXL:
     def sample(
         self, denoiser: Any, text: Mapping[str, Tensor], negative: Mapping[str, Tensor], prompt: Prompt
     ) -> dict[str, Any]:
-        return {
-            "prompt_embeds": text["states"],
-            "pooled_prompt_embeds": text["pooled"],
-            "negative_prompt_embeds": negative["states"],
-            "negative_pooled_prompt_embeds": negative["pooled"],
-            "guidance_scale": prompt.guidance_scale,
-        }
+        return {**pooled_prompts(text, negative), "guidance_scale": prompt.guidance_scale}
 
     def shapes(self, denoiser: Any) -> dict[str, tuple[int, ...]]:
         config = denoiser.config

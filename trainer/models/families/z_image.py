@@ -21,7 +21,7 @@ class ZImage(FlowFamily):
 
     ragged = frozenset({"states"})
 
-    def official(self, components: Components) -> Any:
+    def official(self, components: Components, *, controls: bool = False) -> Any:
         return ZImagePipeline
 
     def encode(self, pipeline: Any, caption: str, device: torch.device, config: Config) -> dict[str, Tensor]:

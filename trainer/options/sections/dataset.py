@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from trainer.models.families.facts import CLIP_TEXT
+from trainer.models.families.facts import CLIP_TEXT, CONTROLS
 from trainer.options.declaration import option
 
 Interpolation = Literal["automatic", "lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area"]
@@ -73,6 +73,17 @@ class Dataset:
         "as it does; bucket_no_upscale takes its buckets, and random_crop without buckets cuts the unscaled image.",
         on_resume="trajectory",
         advanced=True,
+    )
+    control_resolution: str = option(
+        "",
+        'Area of control pictures in pixels, like "1024,1024"; each keeps its shape. Empty: each is scaled and cut '
+        "like its image.",
+        on_resume="trajectory",
+        advanced=True,
+        traits=(CONTROLS,),
+        scope="dataset",
+        decides_bucket=True,
+        sets_speed=True,
     )
     resize_interpolation: Interpolation = option(
         "lanczos",

@@ -14,9 +14,10 @@ class Folders:
     train_data_dir: str = option(
         "",
         "Folder of training images with their caption files: either subfolders named <repeats>_<class>, or images "
-        "directly inside.",
+        "directly inside. May be an address (s3://, gs://, ssh:// ...), which is copied to this machine.",
         on_resume="trajectory",
         by_content=True,
+        address=True,
         replaced_by="dataset_config",
     )
     reg_data_dir: str = option(
@@ -25,6 +26,7 @@ class Folders:
         "them as there are training samples.",
         on_resume="trajectory",
         by_content=True,
+        address=True,
         replaced_by="dataset_config",
     )
     num_class_images: int = option(
@@ -53,8 +55,9 @@ class Folders:
     )
     conditioning_data_dir: str = option(
         "",
-        "Folder of masks for masked_loss: pictures with the names of the images, white where the image is to be "
-        "learned, black where it is not.",
+        "Folder of pictures with the names of the images. With masked_loss they are masks: white where the image is to "
+        "be learned, black where it is not. Without, they are control pictures, of which a model that edits is to make "
+        "the images.",
         on_resume="trajectory",
         by_content=True,
         advanced=True,

@@ -21,9 +21,11 @@ class Model:
     )
     pretrained_model_name_or_path: str = option(
         "",
-        "Base model: a diffusers folder, a single .safetensors file, or a Hugging Face id.",
+        "Base model: a diffusers folder, a single .safetensors file, a Hugging Face id, or an address (s3:// ...) "
+        "of a folder or file, which is copied to this machine.",
         on_resume="locked",
         by_content=True,
+        address=True,
         sets_speed=True,
     )
     single_file_config: str = option(

@@ -15,7 +15,8 @@ class Resume:
     resume_from_checkpoint: str = option(
         "",
         'Checkpoint to continue from: "latest", a step number, or a path. "auto": the latest, or a start from scratch '
-        "if the run never saved one. Empty: start from scratch.",
+        "if the run never saved one. Empty: start from scratch. A state of sd-scripts (its ...-state folder) begins a "
+        "new run.",
         on_resume="free",
         path=True,
     )

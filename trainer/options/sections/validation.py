@@ -27,6 +27,7 @@ class Validation:
         "are left out of the training.",
         on_resume="trajectory",
         by_content=True,
+        address=True,
     )
     validation_seed: int | None = option(
         None,
@@ -47,6 +48,13 @@ class Validation:
         low=0,
         on_resume="free",
         in_header=True,
+    )
+    validate_at_resume: bool = option(
+        True,
+        "Measure the validation loss also right after a resume, and compare it with the last one before. It is not "
+        "counted by early stopping.",
+        on_resume="free",
+        advanced=True,
     )
     max_validation_steps: int = option(
         0,
