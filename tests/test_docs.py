@@ -47,8 +47,8 @@ def commands() -> Iterator[str]:
         for line in block.splitlines()
         if line.startswith("python -m trainer ")
     ]
-    order = ("import", "train", "dataset", "cache", "list", "pin", "verify", "export")
-    order += ("resize", "merge", "extract", "convert", "metadata", "report", "drill")
+    before = ("import", "train", "dataset", "cache", "list", "pin", "verify", "export")
+    order = (*before, "resize", "merge", "extract", "convert", "metadata", "report", "drill")
     yield from sorted(dict.fromkeys(found), key=lambda line: order.index(line.split()[3]))
 
 

@@ -58,7 +58,7 @@ def check(model: Path, lora: Path, merged: Path) -> None:
     with safetensors.safe_open(model, "pt") as before, safetensors.safe_open(merged, "pt") as after:
         assert set(before.keys()) == set(after.keys())
         for name in before.keys():  # noqa: SIM118
-            number = int(name.split(".")[5])
+            number = int(name.split(".")[6])
             expected = before.get_tensor(name)
             if number in CHANGED:
                 expected = expected + 0.5 * (1.0 + number)

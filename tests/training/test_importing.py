@@ -166,7 +166,7 @@ def test_a_run_that_began_with_a_state_resumes_exactly_and_is_not_imported_twice
 
 def test_what_does_not_fit_is_refused_at_once_with_the_way_out(state: tuple[Config, Path], tmp_path: Path) -> None:
     config = state[0].replace(output_dir=str(tmp_path))
-    for words, changes in {
+    refused: dict[str, dict[str, Any]] = {
         "network_kind.*\n.*optimizer_type.*\n.*use_ema": {
             "network_kind": "loha", "optimizer_type": "Prodigy", "use_ema": True,
         },
@@ -175,7 +175,8 @@ def test_what_does_not_fit_is_refused_at_once_with_the_way_out(state: tuple[Conf
         "has lora_te.* which is not trained here": {"network_train_unet_only": True},
         "max_train_steps: the state is of step 3": {"max_train_steps": AT},
         "it keeps exp_avg_sq, step": {"optimizer_type": "Lion"},
-    }.items():  # fmt: skip
+    }  # fmt: skip
+    for words, changes in refused.items():
         with pytest.raises(ResumeRefused, match=words):
             run(config.replace(**changes))
 
@@ -196,8 +197,8 @@ def test_a_pickle_that_would_run_code_and_one_that_is_too_large_are_refused(
     with pytest.raises(ResumeRefused, match="cannot be read"):
         run(config)
     assert not (tmp_path / "harm").exists()
-    with (folder / "optimizer.bin").open("r+b") as file:
-        file.truncate(100 << 20)
+    with (folder / "optimizer.bin").open("r+b") as large:
+        large.truncate(100 << 20)
     with pytest.raises(ResumeRefused, match="more than such a state can have"):
         run(config)
 

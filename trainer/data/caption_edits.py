@@ -156,8 +156,10 @@ def _bytes_of(path: Path) -> bytes | None:
 class Journal:
     """Changes in a folder, one file each, so that they can be undone: the latest first."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kept: int = MOST_KEPT) -> None:
+        """`kept`: how many changes can be undone; the oldest go."""
         self._folder = folder
+        self._kept = kept
         self._lock = threading.Lock()
 
     def _entries(self) -> list[Path]:
@@ -181,7 +183,7 @@ class Journal:
             rows = [[str(item.path.absolute()), _encoded(item.before), _encoded(item.after)] for item in edits]
             content = {"version": 1, "title": title, "time": time.time(), "edits": rows}
             files.write_text(self._folder / f"{number:08d}.json", json.dumps(content))
-            for path in entries[: max(0, len(entries) + 1 - MOST_KEPT)]:
+            for path in entries[: max(0, len(entries) + 1 - self._kept)]:
                 path.unlink(missing_ok=True)
             return _write_all([(item.path, item.before, item.after) for item in edits])
 

@@ -19,6 +19,7 @@ ORIGINAL_FLUX = re.compile(r"(double|single)_blocks\.\d+\.")
 LYCORIS = "lycoris_"  # what LyCORIS alone, without kohya's trainer, puts before the denoiser's flattened paths
 TRANSFORMER = "lora_transformer_"  # OneTrainer's, before those of transformers
 PEFT = "base_model.model."  # before every path in peft's own files
+MOST_LEVELS = 5  # of resolution that a U-Net may have; Stable Diffusion has four, SDXL three
 # Layers that tell the two families of U-Nets apart: the one does not have them, the other does.
 NOT_OF = {
     "sd": r"\.transformer_blocks\.[1-9]",
@@ -50,9 +51,9 @@ def unflattened(flat: str) -> str:
 
 
 @functools.cache
-def unet_prefixes(levels: int, layers: int) -> dict[str, str]:
-    """What a layer's path begins with in an original U-Net file -> diffusers' beginning. `levels`: of resolution;
-    `layers`: resnets of a down block. A sampler's path is there whole, in either column that it can have."""
+def unet_prefixes(layers: int, levels: int = MOST_LEVELS) -> dict[str, str]:
+    """What a layer's path begins with in an original U-Net file -> diffusers' beginning. `layers`: resnets of a down
+    block; `levels`: of resolution. A sampler's path is there whole, in either column that it can have."""
     table = {original: path for path, original in keys.OUTER_ORIGINAL.items()}
     for level in range(levels):
         row = (layers + 1) * level
@@ -71,9 +72,9 @@ def _block(original: str, block: str, number: int) -> dict[str, str]:
     return {f"{original}.0.": f"{block}.resnets.{number}.", f"{original}.1.": f"{block}.attentions.{number}."}
 
 
-def diffusers_unet_path(original: str, levels: int = 3, layers: int = keys.LAYERS_A_BLOCK) -> str | None:
+def diffusers_unet_path(original: str, layers: int = keys.LAYERS_A_BLOCK) -> str | None:
     """diffusers' path of a layer from that in the original file; None where a U-Net has no such layer."""
-    table = unet_prefixes(levels, layers)
+    table = unet_prefixes(layers)
     if original in table:
         return table[original]
     match = re.match(r"((?:input|output)_blocks\.\d+\.\d+\.|middle_block\.\d\.)(.+)", original)
@@ -89,7 +90,7 @@ def diffusers_unet_path(original: str, levels: int = 3, layers: int = keys.LAYER
 def _flat_sai() -> tuple[Mapping[str, str], re.Pattern[str]]:
     """SDXL's original beginnings as kohya flattens them -> diffusers' paths."""
     table: dict[str, str] = {}
-    for original, path in unet_prefixes(3, keys.LAYERS_A_BLOCK).items():
+    for original, path in unet_prefixes(keys.LAYERS_A_BLOCK).items():
         if ".resnets." in path:
             table |= {
                 f"{original}{inner}".replace(".", "_"): path + ours for inner, ours in keys.ORIGINAL_RESNET.items()

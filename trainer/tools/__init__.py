@@ -135,6 +135,31 @@ TOOLS: dict[str, Tool] = {
         ),
         "trainer.tools.metadata:metadata",
     ),
+    "caption": Tool(
+        "Caption",
+        "write captions beside pictures by a model",
+        (
+            Field("folder", "file", "the pictures, those in the folders below as well", required=True),
+            Field("model", "text", "a folder or Hugging Face id: a WD tagger (model.onnx, selected_tags.csv), or BLIP, "
+                  "BLIP-2, GIT, Florence-2, Qwen-VL or another of transformers' image-text-to-text models", ""),
+            Field("prompt", "text", "what such a model is asked, or how its captions begin; of Florence-2 a task: "
+                  "<DETAILED_CAPTION>", ""),
+            Field("threshold", "number", "the probability from which a tag counts", 0.35, low=0.0, high=1.0),
+            Field("character_threshold", "number", "the same for characters (as --threshold)", low=0.0, high=1.0),
+            Field("leave_out", "text", "tags that are never written, separated by commas", ""),
+            Field("prefix", "text", "put before every caption, as it is", ""),
+            Field("existing", "choice", "pictures that have a caption: skip them, append what is new, or replace it",
+                  "skip", choices=("skip", "append", "replace")),
+            Field("caption_extension", "text", "of caption files", ".txt"),
+            Field("caption_separator", "text", "between tags", ","),
+            Field("max_new_tokens", "whole", "the most that a model of transformers writes", 100, low=1, high=4096),
+            Field("batch_size", "whole", "pictures at once", 1, low=1, high=256),
+            _DEVICE,
+            Field("preview", "flag", "write nothing, show what would be written beside the first pictures", False),
+            Field("undo", "flag", "put back what the latest captioning of this folder replaced", False),
+        ),
+        "trainer.tools.captioning:caption",
+    ),
     "verify": Tool(
         "Verify",
         "check a model file: its hashes, numbers that are none, shapes, names",

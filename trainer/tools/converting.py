@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from trainer.models import base_model, families
+from trainer import files
+from trainer.models import base_model, families, full_model, tensor_files
 from trainer.models.base_model import BaseModelMissing
+from trainer.models.file_header import HeaderUnreadable
+from trainer.models.tensor_files import Entry
+from trainer.options.config import Config
 from trainer.refusal import Refused
-from trainer.tools import FORMS, Arguments, Progress, Result, folders, headers, network
+from trainer.tools import FORMS, Arguments, Progress, Result, folders, headers, model_layers, network
 from trainer.tools.tensors import DTYPES, TensorSource, TensorWriter, refuse_existing
 
 
@@ -109,6 +114,9 @@ def _to_folder(arguments: Arguments, source: Path, target: Path, progress: Progr
     return {"output": str(target), "family": family}
 
 
+PRECISION_OF = {"float32": "float", "float16": "fp16", "bfloat16": "bf16"}
+
+
 def _without(component: str) -> Any:
     return lambda folder, names: {component} & set(names)
 
@@ -124,4 +132,38 @@ def _commonest(source: Path) -> str:
 
 
 def _to_single(arguments: Arguments, source: Path, target: Path, progress: Progress) -> Result:
-    raise Refused("PLACEHOLDER")
+    """A diffusers folder as one file: of Stable Diffusion under its original names and whole, of others the transformer
+    in diffusers' names."""
+    if not source.is_dir():
+        raise Refused(f"{source} is no diffusers folder; --to single makes one file of one")
+    family = _family(arguments, source)
+    facts = families.TABLE[family]
+    denoiser = model_layers.weight_files(source / facts.denoiser.component)
+    if not denoiser:
+        raise Refused(f"{source / facts.denoiser.component} has no safetensors file")
+    precision: Any = arguments["save_precision"] or PRECISION_OF[_commonest(denoiser[0])]
+    config = Config(pretrained_model_name_or_path=str(source), family=family, save_precision=precision)
+    try:
+        tensors = full_model.single_file(config, source, {})
+    except (HeaderUnreadable, ValueError, KeyError) as error:
+        raise Refused(f"{source} cannot be written as one file: {error}") from error
+    total, done = sum(entry.nbytes for entry in tensors.values()), 0
+
+    def counted(entry: Entry) -> Entry:
+        def read() -> Any:
+            nonlocal done
+            done += entry.nbytes
+            progress(done, total)
+            return entry.read()
+
+        return Entry(entry.shape, entry.dtype, read)
+
+    described = {"format": "pt", "modelspec.sai_model_spec": "1.0.1", "modelspec.architecture": facts.architecture}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".tmp-{target.name}-", dir=target.parent) as folder:
+        temporary = Path(folder) / target.name
+        tensor_files.write(temporary, {name: counted(entry) for name, entry in tensors.items()}, described)
+        refuse_existing(target)
+        files.replace(temporary, target)
+    files.fsync_folder(target.parent)
+    return {"output": str(target), "family": family, "tensors": len(tensors), "bytes": total}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trainer.models.adapters import DORA
-from trainer.models.base_weights import added, change
+from trainer.models.network_layers import added, change
 from trainer.refusal import Refused
 from trainer.tools import Arguments, Progress, Result, folders, headers, model_layers, network
 from trainer.tools.network import DOWN, PAIRS, Low, Named, Network

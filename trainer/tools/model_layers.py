@@ -149,15 +149,8 @@ def _paths(tensor: str, shape: Shape, namer: Namer, component: str, source: Tens
 
 
 def _original_unet(part: Part, inner: str, source: TensorSource) -> Iterator[Placed]:
-    levels = (
-        sum(
-            name.startswith(f"{part.original}input_blocks.") and name.endswith(".0.op.weight")
-            for name in source.entries
-        )
-        + 1
-    )
     layers = resnets_a_block(source.entries, part.original)
-    path = layer_names.diffusers_unet_path(inner.removesuffix(".weight"), levels, layers)
+    path = layer_names.diffusers_unet_path(inner.removesuffix(".weight"), layers)
     if inner.endswith(".weight") and path:
         yield part.component, path, 0, None
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from trainer.models import families, keys, layer_names
 from trainer.models.adapters import DORA, PRODUCTS
-from trainer.models.base_weights import ENTRIES, change
 from trainer.models.layer_names import Namer
+from trainer.models.network_layers import ENTRIES, change
 from trainer.refusal import Refused
 from trainer.tools.tensors import PRECISIONS, TensorSource
 

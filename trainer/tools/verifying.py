@@ -13,8 +13,8 @@ from trainer import files
 from trainer.models import base_model, families, layer_names
 from trainer.models.adapters import DORA, GLORA, OFT, PRODUCTS
 from trainer.models.base_model import BaseModelMissing
-from trainer.models.base_weights import ENTRIES
 from trainer.models.layer_names import LayersUnknown, Namer
+from trainer.models.network_layers import ENTRIES
 from trainer.tools import Arguments, Progress, Result
 from trainer.tools.network import PAIRS
 from trainer.tools.tensors import DTYPES, TensorSource
