@@ -230,6 +230,7 @@
   function tell(told) {
     const over = before.run === told.run && ACTIVE.includes(before.condition) && ENDED.includes(told.condition);
     before = { run: told.run, condition: told.condition };
+    window.rekindleSlim(told);
     if (!told.name) return;
     const percent = ACTIVE.includes(told.condition) && told.percent !== "" ? `${told.percent} % · ` : "";
     const ended = ENDED.includes(told.condition) ? `${told.words} · ` : "";

@@ -12,7 +12,17 @@ from typing import Any
 import gradio as gr
 
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
-SCRIPT_NAMES = ("page.js", "charts.js", "lists.js", "gallery.js", "browse.js", "form.js", "dataset.js")
+SCRIPT_NAMES = (
+    "page.js",
+    "charts.js",
+    "lists.js",
+    "gallery.js",
+    "browse.js",
+    "form.js",
+    "dataset.js",
+    "slim.js",
+    "prompts.js",
+)
 SCRIPTS = tuple(Path(__file__).with_name(name) for name in SCRIPT_NAMES)
 FOLDER_FIELD, PATH_FIELD = "names-a-folder", "names-a-path"  # classes of fields that browse.js gives a button
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
@@ -147,7 +157,13 @@ figure.rate polyline { fill: none; stroke: #3b82f6; stroke-width: 2; vector-effe
   border-left: 3px solid transparent;
   text-decoration: none; } #sections a:hover { text-decoration: underline; }
 #sections a[aria-current] { border-left-color: #1d4ed8; font-weight: 600; }
-#sections-place { position: sticky; top: 12px; flex: 0 0 150px !important; min-width: 150px !important; }
+#slim-bar { position: fixed; top: 0; left: 0; right: 0; z-index: 70; display: flex; align-items: center; gap: .6rem;
+  padding: .3rem 1rem; background: var(--background-fill-primary); border-bottom: 1px solid var(--border-color-primary);
+  box-shadow: 0 2px 8px rgb(0 0 0 / 15%); } #slim-bar[hidden] { display: none; }
+#slim-bar b { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+#slim-bar span { margin-right: auto; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.option-section { scroll-margin-top: 48px; }
+#sections-place { position: sticky; top: 56px; flex: 0 0 150px !important; min-width: 150px !important; }
 @media (max-width: 1023px) { #sections-place { display: none; } }
 .option-mode { margin-left: auto; white-space: nowrap; }
 .names-a-folder, .names-a-path { position: relative; }
@@ -174,6 +190,12 @@ dialog.choosing li > button:focus-visible { outline: 2px solid var(--color-accen
 dialog.choosing li > span, dialog.choosing small { color: var(--body-text-color-subdued); white-space: nowrap; }
 dialog.choosing footer { display: flex; flex-wrap: wrap; gap: .5rem; justify-content: flex-end; align-items: center; }
 dialog.choosing footer p { flex: 1 1 240px; margin: 0; font-size: .9rem; overflow-wrap: anywhere; }
+button.small.as-rows { margin-top: .3rem; }
+#prompt-rows .rows { max-height: 60vh; overflow: auto; }
+#prompt-rows fieldset { display: flex; flex-wrap: wrap; gap: .4rem .6rem; align-items: end; padding: .5rem;
+  margin: 0 0 .6rem 0; border: 1px solid var(--border-color-primary); border-radius: 6px; }
+#prompt-rows legend { font-size: .85rem; padding: 0 .3rem; }
+#prompt-rows label { font-size: .85rem; flex: 1 1 70px; } #prompt-rows label.text { flex-basis: 100%; }
 .live:empty { display: none; }
 .chart { min-height: 300px; width: 100%; }
 .chart-controls { align-items: end; } .chart-controls .block { padding-top: 4px; padding-bottom: 4px; }

@@ -31,6 +31,15 @@ settings.register_profile("untimed", deadline=None, database=None, print_blob=Tr
 settings.load_profile("untimed")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A browser that waited too long on a busy machine gets a second try; the report names what needed one."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(
+                pytest.mark.flaky(reruns=1, only_rerun=["TimeoutError", "Locator expected", "Page.*Timeout"])
+            )
+
+
 # The model takes seconds of imports, which tests that need none do not wait for.
 
 

@@ -16,6 +16,7 @@ from gui.tabs.caption_panel import CaptionPanel
 from gui.tabs.drop_panel import DropPanel
 from gui.tabs.preparation_panel import PreparationPanel
 from gui.tabs.selection_panel import SelectionPanel
+from gui.tabs.shift_panel import ShiftPanel
 from gui.tabs.train_tab import TrainTab
 from gui.views import dataset_view as view
 from gui.views.dataset_view import Filter, Item, Job, Looked, Looker
@@ -71,6 +72,8 @@ class DatasetTab:
             self.captions = CaptionPanel(places)
             with gr.Accordion("Excluded and deleted", open=False, elem_id="dataset-taken-out"):
                 self.selection.lay_out_taken()
+        with gr.Accordion("How far the images have moved from those of a run", open=False):
+            self.shift = ShiftPanel(places)
         with gr.Accordion("Dataset Preparation", open=False):
             self.preparation = PreparationPanel(places)
         self.page = gr.State(0)
@@ -122,6 +125,7 @@ class DatasetTab:
         panel.apply.click(self.apply_change, chosen, everything, **quiet)
         panel.undo.click(self.undo_change, chosen, everything, **quiet)
         self.preparation.wire(quiet)
+        self.shift.wire(self._looked, inputs, quiet)
         whole = form.inputs() | {train.base, train.stamp} | inputs
         filled = everything | train.outputs()
         self.preparation.adopt.click(

@@ -13,6 +13,7 @@ from gui import look
 from gui.places import Places
 from gui.server import runner
 from gui.tabs import run_bar
+from gui.tabs.judged_panel import JudgedPanel
 from gui.views import comparison, monitor, runs
 from gui.views.charts import MOST_SMOOTHING, PLOTLY_ADDRESS
 from gui.views.history import SMOOTHING
@@ -69,6 +70,7 @@ class MonitorTab:
         self.differences = gr.HTML(elem_id="run-differences")
         with gr.Accordion("Learning rate, gradient norm, memory, machine", open=True):
             self.details = chart("Learning rate, gradient norm, memory and machine", "detail-chart")
+        self.judged = JudgedPanel()
         with gr.Row(equal_height=False, elem_classes="beside"):
             self.tell = gr.Checkbox(
                 label=TELL, elem_id="tell-end", info="A notification of this browser, while the page is open.",
@@ -95,6 +97,7 @@ class MonitorTab:
             others = [other for other in (runs.chosen(places, path) for path in wanted) if other is not None]
             return {self.differences: comparison.table([run, *others]) if run is not None and others else ""}
 
+        self.judged.wire(places, picker)
         both = {picker, self.compare}
         item.select(list_runs, {picker}, {self.compare}, **QUIET)
         item.select(None, js=TO_THE_END_OF_THE_LOG, api_visibility="private")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -130,7 +131,9 @@ class ResumeTab:
                 ),
             }  # fmt: skip
         chart("Learning rate of the resume", "resume-curve", hidden=True)
-        self.figure = gr.JSON(visible="hidden")  # what charts.js draws there
+        # What charts.js draws there, as text: of a value with parts, Gradio sends what differs between two answers of a
+        # generator, and leaves other widgets empty then.
+        self.figure = gr.Textbox("", visible="hidden")
 
     def _lay_out_new_run_and_drill(self) -> None:
         with (
@@ -188,7 +191,7 @@ class ResumeTab:
         self.restore.click(self.restore_all, here, changed, **EACH)
         self.allow.click(self.allow_all, here, changed, **EACH)
 
-        draw = "figure => rekindleCharts.show('resume-curve', figure)"
+        draw = "text => rekindleCharts.show('resume-curve', text ? JSON.parse(text) : null)"
         self.figure.change(None, self.figure, None, js=draw, **FOR_THE_PAGE)
         self.branch.click(self.branch_off, here | {self.branch_name}, changed | {self.folder}, **EACH)
         drilling = {self.drilled, self.drill_timer, self._message}
@@ -249,7 +252,7 @@ class ResumeTab:
         return {
             self.verdict: outcome.html,
             self.differences: outcome.table,
-            self.figure: outcome.figure,
+            self.figure: json.dumps(outcome.figure) if outcome.figure is not None else "",
             self.restore: gr.update(visible=bool(outcome.in_the_way)),
             self.allow: gr.update(visible=bool(outcome.allowable)),
         }

@@ -13,6 +13,7 @@ import gradio as gr
 
 from gui import look
 from gui.places import Places
+from gui.tabs.blind_panel import BlindPanel
 from gui.views import runs, thumbnails
 from gui.views.history import Sample
 from gui.views.monitor import View, Watch
@@ -65,6 +66,8 @@ class SamplesTab:
                 )  # fmt: skip
             self.slider = gr.HTML(elem_id="compare-slider", js_on_load=FOLLOW_THE_HANDLE)
             self.compared = gr.HTML(elem_id="compare-caption")
+        with gr.Accordion("Choose blindly between two", open=False):
+            self.blind = BlindPanel(places)
 
     def outputs(self) -> set[Any]:
         return {self.gallery, self.page, self.other, *self._comparison()}
@@ -105,6 +108,7 @@ class SamplesTab:
             widget.input(compare, chosen, {self.slider, self.compared}, **QUIET)
         self.other.focus(list_runs, {picker}, {self.other}, queue=False, **QUIET)
         self.other.input(choose_run, chosen, {self.right, self.slider, self.compared}, **QUIET)
+        self.blind.wire(picker, watch)
 
     def inputs(self) -> set[Any]:
         """What `show` needs of a handler's data."""

@@ -306,7 +306,8 @@ class History:
         path = event.get("path")
         if isinstance(path, str):
             self.samples.pop(path, None)
-            prompt, index = str(event.get("prompt", "")), _whole(event.get("index")) or 0
+            raw = " (raw weights)" if event.get("weights") == "raw" else ""
+            prompt, index = str(event.get("prompt", "")) + raw, _whole(event.get("index")) or 0
             self.samples[path] = Sample(step, path, prompt, index, _whole(event.get("seed")), session=self._session)
 
     def _warning(self, step: int, event: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from tests.support import single_file, tiny_families
+from tests.support.real_shapes import header
 from tests.support.runs_at_tiny_size import config_for, events_of, run
 from tests.support.tiny_families import real_sdxl
 from trainer import devices
@@ -158,14 +158,6 @@ def test_activations_at_real_shapes_are_those_that_autograd_keeps(
 
 
 # --- what it advises -----------------------------------------------------------------------------------------------
-
-
-def header(folder: Path, network: nn.Module, name: str = "diffusion_pytorch_model") -> None:
-    """A file of weights without the weights."""
-    folder.mkdir(parents=True)
-    declared = {key: {"dtype": "F16", "shape": list(value.shape)} for key, value in network.state_dict().items()}
-    text = json.dumps(declared).encode()
-    (folder / f"{name}.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
 
 
 @pytest.fixture(scope="module")

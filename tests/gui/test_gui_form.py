@@ -533,3 +533,12 @@ def test_the_browser_interface_imports_no_torch_and_no_diffusers() -> None:
     )
     told = subprocess.run([sys.executable, "-c", code], cwd=CODE, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "[]"
+
+
+def test_what_a_kind_of_training_or_a_family_does_not_have_is_hidden() -> None:
+    network, finetune = (forms.hiding("sd", kind) for kind in ("network", "finetune"))
+    assert "#opt-train_text_encoder" in network and "#opt-network_dim" not in network
+    assert "#opt-network_dim" in finetune and "#section-network" in finetune
+    assert "#opt-train_text_encoder" not in finetune and "#section-textual-inversion" in finetune
+    assert "#opt-train_text_encoder" in forms.hiding("flux", "finetune")
+    assert "#opt-clip_skip" not in forms.hiding(None, "network")  # the model's files have not told yet

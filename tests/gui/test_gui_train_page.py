@@ -18,6 +18,7 @@ from gui.places import CODE
 from tests.gui.test_gui_fake_run import make_run
 from tests.gui.test_gui_form import other_values
 from tests.support.browser import (
+    SLOW,
     Served,
     choose,
     field,
@@ -26,6 +27,7 @@ from tests.support.browser import (
     open_page,
     open_tab,
     save_preset,
+    settle,
 )
 from trainer.models.families import TABLE
 from trainer.options import checks, sources
@@ -167,6 +169,75 @@ def test_a_preset_is_downloaded_and_uploaded_and_mistakes_are_named_by_line(page
     expect(page.locator("#preset-name input, #preset-name textarea").first).to_have_value("mine")
 
 
+# --- at the fields ---
+
+
+def test_by_keyboard_a_folder_is_browsed_for_and_a_change_taken_back_where_it_was_made(
+    page: Page, served: Served
+) -> None:
+    load_preset(page, "demo")
+    field(page, "train_data_dir").fill("output/nothing")
+    said = page.locator("#opt-train_data_dir .at-field")
+    expect(said).to_contain_text("there is no folder or file")
+    browse = page.get_by_role("button", name="Browse for Train data folder")
+    browse.focus()
+    page.keyboard.press("Enter")
+    dialog = page.locator("#browser")
+    expect(dialog.get_by_role("status")).to_contain_text("There is no")
+    expect(dialog.locator("li button").first).to_be_focused()
+    page.keyboard.press("Backspace")
+    expect(dialog.locator("nav.way")).to_have_text(served.home.name)
+    dialog.get_by_role("searchbox").fill("outp")
+    expect(dialog.locator("li button")).to_have_text("output/")
+    dialog.locator("li button").focus()
+    page.keyboard.press("Enter")
+    expect(dialog.locator("nav.way")).to_have_text(f"{served.home.name}/output")
+    assert Axe().run(page, options=WCAG_AA).violations_count == 0
+    dialog.get_by_role("button", name="Choose this folder").press("Enter")
+    expect(browse).to_be_focused()
+    expect(field(page, "train_data_dir")).to_have_value("output")
+    expect(said).not_to_contain_text("there is no folder")
+    said.get_by_role("button").press("Enter")
+    expect(field(page, "train_data_dir")).to_have_value("presets/demo/dataset")
+    expect(said).to_have_count(0)
+
+
+def test_prompts_are_edited_as_rows_and_what_has_no_field_stays(page: Page) -> None:
+    field(page, "sample_prompts").fill("# mine\na fox --n blurry --w 512 --ss euler\na -- b --d 7")
+    block = page.locator("#opt-sample_prompts")
+    block.get_by_role("button", name="Edit as rows").click()
+    rows = page.locator("#prompt-rows fieldset")
+    expect(rows).to_have_count(2)
+    expect(rows.nth(0).get_by_label("Negative prompt")).to_have_value("blurry")
+    rows.nth(0).get_by_label("Width").fill("768")
+    expect(rows.nth(1).get_by_label("Prompt", exact=True)).to_have_value("a -- b")
+    rows.nth(1).get_by_role("button", name="Remove").click()
+    page.get_by_role("button", name="Add a prompt").click()
+    page.keyboard.type("an owl")
+    rows.nth(1).get_by_label("Steps").fill("20")
+    page.get_by_role("button", name="Use these prompts").click()
+    written = "# mine\na fox --n blurry --w 768 --ss euler\nan owl --s 20"
+    expect(field(page, "sample_prompts")).to_have_value(written)
+    expect(page.locator("#form-changes")).to_contain_text("Sample prompts")
+    expect(block.get_by_role("button", name="Edit as rows")).to_be_focused()
+
+
+def test_only_common_options_are_shown_where_they_are_enough_and_what_differs_always(page: Page) -> None:
+    load_preset(page, "demo")
+    field(page, "network_dim").fill("24")
+    page.get_by_role("button", name="Common options").click()
+    expect(page.locator("#section-network-advanced")).to_be_hidden()
+    page.locator("#option-search").fill("network weights")
+    page.keyboard.press("Enter")  # leads to where it is, and so shows all
+    field(page, "network_weights").fill("nowhere.safetensors")
+    expect(page.locator("#opt-network_weights .at-field")).to_contain_text("there is no folder or file")
+    page.get_by_role("button", name="Common options").click()
+    expect(page.locator("#section-network-advanced")).to_be_visible()
+    expect(page.locator("#section-training-advanced")).to_be_hidden()
+    page.get_by_role("button", name="All options").click()
+    expect(page.locator("#section-training-advanced")).to_be_visible()
+
+
 # --- finding and launching ---
 
 
@@ -251,26 +322,30 @@ def tabs(page: Page) -> Iterator[str]:
         "[...document.querySelectorAll('[id^=tab-][id$=-button]')].map(one => one.textContent.trim())"
     )
     inside = page.locator(".overflow-menu")
-    for name in dict.fromkeys([*names, "Monitor", "Samples"]):
+    for name in dict.fromkeys([*names, "Monitor", "Samples", "Runs"]):
         tab = page.get_by_role("tab", name=name, exact=True)
         if tab.count() and tab.is_visible():
             tab.click()
         else:
             inside.get_by_role("button").first.click()
             inside.get_by_text(name, exact=True).click()
-        page.wait_for_timeout(500)
+        expect(page.locator(f"#tab-{name.lower()}")).to_be_visible()
+        settle(page)
         yield name
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_tab_follows_the_rules_of_wcag_2_aa(browser: Browser, served: Served, scheme: Any) -> None:
-    page = browser.new_page(viewport={"width": 1400, "height": 1000}, color_scheme=scheme)
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 1024), ("dark", 390)])
+def test_every_tab_follows_the_rules_of_wcag_2_aa(browser: Browser, served: Served, scheme: Any, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.set_default_timeout(SLOW)
     open_page(page, served)
     page.locator("#preset-load").click()  # for a message to look at
     found = {}
     for name in tabs(page):
         for one in Axe().run(page, options=WCAG_AA).response["violations"]:
             found[f"{name}: {one['id']}"] = [node["html"] for node in one["nodes"]]
+        if page.evaluate("document.documentElement.scrollWidth") > width:
+            found[f"{name}: scrolls sideways"] = [str(width)]
     page.close()
     assert not found, json.dumps(found, indent=1)
 

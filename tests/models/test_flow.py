@@ -145,3 +145,26 @@ def test_a_transformer_in_comfyuis_names_is_the_same(tmp_path: Path) -> None:
     config = base_model.settle(Config(single_file_config=str(folder)), tmp_path / "z_image.safetensors")
     loaded = Parts(config, tmp_path / "z_image.safetensors", torch.float32)["transformer"].state_dict()
     assert loaded.keys() == weights.keys() and all(torch.equal(loaded[name], weights[name]) for name in weights)
+
+
+def test_text_that_is_masked_counts_for_nothing_beside_a_longer_one(tmp_path: Path) -> None:
+    folder = tiny_families.FAMILIES["flux"].make(tmp_path)
+    losses = {}
+    for masked, checkpointing in ((True, False), (True, True), (False, False)):
+        config = Config(
+            pretrained_model_name_or_path=str(folder), network_dim=1, max_sequence_length=16,
+            apply_t5_attn_mask=masked, gradient_checkpointing=checkpointing,
+        )  # fmt: skip
+        model = models.load(base_model.settle(config, folder), folder, torch.float32, torch.device("cpu"))
+        model.train()
+        draw = torch.Generator().manual_seed(1)
+        latents, noise = (torch.randn(1, 16, 8, 8, generator=draw).expand(2, -1, -1, -1) for _ in range(2))
+        batch: dict[str, Any] = {
+            "latent_mean": latents, "latent_std": torch.zeros_like(latents), "latent_noise": noise, "noise": noise,
+            "timesteps": torch.full((2,), 0.5), "captions": ("cat", "a longer one"),
+        }  # fmt: skip
+        losses[masked, checkpointing] = model.module()(batch).detach()
+        alone = {name: value[:1] for name, value in batch.items()}
+        torch.testing.assert_close(model.module()(alone).detach(), losses[masked, checkpointing][:1])
+    assert torch.equal(losses[True, False], losses[True, True])
+    assert not torch.allclose(losses[True, False], losses[False, False])

@@ -24,7 +24,7 @@ from trainer.checkpoints import checkpoint, checkpoint_size, export, preflight, 
 from trainer.models import adapters
 from trainer.models import model as models
 from trainer.models.adapters import KINDS, divided
-from trainer.models.adapters.base import NetworkFileError
+from trainer.models.adapters.base import LimitsNorms, NetworkFileError
 from trainer.models.families import TABLE
 from trainer.models.model import Model
 from trainer.options import checks, writing
@@ -296,11 +296,20 @@ def test_layers_that_are_left_out_have_a_gradient_of_zero(kind: str, folder: Pat
     assert sum(bool(gradient.any()) for gradient in gradients if gradient is not None) < len(gradients) / 4
 
 
+@pytest.mark.parametrize("kind", NETWORK_KINDS)
+def test_the_table_says_which_kinds_have_norms_to_be_limited(kind: str) -> None:
+    if NETWORK_KINDS[kind].extra:
+        pytest.importorskip(NETWORK_KINDS[kind].extra)
+    adapter = adapters.load(Config(network_kind=kind))
+    assert isinstance(adapter, LimitsNorms) == NETWORK_KINDS[kind].limits_norms
+
+
 def test_limited_norms_are_those_of_the_whole_change(folder: Path) -> None:
     for kind in ("loha", "lokr"):
         model = of(folder, network_kind=kind, network_dim=4)
         randomise(model)
         adapter = adapters.load(model.config)
+        assert isinstance(adapter, LimitsNorms)
         for target in model.targets:
             adapter.limit_norms(target, 0.01)
         with torch.no_grad():

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import tiny_families
+from tests.support import real_shapes, tiny_families
 from tests.support.runs_at_tiny_size import config_for
 from trainer.checkpoints import preflight
+from trainer.checkpoints.memory_size import Estimator
 from trainer.models import base_model, distillation, families
 from trainer.models.families.facts import FLOW
 from trainer.options.config import Config
@@ -53,6 +57,40 @@ def test_a_preset_begins_a_training(
     settled = looked.inputs.config
     assert settled.mixed_precision == "bf16" and settled.cache_text_encoder_outputs
     assert base_model.HUB_ID.fullmatch(config.pretrained_model_name_or_path)
+
+
+ANNOUNCED = {
+    path: int(match[1])
+    for path in sorted((Path(__file__).parents[2] / "presets").glob("*.toml"))
+    if (match := re.search(r"-(\d+)gb$", path.stem)) and not path.stem.startswith("sd21")  # almost as sd15
+}
+
+
+@pytest.fixture(scope="module")
+def estimators(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Estimator]:
+    folder = tmp_path_factory.mktemp("headers")
+    return functools.cache(lambda model: Estimator(real_shapes.write(model, folder / model)))
+
+
+@pytest.mark.parametrize("preset", ANNOUNCED, ids=lambda path: path.stem)
+def test_a_preset_fits_the_memory_that_its_name_says(preset: Path, estimators: Callable[[str], Estimator]) -> None:
+    model = real_shapes.of_preset(preset.stem)
+    config, _ = preflight.read_options(preset, [], to_train=False)
+    assert config.family in (real_shapes.MODELS[model][0], families.AUTO)
+    estimator = estimators(model)
+    needed = estimator.of(base_model.with_family(config, real_shapes.MODELS[model][0])).peak
+    assert needed <= ANNOUNCED[preset] * 2**30
+
+
+def test_every_model_has_presets_for_the_usual_cards_that_are_large_enough() -> None:
+    """24 GB are enough for all that are tried at their real shapes but FLUX.2 dev."""
+    smallest: dict[str, int] = {}
+    for path, size in ANNOUNCED.items():
+        model = real_shapes.of_preset(path.stem)
+        smallest[model] = min(size, smallest.get(model, size))
+    assert smallest.keys() == real_shapes.MODELS.keys()
+    assert {model for model, size in smallest.items() if size > 24} == {"flux2-dev", "ernie"}
+    assert {model for model, size in smallest.items() if size <= 8} == {"sd15", "sdxl", "anima", "lumina2"}
 
 
 def test_every_family_has_a_preset() -> None:

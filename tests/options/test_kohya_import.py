@@ -93,7 +93,6 @@ def test_secrets_are_not_repeated() -> None:
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"token_string": "cat", "init_word": "*"}, "a textual inversion (init_word, token_string)"),
         ({"prompts_file": "x", "network_dim": 4}, "a LECO training"),
         ({"network_dim": 4, "sdxl_checkbox": True}, "Stable Diffusion XL"),
         ({"network_dim": 4, "sd3_checkbox": True}, "Stable Diffusion 3"),
@@ -135,6 +134,14 @@ def test_what_a_preset_needs_is_there_as_soon_as_an_option_says_so(monkeypatch: 
     needs = tables.KINDS["LyCORIS/LoHa"]
     monkeypatch.setitem(tables.KINDS, "LyCORIS/LoHa", type(needs)(needs.title, needs.module, needs.arguments))
     assert of({"LoRA_type": "LyCORIS/LoHa", "network_dim": 4}).refused == ()
+
+
+def test_a_textual_inversion_becomes_one() -> None:
+    keys = {"token_string": "mycat", "init_word": "cat", "num_vectors": 3, "template": "caption", "learning_rate": 1e-5}
+    config = values_of({**keys, "train_batch_size": 1})
+    assert (config.training_kind, config.token_string, config.init_word) == ("textual_inversion", "mycat", "cat")
+    assert config.num_vectors_per_token == 3 and config.learning_rate == 1e-5
+    assert any("templates" in line for line in of({**keys, "template": "style template"}).refusals)
 
 
 WHOLE = {"train_batch_size": 1, "learning_rate": 2e-6}

@@ -12,7 +12,7 @@ import pytest
 from tests.benchmarks import alarm_rates
 from trainer.options.sections.watching import Watching
 from trainer.recipe.alarms import STRETCHES, Alarm, StepAlarms, Window, trend
-from trainer.recipe.conditions import DiskRoom, GpuHeat, Throughput
+from trainer.recipe.conditions import DiskRoom, GpuHeat, SlowReading, SlowSaves, Throughput
 from trainer.recipe.resume_watch import DriftAfterResume
 from trainer.runs import alarm_kinds
 
@@ -168,3 +168,20 @@ def test_a_drift_of_the_text_encoder_is_told_once_until_it_is_back() -> None:
     alarms = StepAlarms(Watching(alarm_text_encoder_drift=0.1))
     told: list[list[Alarm]] = [alarms.text_encoder(distance) for distance in (0.05, 0.11, 0.2, 0.095, 0.2, 0.05, 0.2)]
     assert [len(each) for each in told] == [0, 1, 0, 0, 0, 0, 1]
+
+
+def test_a_disk_that_fills_most_of_the_readers_time_is_told_before_steps_wait_for_it() -> None:
+    watch = SlowReading(Watching(), readers=2)
+    busy = [watch.add(1.0, 1.2) for _ in range(90)]  # two threads: 60 % of the time of each
+    (told,) = filter(None, busy)
+    assert told.kind == "slow_images" and "each of 2 threads reads for 0.6 s (60 %)" in told.seen
+    calm = [SlowReading(Watching(), readers=2).add(1.0, 0.8) for _ in range(90)]
+    assert not any(calm) and not any(watch.add(1.0, 0.8) for _ in range(90))
+    assert any(watch.add(1.0, 1.2) for _ in range(30))  # again, after it was over
+
+
+def test_checkpoints_that_take_half_of_the_time_between_two_are_told_once() -> None:
+    watch = SlowSaves(Watching())
+    told = [watch.add(ended, 30.0, 3_000_000_000) for ended in (100.0, 150.0, 200.0, 300.0, 350.0)]
+    assert [alarm and alarm.kind for alarm in told] == [None, "slow_saves", None, None, "slow_saves"]
+    assert told[1] and "3 GB took 30 s" in told[1].seen and "100 MB a second" in told[1].seen

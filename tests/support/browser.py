@@ -29,7 +29,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-SLOW = 60_000  # ms: for what takes the server a moment on a busy machine
+SLOW = 120_000  # ms: for what takes the server a moment on a busy machine
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome")
 
 

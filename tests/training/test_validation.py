@@ -24,6 +24,7 @@ from trainer.recipe import early_stopping
 from trainer.recipe.early_stopping import Record
 from trainer.runs import run_folder
 from trainer.runs.run_folder import RunFolder
+from trainer.training import validation
 from trainer.training.loader import MicroBatch
 from trainer.training.validation import Validator
 
@@ -175,6 +176,42 @@ def test_validation_changes_nothing_of_the_training_and_is_equal_after_any_resum
         assert again == {key: loss for key, loss in validations(validated).items() if key > step}
 
 
+def test_each_band_of_timesteps_has_its_loss_and_a_resume_measures_what_it_restored(
+    tiny_model: Path, tiny_images: Path, held_out: Path, tmp_path: Path
+) -> None:
+    config = config_for(
+        tiny_model, tiny_images, tmp_path, validation_data_dir=str(held_out), validate_every_n_steps=2,
+        max_train_steps=4, min_timestep=100, max_timestep=900, use_ema=True, max_data_loader_n_workers=0,
+    )  # fmt: skip
+    run(config.replace(max_train_steps=2))
+    run(config.replace(resume_from_checkpoint="latest"))
+    first, second = events_of(config, "validation")
+    assert [(band["from"], band["to"]) for band in first["bands"]] == [(100, 300), (300, 500), (500, 700), (700, 900)]
+    # As many draws fall into each band, so the loss is the mean of theirs.
+    assert first["loss"] == pytest.approx(np.mean([band["loss"] for band in first["bands"]]), rel=1e-5)
+    assert len({band["loss"] for band in first["bands"]}) == 4
+    (resumed,) = events_of(config, "resume_validation")
+    assert (resumed["global_step"], resumed["before_step"], resumed["equal"]) == (2, 2, True)
+    assert resumed["loss"] == resumed["before_loss"] == first["loss"] and resumed["bands"] == first["bands"]
+    assert second["not_better"] in (0, 1)  # the one after the resume is not counted
+    run(config.replace(max_train_steps=5, resume_from_checkpoint="latest", validate_at_resume=False))
+    assert len(events_of(config, "resume_validation")) == 1
+
+
+def test_a_loss_that_differs_after_an_exact_resume_is_told(
+    tiny_model: Path, tiny_images: Path, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_for(
+        tiny_model, tiny_images, tmp_path, validation_data_dir=str(held_out), validate_every_n_steps=2,
+        max_train_steps=2, max_data_loader_n_workers=0,
+    )  # fmt: skip
+    run(config)
+    monkeypatch.setattr(validation, "EPOCH", -2)  # other noise than before, as if something were broken
+    run(config.replace(max_train_steps=3, resume_from_checkpoint="latest"))
+    (told,) = [event for event in events_of(config, "warning") if event["kind"] == "validation_differs"]
+    assert "although nothing is known to differ" in told["message"]
+
+
 def test_every_epoch_is_validated_by_default(tiny_model: Path, tiny_images: Path, tmp_path: Path) -> None:
     config = config_for(
         tiny_model, tiny_images, tmp_path, validation_split=0.3, max_validation_steps=1, cache_latents=True,
@@ -222,7 +259,7 @@ def test_a_stop_in_the_middle_of_a_validation_saves_and_the_resume_makes_it_firs
     micro_batches = Validator._micro_batches
     begun: list[int] = []
 
-    def interrupted(self: Validator) -> Iterator[MicroBatch]:
+    def interrupted(self: Validator) -> Iterator[tuple[int, MicroBatch]]:
         begun.append(1)
         for number, micro_batch in enumerate(micro_batches(self)):
             if len(begun) == 2 and number == 1:

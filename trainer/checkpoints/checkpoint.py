@@ -92,6 +92,7 @@ class Saved:
     error: str
     blocking_seconds: float
     write_seconds: float
+    verify_seconds: float  # of these for reading it back
 
 
 class Writer:
@@ -175,14 +176,16 @@ class Writer:
     ) -> None:
         """Make a checkpoint of the tensors that are written, read it back, and report."""
         started = time.perf_counter() if started is None else started
-        path, size = None, 0
+        path, size, verified = None, 0, 0.0
         if written and save.folder:
             try:
                 path = complete(written, save.folder, save)
+                completed = time.perf_counter()
                 size = manifest.verify(path).bytes
+                verified = time.perf_counter() - completed
             except (OSError, CheckpointDamaged, ValueError) as problem:
                 path, error = None, _explain(problem)
-        self._done(Saved(save, path, size, error, blocking, time.perf_counter() - started))
+        self._done(Saved(save, path, size, error, blocking, time.perf_counter() - started, verified))
 
 
 def _step_aside() -> None:

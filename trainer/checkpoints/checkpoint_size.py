@@ -12,12 +12,14 @@ from trainer.models.adapters import Layer, selection
 from trainer.models.families.facts import Part
 from trainer.models.file_header import HeaderUnreadable, Shape, Shapes
 from trainer.options.config import Config
+from trainer.options.sections.training import TEXTUAL_INVERSION
 from trainer.options.writing import to_toml
 
 ENTRY = 66  # bytes that a safetensors header has for a tensor beside its name
 DOCUMENTS = 4_900  # bytes of state and environment
 AN_IMAGE = 320  # bytes of dataset.json for an image
 
+TOKENS = re.compile(r"(^|\.)token_embedding\.weight$")
 NOT_LEARNT = re.compile(r"(^|\.)(position_ids|pos_embed\.pos_embed|logit_scale)$")  # though it is in the files
 
 _OPEN_CLIP = re.compile(r"\.resblocks\.(\d+)\.(attn\.in_proj_weight|attn\.out_proj\.weight|mlp\.c_(fc|proj)\.weight)$")
@@ -50,7 +52,8 @@ def trained(config: Config, model: Path) -> Shapes:
             raise SizeUnknown(f"the files of the base model show no layers of its {part.component}")
         for layer in layers:
             shapes = kind.shapes(layer, config)
-            parameters |= {f"{part.component}.{layer.path}.{name}": value for name, value in shapes.items()}
+            path = "" if config.training_kind == TEXTUAL_INVERSION else f"{layer.path}."
+            parameters |= {f"{part.component}.{path}{name}": value for name, value in shapes.items()}
     return parameters
 
 
@@ -58,6 +61,9 @@ def _layers(config: Config, part: Part, model: Path) -> list[Layer]:
     """The layers of a component that are trained."""
     original = model.is_file()
     layers: list[Layer] = []
+    if config.training_kind == TEXTUAL_INVERSION:
+        tables = {name: shape for name, shape in _tensors(model, part).items() if TOKENS.search(name)}
+        return [Layer(path, shape, 0) for path, shape in tables.items()]
     for name, shape in _tensors(model, part).items():
         path = name.removeprefix(part.original).removesuffix(".weight")
         if name.endswith(".weight") and len(shape) in (2, 4):

@@ -8,7 +8,7 @@ from typing import Literal
 
 from trainer.options.config import Config
 from trainer.refusal import Refused
-from trainer.runs import manifest
+from trainer.runs import manifest, rollbacks
 from trainer.runs.manifest import CheckpointDamaged, CheckpointNewer, Manifest
 from trainer.runs.run_folder import RunFolder
 
@@ -96,7 +96,8 @@ def choose(config: Config) -> Chosen:
     """
     run, text = RunFolder(config.run_dir), config.resume_from_checkpoint.strip()
     if wanted(text) in ("latest", "auto"):
-        return _latest(run.checkpoints)
+        back = rollbacks.waiting(run)
+        return _latest(run.checkpoints, up_to=back.step if back else None)
     try:
         path = _path(text, run)
         is_run = (path / "checkpoints").is_dir()
@@ -149,9 +150,12 @@ def foreign_state(path: Path) -> str:
     )
 
 
-def _latest(checkpoints: Path) -> Chosen:
+def _latest(checkpoints: Path, up_to: int | None = None) -> Chosen:
+    """The newest that is sound, of those up to a step if one is given. Raises ResumeRefused."""
     rejected: list[tuple[Path, str]] = []
     for found in manifest.listing(checkpoints):
+        if up_to is not None and found.step > up_to:
+            continue
         try:
             return Chosen(found.path, manifest.verify(found.path), tuple(rejected))
         except CheckpointNewer as error:
@@ -160,7 +164,7 @@ def _latest(checkpoints: Path) -> Chosen:
             raise ResumeRefused([f"resume_from_checkpoint: {found.path}: {error}{way_out}"]) from error
         except CheckpointDamaged as error:
             if not found.path.is_dir():  # deleted by a trainer that goes on, because there is a newer one
-                return _latest(checkpoints)
+                return _latest(checkpoints, up_to)
             rejected.append((found.path, str(error)))
     if rejected:
         reasons = [f"{path.name}: {reason}" for path, reason in rejected]

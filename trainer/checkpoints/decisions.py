@@ -7,6 +7,8 @@ A decision belongs to the resume at which it was taken. The rules, which make a 
   has not been taken yet. Leaving the options out decides nothing and undoes nothing.
 * A word of resume_allow (an option's name, "dataset", "all") allows whatever it names at the first resume of the run
   that it is given at. Later it allows only what it allowed then, as long as no checkpoint has taken that over.
+* What a rollback decides (trainer.runs.rollbacks) is decided by the run and kept in its record until a checkpoint has
+  it; options that ask for something else do not touch it, and max_rollbacks = 0 leaves it out.
 * `name:digest` in resume_allow allows one difference, by its content. This is what a refusal tells, what the page
   writes, and what a run's own config.toml keeps of the words it was given.
 * What a training is given at its start by resume_from_checkpoint = "auto" counts as given at step 0: where it is
@@ -27,7 +29,9 @@ from trainer import files
 from trainer.checkpoints.choosing import LATEST, ResumeRefused, begins_by_choice, choose
 from trainer.options.config import Config
 from trainer.recipe.schedule import Decision, LrCurve, asked
-from trainer.runs import lineage, manifest, run_folder
+from trainer.runs import lineage, manifest, rollbacks, run_folder
+from trainer.runs.manifest import Manifest
+from trainer.runs.rollbacks import Rollback
 from trainer.runs.run_folder import RunFolder, RunUnreadable
 
 DIGEST_LENGTH = 8
@@ -59,9 +63,21 @@ class Decisions:
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    @property
+    def asked(self) -> tuple[Decision, ...]:
+        """The decisions about the learning rate that options asked for, and no rollback took."""
+        return tuple(decision for decision in self.rates if decision.policy != rollbacks.POLICY)
+
     def is_new(self, decision: Decision | None) -> bool:
         """Whether a decision about the learning rate is still to be taken."""
-        return decision is not None and not (self.rates and decision.repeats(self.rates[-1]))
+        return decision is not None and not (self.asked and decision.repeats(self.asked[-1]))
+
+    def of_rollback(self, back: Rollback | None, checkpoint: Manifest, allowed: bool) -> Decision | None:
+        """What the run's last rollback decides at a checkpoint without it; None where that is not its place, or
+        rollbacks are not `allowed` any more."""
+        if back is None or not allowed or not back.is_at(checkpoint):
+            return None
+        return Decision(rollbacks.POLICY, back.scale, 0, back.seen_at, f"{rollbacks.POLICY} {back.number}", back.step)
 
     def after(self, decision: Decision | None, words: Iterable[str], allowed: Iterable[Allowed]) -> Decisions:
         """With what one more resume decided."""

@@ -78,9 +78,11 @@ class Memory:
 class Estimator:
     """Estimates for one base model."""
 
-    def __init__(self, model: Path, largest: tuple[int, int] | None = None) -> None:
-        """`largest`: (width, height) of the largest bucket; None: what resolution says."""
+    def __init__(self, model: Path, largest: tuple[int, int] | None = None, *, controls: bool = False) -> None:
+        """`largest`: (width, height) of the largest bucket; None: what resolution says. `controls`: images have control
+        pictures, whatever conditioning_data_dir says."""
         self._model = model
+        self._controls = controls
         self._largest = largest
         self._known: dict[Any, Any] = {}
 
@@ -173,10 +175,7 @@ class Estimator:
         return {name: shape for name, shape in tensors.items() if not name.startswith(others)}
 
     def _weights(self, config: Config, component: str) -> int:
-        number = NUMBER[config.mixed_precision]
-        overflows = config.mixed_precision == "fp16" and UPCASTS_VAE in config.facts.traits
-        if component == "vae" and (config.no_half_vae or overflows):
-            number = NUMBER["no"]
+        number = _number_of_vae(config) if component == "vae" else NUMBER[config.mixed_precision]
         numbers = self._once(("numbers", component), lambda: sum(map(math.prod, self._of(config, component).values())))
         return number * numbers
 
@@ -213,6 +212,8 @@ class Estimator:
         pixels = facts.factor if convolutional else facts.granularity  # of a place, along each side
         text = 77 * (config.max_token_length // 75) if CLIP_TEXT in facts.traits else WORDS
         size = (-(-height // pixels), -(-width // pixels))
+        if config.has_controls or self._controls:  # behind the image's tokens, as many or as many as their area has
+            size = (1, math.prod(size) + (config.control_area or height * width) // pixels**2)
         checkpointing = config.gradient_checkpointing
 
         def kept(component: str, size: tuple[int, int], text: int, convolutional: bool) -> Kept:
@@ -238,8 +239,13 @@ class Estimator:
         width, height = self._largest or config.resolution_size
         shapes = self._of(config, "vae")
         channels = max((shape[0] for name, shape in shapes.items() if FIRST_CHANNELS.search(name)), default=128)
-        number = NUMBER["no" if config.no_half_vae else config.mixed_precision]
-        return 4 * channels * width * height * number
+        return 4 * channels * width * height * _number_of_vae(config)
+
+
+def _number_of_vae(config: Config) -> int:
+    """Bytes of a number in the VAE."""
+    overflows = config.mixed_precision == "fp16" and UPCASTS_VAE in config.facts.traits
+    return NUMBER["no" if config.no_half_vae or overflows else config.mixed_precision]
 
 
 def _numbers(parameters: Shapes) -> int:

@@ -575,7 +575,7 @@ class Mirroring:
         kept = [
             Found(item.path, item.step, item.manifest, item.problem, pins.get(item.step, item.pinned)) for item in found
         ]
-        for step in retention.steps_to_delete(kept, self._config, self._resumed_from):
+        for step in retention.steps_to_delete(self._run, kept, self._config, self._resumed_from):
             mirror.remove(step)
 
     def _once(self, path: Path, send: Callable[[Path], None]) -> None:

@@ -18,7 +18,7 @@ from trainer.checkpoints.checkpoint_size import SizeUnknown
 from trainer.checkpoints.choosing import ResumeRefused, starts_from_scratch
 from trainer.checkpoints.memory_size import Estimator, Memory
 from trainer.checkpoints.resume import Verdict
-from trainer.data import addresses, dataset, epochs, findings
+from trainer.data import addresses, class_images, dataset, epochs, findings
 from trainer.data.dataset import Scan
 from trainer.data.epochs import Origin
 from trainer.data.folder_scan import Progress, no_progress
@@ -52,6 +52,7 @@ class Inputs:
     batches_per_step: int
     steps_per_epoch: int
     total_steps: int  # in all; after a resume that moved where epochs begin, as `resumed` tells
+    class_images_to_make: int = 0  # before the training; until then it is without regularisation images
 
     def resumed(self, verdict: Verdict | None) -> Inputs:
         """These, with the length of the run as it is after the resume."""
@@ -66,6 +67,11 @@ class Inputs:
             f"{counted(len(found.bucket_counts()), 'bucket')}: {counted(self.steps_per_epoch, 'step')} an epoch, "
             f"{counted(self.total_steps, 'step')} in all",
             *([f"{regular} of these images are regularisation images"] if regular else []),
+            *(
+                [f"{counted(self.class_images_to_make, 'class image')} to be drawn first, and not counted yet"]
+                if self.class_images_to_make
+                else []
+            ),
             *([f"{counted(len(found.validation), 'more image')} held out for validation"] if found.validation else []),
             *found.notices,
             *distillation.remarks(self.config, self.model_path),
@@ -123,7 +129,9 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
         for name, known in OPTIONS.items()
         if known.must_exist and name != "pretrained_model_name_or_path"  # which may be on the hub
         if not (known.replaced_by and getattr(config, known.replaced_by))
-        if name != "network_weights" or starts_from_scratch(config, home)  # a resume has weights of its own
+        if name != "reg_data_dir" or not config.num_class_images  # which makes it
+        if name not in ("network_weights", "weights")
+        or starts_from_scratch(config, home)  # a resume has weights of its own
         for path in (getattr(config, name) if known.kind == "list" else [getattr(config, name)])
         if path and not (known.address and addresses.is_address(path)) and not files.exists(home / path)
     ]
@@ -133,6 +141,8 @@ def missing(config: Config, home: Path = Path(), known: Sequence[Problem] = ()) 
         if known.address and addresses.is_address(path := getattr(config, name))
         if (why := _why_unusable(path))
     ]
+    if config.num_class_images and addresses.is_address(config.reg_data_dir):
+        problems.append(Problem("reg_data_dir", "class images are made there, so it has to be a folder here"))
     model = config.pretrained_model_name_or_path
     is_elsewhere = addresses.is_address(model) or base_model.HUB_ID.fullmatch(model)
     if model and not is_elsewhere and not files.exists(home / model):
@@ -170,10 +180,14 @@ def examine_inputs(
     """
     if problems := missing(config):
         raise ConfigError(problems)
+    to_make = len(class_images.missing(config))
+    left_out: dict[str, Any] = {"reg_data_dir": ""} if to_make and config.num_class_images else {}
     located: list[tuple[Config, Path]] = []
     _, found = both(
         lambda: located.append(locate_model(config)),
-        lambda: dataset.scan(located[0][0] if located else config, progress=progress, workers=SCAN_WORKERS),
+        lambda: dataset.scan(
+            (located[0][0] if located else config).replace(**left_out), progress=progress, workers=SCAN_WORKERS
+        ),
     )
     config, model_path = located[0]
     require_controls(config, model_path, found)
@@ -185,6 +199,7 @@ def examine_inputs(
         images=dataset.record(found, config, batches),
         model_path=model_path,
         base_model=base_model.digests(config, model_path, model_progress),
+        class_images_to_make=to_make,
         batches_per_step=batches,
         steps_per_epoch=steps_per_epoch,
         total_steps=epochs.last_step(config.max_train_steps, config.max_train_epochs, steps_per_epoch, Origin()),
@@ -493,7 +508,8 @@ def examine(
 def memory_of(inputs: Inputs, gpu_memory: int | None) -> tuple[Memory | None, str]:
     """What a GPU would hold, None where the files do not tell; and what to do where that is too much for this one."""
     largest = max(inputs.scan.bucket_counts(), key=lambda bucket: bucket[0] * bucket[1], default=None)
-    estimator = Estimator(inputs.model_path, largest)
+    controls = any(entry.control for entry in inputs.scan.entries)
+    estimator = Estimator(inputs.model_path, largest, controls=controls)
     room = gpu_memory or smallest_gpu()
     try:
         return estimator.of(inputs.config), memory_size.advice(inputs.config, estimator, room) if room else ""

@@ -24,6 +24,7 @@ from trainer.recipe.plateau import Plateau
 from trainer.recipe.schedule import Decision, LrCurve
 from trainer.runs import branches, lineage, manifest
 from trainer.runs.manifest import CheckpointDamaged, Manifest
+from trainer.runs.rollbacks import Rollback
 from trainer.runs.run_folder import RunFolder, RunUnreadable, read_run
 
 Grade = Literal["bit-exact", "trajectory-exact", "changed", "warm start"]
@@ -69,6 +70,7 @@ class Verdict:
     dataset_word: str  # names the change of the images in resume_allow; empty where there is none
     own: bool  # whether the checkpoint is one of this run
     stopped_early: bool = False  # by early_stopping_patience
+    rollback: Decision | None = None  # what the run's return to this checkpoint decides about the learning rate
 
     @property
     def finished(self) -> bool:
@@ -95,14 +97,16 @@ class Verdict:
 
     def rate_lines(self) -> list[str]:
         """For people: what is decided about the learning rate, or was by an earlier resume and is not taken again."""
+        lines = [f"Learning rate: the run has gone back to here: {self.rollback}"] if self.rollback else []
         if self.decision:
-            return [f"Learning rate: decided now, at step {self.step}, and kept from here on: {self.decision}"]
+            return [*lines, f"Learning rate: decided now, at step {self.step}, and kept from here on: {self.decision}"]
         if self.standing:
             return [
+                *lines,
                 f"Learning rate: {self.standing} was decided at step {self.standing.step} and is not decided again; "
-                "to do so, give it another resume_lr_decision"
+                "to do so, give it another resume_lr_decision",
             ]
-        return []
+        return lines
 
     def lines(self) -> list[str]:
         """For people: the sentence, then whatever differs."""
@@ -240,6 +244,9 @@ def examine(
         if decision
         else schedule.kept_curve(config, curve_then)
     )
+    back = decided.of_rollback(Rollback.of(of_this_run), chosen.manifest, config.max_rollbacks > 0)
+    if back:
+        curve = dataclasses.replace(curve, scale=curve.scale * back.scale)
     reduced = Plateau(**state.get("plateau", {})).factor
     peaks = {part: peak * reduced for part, peak in config.peak_learning_rates.items()}
     refusals += _dead_curve(curve, step, total_steps)
@@ -264,9 +271,10 @@ def examine(
         state=state,
         manifest=chosen.manifest,
         origin=origin,
-        decisions=decided.after(decision, config.resume_allow, permitted),
+        decisions=decided.after(decision, config.resume_allow, permitted).after(back, (), ()),
         decision=decision,
-        standing=None if decision or asked is None else decided.rates[-1],
+        standing=None if decision or asked is None else decided.asked[-1],
+        rollback=back,
         permitted=tuple(permitted),
         dataset_word=f"dataset:{digest}" if drift and not drift_allowed else "",
         own=own,

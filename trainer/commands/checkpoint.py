@@ -11,8 +11,11 @@ from typing import Any
 
 from trainer.checkpoints import export
 from trainer.commands import tools
+from trainer.options.checks import read_config
+from trainer.options.problems import ConfigError
+from trainer.options.sections.saving import VALIDATION_LOSS
 from trainer.refusal import Refused
-from trainer.runs import manifest, run_folder
+from trainer.runs import evaluations, manifest, run_folder
 from trainer.runs.manifest import CheckpointDamaged, CheckpointNewer, Found
 from trainer.runs.run_folder import RunFolder
 from trainer.tools import TOOLS
@@ -129,7 +132,7 @@ def _list(path: Path, *, as_json: bool) -> int:
     if not run.run_file.exists() and not run.checkpoints.is_dir():
         raise Refused(f"{path} is no run{_what_is_there(path)}")
     found = manifest.listing(run.checkpoints)
-    best = manifest.best(found)
+    best = evaluations.best(found, _told_by(run), run)
     if as_json:
         rows = [_row(item, best) for item in found]
         print(json.dumps({"run": str(path), "status": run_folder.status(run), "checkpoints": rows}, indent=1))
@@ -138,6 +141,14 @@ def _list(path: Path, *, as_json: bool) -> int:
     for item in found:
         print(f"  {_line(item, best)}")
     return DONE
+
+
+def _told_by(run: RunFolder) -> str:
+    """What the run's options tell its best checkpoint by."""
+    try:
+        return read_config(run.config_file).best_checkpoint_by
+    except ConfigError:
+        return VALIDATION_LOSS
 
 
 def _row(item: Found, best: int | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer import quantities
 from trainer.checkpoints import preflight
 from trainer.options.config import Config
 from trainer.options.problems import ConfigError
@@ -54,6 +55,7 @@ class Outcome:
     write_seconds: float
     step_seconds: float
     first_step_seconds: float  # from the start of the resumed process
+    peak_memory: int  # bytes: of the GPU, or of the process where there is none
 
     @property
     def equal(self) -> bool:
@@ -75,7 +77,8 @@ class Outcome:
             "the weights and the optimizer bit for bit",
             f"a checkpoint takes {self.checkpoint_bytes / 1e6:.1f} MB; saving it holds the training up for "
             f"{self.blocking_seconds * 1e3:.0f} ms and is written in {self.write_seconds:.1f} s beside it; "
-            f"a step takes {self.step_seconds:.2f} s; from start to first resumed step {self.first_step_seconds:.1f} s",
+            f"a step takes {self.step_seconds:.2f} s; from start to first resumed step "
+            f"{self.first_step_seconds:.1f} s; {quantities.size(self.peak_memory)} of memory at the peak",
         ]
 
 
@@ -157,6 +160,8 @@ def rehearsal_of(config: Config, folder: Path, steps: int) -> Config:
         sample_every_n_steps=0,
         sample_every_n_epochs=0,
         sample_at_first=False,
+        sample_at_resume=False,
+        max_rollbacks=0,
     )
 
 
@@ -262,4 +267,5 @@ def judge(straight: Config, resumed: Config, steps: int, killed_after: int, star
         write_seconds=saved["write_seconds"],
         step_seconds=seconds[len(seconds) // 2],
         first_step_seconds=after[0]["time"] - started,
+        peak_memory=max(int(event["memory"]) for event in (*expected.values(), *after)),
     )

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from trainer import read_speed
 from trainer.data.captions import Shown
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,9 @@ def read_unchanged(path: Path, digest: str) -> bytes:
     """
     for pause in (*PAUSES, None):
         try:
-            data = path.read_bytes()
+            with read_speed.TRAINED.timed() as read:
+                data = path.read_bytes()
+                read(len(data))
             break
         except OSError as error:
             if pause is None:

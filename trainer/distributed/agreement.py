@@ -22,6 +22,7 @@ class Wish(enum.IntFlag):
     SAVE = 2
     SAMPLE = 4
     GIVE_UP = 8  # too many steps without a finite loss
+    ROLL_BACK = 16  # go on from an earlier checkpoint
 
 
 class Agreement:

@@ -30,6 +30,11 @@ class Curves:
     resources: list[Event] = field(default_factory=list)
     evaluations: dict[str, Event] = field(default_factory=dict)  # by path of the result
     endings: list[Event] = field(default_factory=list)
+    resume_validations: list[Event] = field(default_factory=list)
+    comparisons: list[Event] = field(default_factory=list)  # of samples with those before a resume
+    rollbacks: list[Event] = field(default_factory=list)
+    shifts: list[Event] = field(default_factory=list)  # of the images
+    memory: list[Event] = field(default_factory=list)
 
     def add(self, event: Event) -> None:
         """Take the next event; one that is not known is passed over."""
@@ -66,6 +71,11 @@ PLAIN = {
     "resources": "resources",
     "run_finished": "endings",
     "run_failed": "endings",
+    "resume_validation": "resume_validations",
+    "samples_compared": "comparisons",
+    "rolled_back": "rollbacks",
+    "dataset_shift": "shifts",
+    "memory_judged": "memory",
 }  # kind of event -> the list that keeps it
 
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import html
-import io
 import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer import files, quantities
 from trainer.data import addresses
-from trainer.data.pictures import PictureError, thumbnail
 from trainer.judging import curves as run_curves
+from trainer.judging import watched
 from trainer.judging.curves import Curves, Event
 from trainer.judging.drawing import Line, chart, smoothed
+from trainer.judging.parts import number, picture, points, shown, table
 from trainer.options.checks import read_config
 from trainer.options.config import OPTIONS, Config
 from trainer.options.problems import ConfigError
@@ -27,7 +26,6 @@ from trainer.runs import manifest, run_folder
 from trainer.runs.manifest import CheckpointDamaged
 from trainer.runs.run_folder import RunFolder
 
-SIDE = 320  # pixels of a picture's longer side
 MOST_SAMPLES, MOST_IMAGES = 80, 24
 BLUE, GREY, AMBER, GREEN, VIOLET = "#2563eb", "#9ca3af", "#d97706", "#16a34a", "#9333ea"
 # The browser itself is told to fetch nothing.
@@ -59,6 +57,7 @@ def write(run: RunFolder) -> str:
         "Curves": charts(curves),
         "Metrics": metrics(run, curves),
         "Samples": samples(run, curves),
+        **watched.sections(run, curves),
         "Warnings": warnings(curves),
         "Sessions and resumes": sessions(record, curves),
         "Images": images(run, newest),
@@ -89,15 +88,6 @@ def document(checkpoint: Path | None, name: str) -> dict[str, Any]:
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------
-
-
-def table(rows: Iterable[Sequence[Any]], heads: Sequence[str] = ()) -> str:
-    """Rows of plain values; "" where there is none."""
-    lines = ["".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows]
-    if not lines:
-        return ""
-    head = f"<tr>{''.join(f'<th>{html.escape(name)}</th>' for name in heads)}</tr>" if heads else ""
-    return f"<table>{head}{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def summary(run: RunFolder, record: Mapping[str, Any], curves: Curves) -> str:
@@ -131,7 +121,7 @@ def energies(curves: Curves) -> list[Event]:
 
 
 def charts(curves: Curves) -> str:
-    marks = [(event["global_step"], f"resumed ({event.get('grade', '')})") for event in curves.resumes]
+    marks = watched.marks(curves)
     losses = points(curves.steps, "loss")
     lines = [Line("loss", losses, BLUE, faint=True), Line("smoothed", smoothed(losses), BLUE)]
     lines += [Line("abandoned", points(branch, "loss"), GREY, faint=True) for branch in curves.abandoned[-5:]]
@@ -199,7 +189,7 @@ def metrics(run: RunFolder, curves: Curves) -> str:
     text = table(rows, ["", *(name for name, _ in results)])
     notes = dict.fromkeys(warning for _, result in results for warning in result["warnings"])
     text += "".join(f"<p class=soft>{html.escape(note)}</p>" for note in notes)
-    marks = [(event["global_step"], f"resumed ({event.get('grade', '')})") for event in curves.resumes]
+    marks = watched.marks(curves)
     stepped = sorted((result["step"], result["figures"]) for _, result in results if result.get("step") is not None)
     if len({step for step, _ in stepped}) > 1:
         for name in names:
@@ -219,21 +209,6 @@ def samples(run: RunFolder, curves: Curves) -> str:
         f"<h3>{html.escape(prompt)}</h3><div class=pictures>{''.join(figures)}</div>"
         for prompt, figures in rows.items()
     )
-
-
-def picture(path: Path, caption: str, within: Path) -> str:
-    """A small picture with a line below; "" where it cannot be read or is not inside `within`."""
-    if not path.resolve().is_relative_to(within.resolve()):
-        return ""
-    try:
-        small = thumbnail(path, SIDE)
-    except (PictureError, OSError):
-        return ""
-    data = io.BytesIO()
-    small.convert("RGB").save(data, "JPEG", quality=85)
-    source = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
-    words = html.escape(caption, quote=True)
-    return f'<figure><img src="{source}" alt="{words}"><figcaption>{words}</figcaption></figure>'
 
 
 def warnings(curves: Curves) -> str:
@@ -321,20 +296,3 @@ def environment(newest: Path | None) -> str:
         else:
             rows.append((name, value))
     return table(rows)
-
-
-# --- values --------------------------------------------------------------------------------------------------------
-
-
-def number(event: Mapping[str, Any], name: str) -> float | None:
-    value = event.get(name)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def points(events: Mapping[int, Event], name: str) -> list[tuple[float, float]]:
-    """A value of events by step, where it is a number."""
-    return [(step, value) for step, event in sorted(events.items()) if (value := number(event, name)) is not None]
-
-
-def shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else "-"

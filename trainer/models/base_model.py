@@ -43,6 +43,13 @@ OTHERS = (
 )
 
 
+# What tells in a file that its weights mean nothing without scales or tables: 8-bit floats with scales and others of
+# ComfyUI, bitsandbytes, SVDQuant. Read as they are, they would be wrong without a word.
+QUANTISED = re.compile(
+    r"(^|\.)(scaled_fp8|scale_weight|weight_scale|comfy_quant|qweight|wscales|absmax)$|\.quant_state\."
+)
+
+
 class BaseModelMissing(Refused):
     """There is no such model; the message says where it was looked for and what to do."""
 
@@ -72,6 +79,8 @@ def unusable(path: Path) -> str:
     """Why what is there cannot be a base model, as its names tell; empty where it may be one or nothing is there."""
     if path.is_dir() and not index_of(path).is_file():
         return f"{path} is not a diffusers model: it has no model_index.json"
+    if path.is_file() and path.suffix == ".gguf":
+        return f"{path} holds the denoiser alone: name it with base_gguf, and here a diffusers folder with the rest"
     if path.is_file() and path.suffix != ".safetensors":
         return f"{path} is not a .safetensors file; other formats can run code when they are loaded, convert it first"
     return ""
@@ -126,6 +135,7 @@ def detect(path: Path) -> str | None:
         tensors = file_header.shapes(path)
     except HeaderUnreadable as error:
         raise BaseModelMissing(f"pretrained_model_name_or_path: {error}") from error
+    _refuse_quantised("pretrained_model_name_or_path", path, tensors)
     for name, facts in families.TABLE.items():
         if facts.is_single_file(tensors):
             _refuse_inpainting(path, tensors, facts.denoiser.original, facts.channels)
@@ -161,6 +171,14 @@ def _family_of_folder(path: Path) -> str | None:
     return None
 
 
+def _refuse_quantised(option: str, path: Path, tensors: Shapes) -> None:
+    if found := next(filter(QUANTISED.search, tensors), None):
+        raise BaseModelMissing(
+            f"{option}: {path} holds quantised weights ({found}), which are not read from such a file; take the one in "
+            "bf16 or fp16. To save memory set fp8_base or quantize, or name a GGUF file with base_gguf"
+        )
+
+
 def _refuse_inpainting(path: Path, tensors: Shapes, prefix: str, channels: int) -> None:
     first = tensors.get(f"{prefix}input_blocks.0.0.weight")
     if first and first[1:2] != (channels,):
@@ -193,6 +211,11 @@ def settle(config: Config, path: Path) -> Config:
             f'to "{detected}" or "{families.AUTO}"'
         )
     _require_whole(config, path, families.TABLE[family])
+    for option in families.TABLE[family].overrides:
+        override = Path(getattr(config, option))
+        if override.is_file():
+            with contextlib.suppress(HeaderUnreadable):  # which loading it says
+                _refuse_quantised(option, override, file_header.shapes(override))
     for option in ("quantize", "base_gguf"):
         if path.is_file() and getattr(config, option) != OPTIONS[option].default:
             raise BaseModelMissing(

@@ -12,6 +12,7 @@ from trainer.data import prompt_weights
 from trainer.models.placement import Components
 from trainer.models.text import precision_for
 from trainer.options.config import Config
+from trainer.options.sections.training import TEXTUAL_INVERSION
 
 CHUNK = 75  # tokens of a caption that CLIP takes at a time
 TOKENS = 77  # with those of begin and end
@@ -32,6 +33,7 @@ class ClipTokens:
     def __call__(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """tokens, (captions, chunks * 77), and with weighted_captions token_weights of the same shape."""
         chunks = self._config.max_token_length // CHUNK
+        captions = [self._with_words(caption) for caption in captions]
         if not self._config.weighted_captions:
             return {"tokens": self.plain(captions, chunks)}
         rows = [self._weighted(caption, chunks) for caption in captions]
@@ -39,6 +41,18 @@ class ClipTokens:
             "tokens": torch.stack([tokens for tokens, _ in rows]),
             "token_weights": torch.stack([weights for _, weights in rows]),
         }
+
+    def _with_words(self, caption: str) -> str:
+        """A caption with every token of the word that a textual inversion learns."""
+        config = self._config
+        if config.training_kind != TEXTUAL_INVERSION or config.num_vectors_per_token == 1:
+            return caption
+        return caption.replace(config.token_string, " ".join(config.token_strings))
+
+    def probe(self) -> Tensor:
+        """What passes through all that is trained."""
+        trains_word = self._config.training_kind == TEXTUAL_INVERSION
+        return self.plain([" ".join(self._config.token_strings) if trains_word else "a probe", ""])
 
     def plain(self, captions: Sequence[str], chunks: int = 1) -> Tensor:
         tokens: Tensor = self.tokenizer(
@@ -109,7 +123,7 @@ class ClipText:
         return self._tokens(captions)
 
     def probe(self) -> dict[str, Any]:
-        return {"tokens": self._tokens.plain(["a probe", ""])}
+        return {"tokens": self._tokens.probe()}
 
     def identity(self) -> str:
         return identity(f"{self._components.parts.dtype_of('text_encoder')} clip_skip={self._skip}", self._config)
@@ -151,7 +165,7 @@ class TwoClipText:
         return first | {f"{name}_2": tensor for name, tensor in second.items()}
 
     def probe(self) -> dict[str, Any]:
-        first, second = (tokens.plain(["a probe", ""]) for tokens in self._tokens)
+        first, second = (tokens.probe() for tokens in self._tokens)
         return {"tokens": first, "tokens_2": second}
 
     def identity(self) -> str:

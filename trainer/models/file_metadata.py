@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.data.dataset import Scan
 from trainer.options import blocks, network_kinds
 from trainer.options.config import OPTIONS, Config
+from trainer.options.sections.training import FINETUNE, NETWORK, TEXTUAL_INVERSION
 
 if TYPE_CHECKING:
     from trainer.models.model import Model
@@ -39,6 +40,7 @@ ARGUMENTS = (
     "block_lr_zero_threshold",
 )
 BASE_HASHES, VAE_HASHES = ("ss_sd_model_hash", "ss_new_sd_model_hash"), ("ss_vae_hash", "ss_new_vae_hash")
+ARCHITECTURES = {NETWORK: "/lora", FINETUNE: "", TEXTUAL_INVERSION: "/textual-inversion"}  # what follows the model's
 PREDICTIONS = {"v_prediction": "v"}  # modelspec's names; the others are as diffusers'
 
 
@@ -59,7 +61,7 @@ def constant(config: Config, found: Scan, model: Model, *, total_steps: int, ste
         folders[subset.is_reg].setdefault(folder, counts)["img_count"] += 1
         tags[folder].update(tag.strip().lower() for tag in entry.caption.split(",") if tag.strip())
     values: dict[str, Any] = {f"ss_{name}": getattr(config, name) for name, known in OPTIONS.items() if known.in_header}
-    if not config.fine_tunes:
+    if config.trains_network:
         values |= {
             "ss_network_module": "lycoris.kohya" if config.kind.algo else "networks.lora",
             "ss_network_dim": config.network_dim,
@@ -68,7 +70,7 @@ def constant(config: Config, found: Scan, model: Model, *, total_steps: int, ste
         }
     width, height = config.resolution_size
     return {
-        **{name: value for name, value in values.items() if not config.fine_tunes or "network" not in name},
+        **{name: value for name, value in values.items() if config.trains_network or "network" not in name},
         "ss_v2": model.base_version.startswith("sd_v2"),
         "ss_base_model_version": model.base_version,
         "ss_sd_model_name": Path(config.pretrained_model_name_or_path).name,
@@ -122,7 +124,7 @@ def modelspec(config: Config, model: Model, finished: float) -> dict[str, str]:
     }
     spec = {
         "sai_model_spec": "1.0.1",
-        "architecture": model.architecture if config.fine_tunes else f"{model.architecture}/lora",
+        "architecture": f"{model.architecture}{ARCHITECTURES[config.training_kind]}",
         "implementation": "diffusers",
         "title": config.metadata_title or config.output_name,
         "resolution": f"{width}x{height}",

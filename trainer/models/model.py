@@ -65,7 +65,8 @@ class Model(nn.Module):
         for part in config.trained_parts:
             module = components.keep(part.component)
             self.add_module(part.component, module)
-            self.targets.append(Target(part, module))
+            tokenizer = components[part.tokenizer] if part.tokenizer else None
+            self.targets.append(Target(part, module, tokenizer))
         adapter = adapters.load(config)
         for target in self.targets:
             adapter.add(target, config)

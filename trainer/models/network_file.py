@@ -26,7 +26,7 @@ def with_ranks_of_file(config: Config) -> Config:
 
     Raises RanksUnknown where it is no LoRA file, or has layers of different ranks.
     """
-    if config.fine_tunes or not (config.dim_from_weights and config.network_weights):
+    if not config.trains_network or not (config.dim_from_weights and config.network_weights):
         return config
     path = Path(config.network_weights)
     try:

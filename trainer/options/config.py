@@ -15,9 +15,10 @@ from trainer.models.families import TABLE
 from trainer.models.families.facts import TRAINS_ENCODERS, Facts, Part
 from trainer.options import blocks
 from trainer.options.declaration import Option
-from trainer.options.network_kinds import NETWORK_KINDS, WHOLE_MODEL, NetworkKind
+from trainer.options.network_kinds import NETWORK_KINDS, NEW_WORD, WHOLE_MODEL, NetworkKind
 from trainer.options.optimizer_table import Optimizer, optimizer_of
 from trainer.options.sections.dataset import Dataset
+from trainer.options.sections.embedding import Embedding
 from trainer.options.sections.folders import Folders
 from trainer.options.sections.logging import Logging
 from trainer.options.sections.loss import Loss
@@ -27,19 +28,32 @@ from trainer.options.sections.network import Network
 from trainer.options.sections.resume import Resume
 from trainer.options.sections.samples import Samples
 from trainer.options.sections.saving import Saving
-from trainer.options.sections.training import FINETUNE, Training
+from trainer.options.sections.training import FINETUNE, NETWORK, TEXTUAL_INVERSION, Training
 from trainer.options.sections.validation import Validation
 from trainer.options.sections.watching import Watching
 
 SECTIONS = (
-    *(Model, Folders, Dataset, Validation, Network, Training, Memory),
+    *(Model, Folders, Dataset, Validation, Network, Embedding, Training, Memory),
     *(Loss, Saving, Resume, Samples, Watching, Logging),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(
-    Logging, Watching, Samples, Resume, Saving, Loss, Memory, Training, Network, Validation, Dataset, Folders, Model
+    Logging,
+    Watching,
+    Samples,
+    Resume,
+    Saving,
+    Loss,
+    Memory,
+    Training,
+    Embedding,
+    Network,
+    Validation,
+    Dataset,
+    Folders,
+    Model,
 ):
     """The complete, checked set of options. Build it with `resolve`, which checks; the constructor does not."""
 
@@ -91,13 +105,30 @@ class Config(
         return self.training_kind == FINETUNE
 
     @property
+    def trains_network(self) -> bool:
+        """Whether something beside the base model's weights is trained."""
+        return self.training_kind == NETWORK
+
+    @property
+    def token_strings(self) -> tuple[str, ...]:
+        """The tokens that stand for token_string, by sd-scripts' names."""
+        more = (f"{self.token_string}{number + 1}" for number in range(self.num_vectors_per_token - 1))
+        return (self.token_string, *more)
+
+    @property
     def trains_denoiser(self) -> bool:
+        if self.training_kind == TEXTUAL_INVERSION:
+            return False
         return self.fine_tunes or not self.network_train_text_encoder_only
 
     @property
     def trains_text_encoder(self) -> bool:
-        wanted = self.train_text_encoder if self.fine_tunes else not self.network_train_unet_only
-        return wanted and TRAINS_ENCODERS in self.facts.traits
+        wanted = {
+            NETWORK: not self.network_train_unet_only,
+            FINETUNE: self.train_text_encoder,
+            TEXTUAL_INVERSION: True,
+        }
+        return wanted[self.training_kind] and TRAINS_ENCODERS in self.facts.traits
 
     @property
     def trained_parts(self) -> tuple[Part, ...]:
@@ -121,7 +152,8 @@ class Config(
     @property
     def kind(self) -> NetworkKind:
         """What is known of the kind of network, or of what is trained in place of one."""
-        return WHOLE_MODEL if self.fine_tunes else NETWORK_KINDS[self.network_kind]
+        others = {FINETUNE: WHOLE_MODEL, TEXTUAL_INVERSION: NEW_WORD}
+        return others.get(self.training_kind) or NETWORK_KINDS[self.network_kind]
 
     @property
     def base_weights_multipliers(self) -> tuple[float, ...]:
@@ -132,7 +164,7 @@ class Config(
     @property
     def block_rates(self) -> tuple[float, ...] | None:
         """Every block's factor of the denoiser's learning rate; None where none is given."""
-        return None if self.fine_tunes else blocks.rates(self)
+        return blocks.rates(self) if self.trains_network else None
 
     @property
     def trains_convolutions(self) -> bool:

@@ -9,14 +9,14 @@ from typing import Literal
 
 from trainer import files
 from trainer.models.families import AUTO
-from trainer.models.families.facts import CONTROLS, CONVOLUTIONAL, FLOW
+from trainer.models.families.facts import CONTROLS, CONVOLUTIONAL, FLOW, TRAINS_ENCODERS
 from trainer.options import blocks
 from trainer.options.config import OPTIONS, Config
 from trainer.options.network_kinds import FULL, MOST_RANK, NETWORK_KINDS
 from trainer.options.optimizer_table import OPTIMIZERS
 from trainer.options.problems import nearest
 from trainer.options.sections.samples import SAMPLERS
-from trainer.options.sections.training import NETWORK
+from trainer.options.sections.training import NETWORK, TEXTUAL_INVERSION
 from trainer.options.values import number_of
 
 BELOW_A_RUN = 80  # characters of the longest path in a run folder, that of a file in an abandoned checkpoint
@@ -101,7 +101,8 @@ def _picture_conflicts(config: Config) -> Iterator[Conflict]:
 
 def _cache_conflicts(config: Config) -> Iterator[Conflict]:
     varying = [name for name in VARY_CAPTIONS if getattr(config, name)]
-    if config.cache_text_encoder_outputs and config.trains_text_encoder and config.family != AUTO:
+    by_layers = config.training_kind != TEXTUAL_INVERSION and config.trains_text_encoder
+    if config.cache_text_encoder_outputs and by_layers and config.family != AUTO:
         yield (
             "cache_text_encoder_outputs",
             "the text encoder is trained, so its outputs change; set network_train_unet_only = true or do not cache",
@@ -222,13 +223,44 @@ def _finetune_conflicts(config: Config) -> Iterator[Conflict]:
             f"cannot go with {config.optimizer_type}, which looks at all weights together, and they are made whole one "
             f"after the other; choose one of {fitting}",
         )
+    if config.base_weights and not config.trains_network:
+        yield "base_weights", "is for training_kind = network; merge the files into the base model first"
     if not config.fine_tunes:
         return
-    for name in ("fp8_base", "quantize", "base_gguf", "blocks_to_swap", "base_weights"):
-        if getattr(config, name) not in (False, "no", "", 0, ()):
+    for name in ("fp8_base", "quantize", "base_gguf", "blocks_to_swap"):
+        if getattr(config, name) not in (False, "no", "", 0):
             yield name, "is for frozen weights, and training_kind = finetune trains them; leave it out"
     if config.checkpoint_mirror and config.save_model_as == "diffusers":
         yield "save_model_as", "a mirror takes model files, not folders; choose safetensors"
+
+
+def _embedding_conflicts(config: Config) -> Iterator[Conflict]:
+    """What a textual inversion needs."""
+    if config.training_kind != TEXTUAL_INVERSION:
+        return
+    if config.family != AUTO and TRAINS_ENCODERS not in config.facts.traits:
+        yield "training_kind", f"there is no textual inversion of {config.facts.title}: nothing reads one"
+        return
+    word = config.token_string
+    if not word.strip():
+        yield "token_string", "is empty: choose the word that captions use for what is learnt"
+    elif word != word.strip() or len(word.split()) > 1 or "," in word:
+        yield "token_string", f"{word!r} is not one word"
+    if config.cache_text_encoder_outputs:
+        yield "cache_text_encoder_outputs", "what captions mean changes with the word that is learnt; do not cache it"
+
+
+def _class_image_conflicts(config: Config) -> Iterator[Conflict]:
+    if not config.num_class_images:
+        return
+    if config.dataset_config:
+        yield "num_class_images", "cannot go with dataset_config, which names folders of its own; choose one"
+    elif not config.reg_data_dir:
+        yield "reg_data_dir", "is empty: name the folder for num_class_images"
+    if not config.class_prompt.strip():
+        yield "class_prompt", "is empty: say what num_class_images show"
+    elif len(config.class_prompt.strip().splitlines()) > 1:
+        yield "class_prompt", "has more than one line; all class images are of one prompt"
 
 
 def _whole_weight_conflicts(config: Config) -> Iterator[Conflict]:
@@ -283,12 +315,13 @@ def _plateau_conflicts(config: Config) -> Iterator[Conflict]:
 
 
 def _watching_conflicts(config: Config) -> Iterator[Conflict]:
-    samples = config.sample_every_n_steps or config.sample_every_n_epochs or config.sample_at_first
+    by_steps = config.sample_every_n_steps or config.sample_every_n_epochs
+    samples = by_steps or config.sample_at_first or config.sample_at_resume
     if samples and not config.sample_prompts.strip():
         yield (
             "sample_prompts",
             "is empty, but sample images are asked for; write a prompt, or turn sample_every_n_steps, "
-            "sample_every_n_epochs and sample_at_first off",
+            "sample_every_n_epochs, sample_at_first and sample_at_resume off",
         )
     validates = config.validation_split or config.validation_data_dir or config.dataset_config
     if config.early_stopping_patience and not validates:
@@ -296,6 +329,10 @@ def _watching_conflicts(config: Config) -> Iterator[Conflict]:
             "early_stopping_patience",
             "needs images to validate with: set validation_split or validation_data_dir",
         )
+    if config.max_rollbacks and not config.alarms:
+        yield "max_rollbacks", "needs alarms, which see that a training diverges; turn them on, or set it to 0"
+    if config.max_rollbacks and not (config.save_state or config.save_every_n_minutes):
+        yield "max_rollbacks", "needs checkpoints to go back to; turn save_state on, or set save_every_n_minutes"
 
 
 def _family_conflicts(config: Config) -> Iterator[Conflict]:
@@ -335,6 +372,8 @@ CONFLICTS = (
     _optimizer_conflicts,
     _memory_conflicts,
     _finetune_conflicts,
+    _embedding_conflicts,
+    _class_image_conflicts,
     _whole_weight_conflicts,
     _plateau_conflicts,
     _watching_conflicts,

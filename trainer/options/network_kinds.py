@@ -59,6 +59,7 @@ NETWORK_KINDS: dict[str, NetworkKind] = {
 }  # fmt: skip
 
 WHOLE_MODEL = NetworkKind("a fine-tune", any_rank=True, needs_weights=True)  # which trains the base model itself
+NEW_WORD = NetworkKind("a textual inversion", any_rank=True)
 
 # Layers by the ends of their paths, in diffusers' names and in those of single files; of LyCORIS' presets of that name.
 ATTENTION = re.compile(r"(^|\.)(attn\d?|attention|self_attn|cross_attn)\.")

@@ -48,7 +48,6 @@ WITHOUT_EFFECT = {
     ),
     **dict.fromkeys(
         ("fused_optimizer_groups", "blockwise_fused_optimizers", "skip_latents_validity_check", "mem_eff_save",
-         "weights", "num_vectors_per_token", "token_string", "init_word", "use_object_template", "use_style_template",
          "cond_emb_dim"),
         "it belongs to sd-scripts' other trainings",
     ),
@@ -98,6 +97,10 @@ NOT_SUPPORTED = {
     **dict.fromkeys(
         ("dataset_class", "debug_dataset", "deepspeed", "no_token_padding", "additional_parameters"),
         "not supported yet; remove it to train without",
+    ),
+    **dict.fromkeys(
+        ("use_object_template", "use_style_template"),
+        "captions are not made of templates: write a caption with token_string beside each picture",
     ),
     "full_fp16": "fp16 loses small updates and overflows; full_bf16 takes as little memory and does neither",
     "fused_backward_pass": (

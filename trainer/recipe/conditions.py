@@ -58,6 +58,61 @@ class Throughput:
         )
 
 
+class SlowReading:
+    """Sees that the disk with the images comes close to what the training takes, before steps begin to wait for it."""
+
+    def __init__(self, options: Watching, readers: int) -> None:
+        """`readers`: threads that read."""
+        self._limit = options.alarm_storage
+        self._readers = max(1, readers)
+        self._seen: list[tuple[float, float]] = []
+        self._told = False
+
+    def add(self, step_seconds: float, read_seconds: float) -> Alarm | None:
+        """Take the mean seconds per step over an interval, and the seconds that threads spent reading for a step."""
+        self._seen.append((step_seconds, read_seconds / self._readers))
+        if len(self._seen) < INTERVALS or not self._limit:
+            return None
+        step, read = (statistics.median(interval[place] for interval in self._seen) for place in (0, 1))
+        self._seen = []
+        slow = read > self._limit * step
+        told, self._told = self._told, slow
+        if not slow or told:
+            return None
+        return Alarm(
+            "slow_images",
+            f"while a step takes {step:.3g} s, each of {self._readers} threads reads for {read:.3g} s "
+            f"({100 * read / step:.0f} %)",
+        )
+
+
+class SlowSaves:
+    """Sees that checkpoints take so long to write that one will soon have to wait for the one before."""
+
+    def __init__(self, options: Watching) -> None:
+        self._limit = options.alarm_storage
+        self._before: float | None = None
+        self._told = False
+
+    def add(self, ended: float, write_seconds: float, size: int) -> Alarm | None:
+        """Take when a checkpoint was written, in seconds of a clock that never goes back, how long that took, and its
+        bytes."""
+        began = ended - write_seconds
+        before, self._before = self._before, began
+        if before is None or not self._limit:
+            return None
+        between = began - before
+        slow = write_seconds > self._limit * between
+        told, self._told = self._told, slow
+        if not slow or told:
+            return None
+        return Alarm(
+            "slow_saves",
+            f"a checkpoint of {quantities.size(size)} took {write_seconds:.3g} s to write and to read back "
+            f"({quantities.size(size / max(write_seconds, 1e-9))} a second), and one is written every {between:.3g} s",
+        )
+
+
 class DiskRoom:
     """Watches the free space of the disk that the run is written to."""
 

@@ -321,7 +321,7 @@ class Decision:
     policy: str
     scale: float
     warmup_steps: int
-    total_steps: int  # the run's length then
+    total_steps: int  # the run's length then; of a rollback, the step at which its reason was seen
     name: str  # resume_lr_decision
     step: int  # the one it was taken at
 
@@ -331,6 +331,8 @@ class Decision:
         return mine == others and (self.policy == "keep" or self.total_steps == other.total_steps)
 
     def __str__(self) -> str:
+        if self.policy == "rollback":
+            return f"times {self.scale:g} ({self.name}, of what was seen at step {self.total_steps})"
         words = [] if self.policy == "keep" else [f"{self.policy} up to step {self.total_steps}"]
         words += [] if self.scale == 1 else [f"times {self.scale:g}"]
         words += [f"warm-up over {self.warmup_steps} steps"] if self.warmup_steps else []

@@ -37,6 +37,10 @@ class Timesteps(Protocol):
         """The distribution in up to `count` parts that are drawn equally often, the least noise first."""
         ...
 
+    def span(self, size: Size) -> tuple[float, float]:
+        """The least and the most noise that is drawn for a picture of this size, of 0 to TRAIN_STEPS."""
+        ...
+
     def described(self) -> list[Any]:
         """What names it: two that are described alike draw alike."""
         ...
@@ -56,6 +60,9 @@ class WholeTimesteps:
         count = min(count, self.high - self.low)
         edges = [self.low + (self.high - self.low) * part // count for part in range(count + 1)]
         return [WholeTimesteps(start, end) for start, end in itertools.pairwise(edges)]
+
+    def span(self, size: Size) -> tuple[float, float]:
+        return float(self.low), float(self.high)
 
     def described(self) -> list[Any]:
         return [self.low, self.high]
@@ -96,6 +103,10 @@ class FlowTimesteps:
     def parts(self, count: int) -> list[Timesteps]:
         edges = [self.low + (self.high - self.low) * part / count for part in range(count + 1)]
         return [dataclasses.replace(self, low=start, high=end) for start, end in itertools.pairwise(edges)]
+
+    def span(self, size: Size) -> tuple[float, float]:
+        ends = sorted(TRAIN_STEPS * self.quantile(u, size) for u in (self.low, self.high))
+        return ends[0], ends[1]
 
     def described(self) -> list[Any]:
         return [*dataclasses.astuple(self.density), self.lowest, self.highest, self.low, self.high]

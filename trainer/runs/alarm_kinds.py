@@ -117,6 +117,22 @@ KINDS = {
             "Where steps wait for data: cache_latents, cache_latents_to_disk, more max_data_loader_n_workers.",
         ),
     ),
+    "slow_images": Kind(
+        "The disk hardly keeps up with the training",
+        ("the images are on a network drive or a slow disk", "another program uses the same disk"),
+        (
+            "Set cache_latents_to_disk with cache_dir on a fast disk, or copy the images to one.",
+            "More max_data_loader_n_workers help where a drive is far away rather than slow.",
+        ),
+    ),
+    "slow_saves": Kind(
+        "Checkpoints take long to write",
+        ("output_dir is on a network drive or a slow disk", "checkpoints are large and saved often"),
+        (
+            "Save less often (save_every_n_steps, save_every_n_minutes): a save waits for the one before it.",
+            "Write output_dir to a faster disk, and have checkpoint_mirror copy it to the slow one.",
+        ),
+    ),
     "disk_small": Kind(
         "There is hardly room for another save",
         ("the run's own checkpoints, samples and model files", "other programs on the same disk"),

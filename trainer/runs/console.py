@@ -20,9 +20,13 @@ class ConsoleLog:
 
     def __init__(self) -> None:
         self._kept = logging.handlers.MemoryHandler(KEPT, flushLevel=logging.CRITICAL + 1)
+        self._attached: Path | None = None
 
     def attach(self, path: Path) -> None:
         """Write what was kept and all that follows to a file, unless standard error goes there already."""
+        if self._attached == path:
+            return
+        self._attached = path
         logging.getLogger().removeHandler(self._kept)
         path.touch()
         with contextlib.suppress(OSError):  # closed, as where a program of Windows has no console

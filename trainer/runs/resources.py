@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import psutil
 
+from trainer import read_speed
 from trainer.options.sections.watching import Watching
 from trainer.recipe.conditions import DiskRoom, GpuHeat
 from trainer.runs import alarm_kinds
@@ -133,7 +134,8 @@ class Recorder:
     """Writes what a run uses as `resources` events, and the alarms that follow from it.
 
     An event has cpu (0 to 1 of all cores), process_cpu (cores that this process keeps busy), memory and memory_total
-    (bytes of RAM; memory: this process), disk_free (bytes), gpus (a list of GpuSamples' fields), energy_kwh (of the
+    (bytes of RAM; memory: this process), disk_free (bytes), read_bytes and read_seconds (of images and caches since the
+    event before, by all threads together), gpus (a list of GpuSamples' fields), energy_kwh (of the
     GPUs since the session began; None where it is not known) and, where a price is given, cost.
     """
 
@@ -155,6 +157,7 @@ class Recorder:
         self._step = step
         self._save_bytes = save_bytes
         self._process = psutil.Process()
+        self._read = read_speed.TRAINED.total
         self._disk = DiskRoom(options)
         self._heat: dict[int, GpuHeat] = {}
         self._joules: float | None = None
@@ -166,6 +169,8 @@ class Recorder:
         """Take a sample at `now`, in seconds of a clock that never goes back, and write it."""
         samples = self._gpus.read()
         free = self._free()
+        before, self._read = self._read, read_speed.TRAINED.total
+        read = self._read.since(before)
         self._count_energy(now, samples)
         memory = psutil.virtual_memory()
         kwh = None if self._joules is None else self._joules / JOULES
@@ -179,6 +184,8 @@ class Recorder:
             memory=self._process.memory_info().rss,
             memory_total=memory.total,
             disk_free=free,
+            read_bytes=read.bytes,
+            read_seconds=read.seconds,
             gpus=[vars(sample) for sample in samples],
             energy_kwh=kwh,
             **({"cost": kwh * price} if kwh is not None and price else {}),

@@ -84,6 +84,11 @@ class RunFolder:
         return self.path / "abandoned"
 
     @property
+    def portraits(self) -> Path:
+        """What the images that it was trained with are like, a file for each set of them."""
+        return self.path / "datasets"
+
+    @property
     def archived_file(self) -> Path:
         """Its presence says that the run is left out of lists."""
         return self.path / ".archived"

@@ -17,10 +17,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
 from trainer import devices, quantities
-from trainer.checkpoints import choosing, kohya_state, mirror, preflight
+from trainer.checkpoints import choosing, kohya_state, memory_size, mirror, preflight
 from trainer.checkpoints.checkpoint_size import SizeUnknown
 from trainer.checkpoints.choosing import ResumeRefused
 from trainer.checkpoints.kohya_state import KohyaState
+from trainer.checkpoints.memory_size import Memory
 from trainer.checkpoints.mirror import Mirroring
 from trainer.checkpoints.preflight import Inputs
 from trainer.checkpoints.resume import Verdict
@@ -37,11 +38,12 @@ from trainer.runs import branches, manifest, preemption, run_folder
 from trainer.runs.console import ConsoleLog
 from trainer.runs.run_folder import RunFolder
 from trainer.runs.signals import StopRequested, StopSignals
-from trainer.training import environment, session, tracking, watching
+from trainer.training import class_images, environment, session, tracking, watching
 from trainer.training.loader import Plan
 from trainer.training.session import Session, SilentSession
 
 logger = logging.getLogger(__name__)
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SILENT_SECONDS, PROGRESS_SECONDS = 1.0, 5.0
 
 
@@ -65,6 +67,7 @@ class Beginning:
     prompts: tuple[Prompt, ...]
     mirroring: Mirroring | None  # in the process that holds the run, where it is wanted
     checkpoint_bytes: int | None  # None until the model is loaded
+    memory: Memory | None = None  # what the device is estimated to hold; None where it has none of its own
 
     @property
     def device(self) -> torch.device:
@@ -95,6 +98,10 @@ def begin(config: Config, signals: StopSignals, console: ConsoleLog | None) -> I
     run = RunFolder(config.run_dir)
 
     with processes.watched():
+        if config.num_class_images:
+            if accelerator.is_main_process:
+                class_images.make(config, accelerator.device, DTYPES[config.mixed_precision], signals)
+            processes.meet(signals)
         inputs = preflight.examine_inputs(
             config,
             processes.count,
@@ -267,9 +274,32 @@ def warn_of_writes(begun: Beginning, bytes_of_save: int) -> None:
 def warn_of_memory(begun: Beginning) -> None:
     """Say when the GPU is likely to be too small, and what would help."""
     if room := devices.memory_total(begun.device):
-        memory, advice = preflight.memory_of(begun.inputs, room)
-        if memory and advice:
-            begun.session.warn("gpu_memory", f"About {quantities.size(memory.peak)} of GPU memory are needed; {advice}")
+        begun.memory, advice = preflight.memory_of(begun.inputs, room)
+        if begun.memory and advice:
+            begun.session.warn(
+                "gpu_memory", f"About {quantities.size(begun.memory.peak)} of GPU memory are needed; {advice}"
+            )
+
+
+def judge_memory(begun: Beginning) -> None:
+    """Record what the device held at the most beside what was estimated, without what the driver takes: an estimate
+    that is judged by every run."""
+    measured = devices.memory_used(begun.device)
+    if begun.memory is None or measured is None:
+        return
+    estimated = begun.memory.peak - memory_size.OVERHEAD
+    begun.session.events.write(
+        "memory_judged",
+        begun.session.global_step,
+        estimated=estimated,
+        measured=measured,
+        ratio=estimated / max(1, measured),
+    )
+    logger.info(
+        "GPU memory: %s were used at the most, and %s had been estimated (without the driver's)",
+        quantities.size(measured),
+        quantities.size(estimated),
+    )
 
 
 def description(begun: Beginning) -> dict[str, Any]:

@@ -4,6 +4,8 @@ format, no browser."""
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import logging
 import time
 import traceback
@@ -21,13 +23,14 @@ from trainer.runs import branches, run_folder
 from trainer.runs.console import ConsoleLog
 from trainer.runs.failures import TrainingFailed
 from trainer.runs.signals import StopSignals
-from trainer.training import validation
-from trainer.training.beginning import begin
+from trainer.training import portraits, rollback, validation
+from trainer.training.beginning import begin, judge_memory
 from trainer.training.loader import Step
 from trainer.training.preparing import Training, prepare
 
 logger = logging.getLogger(__name__)
 Ending = Literal["finished", "stopped", "cached"]
+SessionEnding = Literal["finished", "stopped", "cached", "rolled back"]
 WISHES = {"stop": Wish.STOP, "save": Wish.SAVE, "sample": Wish.SAMPLE}
 
 
@@ -38,26 +41,38 @@ def train(config: Config, signals: StopSignals, console: ConsoleLog | None = Non
     begin, StopRequested when it is stopped before its first step, TrainingFailed when it cannot go on.
     `console`: becomes the run's console.log once the run is held.
     """
+    while (ending := train_session(config, signals, console)) == "rolled back":
+        gc.collect()  # the model goes before it is loaded again
+        config = rollback.to_go_on(config)
+    return ending
+
+
+def train_session(config: Config, signals: StopSignals, console: ConsoleLog | None) -> SessionEnding:
+    """Train until the run ends, is asked to stop, or has to go back. Raises as `train` does."""
     with begin(config, signals, console) as begun:
         if begun is None:
             return "finished"
         training = prepare(begun)
         if training is None:
             return "cached"
-        stopped = train_steps(training)
-        finish(training, stopped)
+        with portraits.kept(begun):
+            ending = train_steps(training)
+        finish(training, ending)
         begun.agreement.wait()
-        return "stopped" if stopped else "finished"
+        return ending
 
 
-def train_steps(training: Training) -> bool:
-    """Every step from the state's to the run's end. True when it was asked to stop before; that step is then saved."""
+def train_steps(training: Training) -> SessionEnding:
+    """Every step from the state's to the run's end. "stopped" when it was asked to before; that step is then saved."""
     begun, state, meter, saver = training.begun, training.state, training.meter, training.saver
     if begun.config.sample_at_first and state.global_step == 0:
         training.sampler.sample()
+    if begun.config.sample_at_resume and begun.verdict:
+        training.sampler.sample(resumed=True)
     steps = training.loader.steps(state.global_step)
     training.module.train()
-    validate(training)  # if a stop came before it
+    if not validate(training):  # which is due where a stop came before it
+        validate_resumed(training)
     updating = stopping = False
     try:
         while not (is_over(training) or stopping):
@@ -79,6 +94,9 @@ def train_steps(training: Training) -> bool:
             validate(training)
 
             wish = begun.agreement.on(wish_of_this_process(training))
+            if wish & Wish.ROLL_BACK:
+                training.goes_back = True
+                return "stopped" if wish & Wish.STOP else "rolled back"
             if wish & Wish.GIVE_UP:
                 raise not_finite(training)
             stopping = bool(wish & Wish.STOP) and not is_over(training)
@@ -94,7 +112,9 @@ def train_steps(training: Training) -> bool:
     finally:
         steps.close()
     meter.flush()
-    return stopping
+    if stopping and begun.config.sample_at_resume:
+        training.sampler.sample()
+    return "stopped" if stopping else "finished"
 
 
 def is_over(training: Training) -> bool:
@@ -103,20 +123,23 @@ def is_over(training: Training) -> bool:
     return state.global_step >= inputs.total_steps or early_stopping.patience_is_over(state.config, state.validation)
 
 
-def finish(training: Training, stopped: bool) -> None:
+def finish(training: Training, ending: SessionEnding) -> None:
     """Write what is still to be written, and record how the session ended. Raises TrainingFailed."""
     begun, state, saver = training.begun, training.state, training.saver
-    if not stopped:
+    judge_memory(begun)
+    if ending == "finished":
         saver.save([*saver.due_files(), branches.last_file(begun.config)], checkpoint=True)
     saver.close()
-    if saver.last_error:
+    if training.goes_back:
+        rollback.take(training)
+    elif saver.last_error:
         raise TrainingFailed(
             f"the last save failed: {saver.last_error}",
             "Earlier checkpoints are intact. Remove the cause, then resume from the latest.",
         )
-    if stopped:
+    if ending == "stopped":
         begun.session.finish("stopped", "stopped")
-    else:
+    elif ending == "finished":
         early = state.global_step < begun.inputs.total_steps
         begun.session.finish("finished", "early_stopping" if early else "finished")
 
@@ -143,13 +166,27 @@ def forward_and_backward(step: Step, training: Training) -> Tensor:
     return accelerator.reduce(loss, "sum") if processes > 1 else loss
 
 
-def validate(training: Training) -> None:
-    """Measure the loss on the validation images, if it is due."""
+def validate(training: Training) -> bool:
+    """Measure the loss on the validation images, if it is due; whether it was."""
     begun, state = training.begun, training.state
-    if training.validator and validation.is_due(begun.config, begun.plan, state.validation, state.global_step):
-        training.meter.flush()
-        alone = begun.agreement.processes == 1
-        training.validator.run(given_up=lambda: begun.signals.requested and alone)
+    if not training.validator or not validation.is_due(begun.config, begun.plan, state.validation, state.global_step):
+        return False
+    training.meter.flush()
+    training.validator.run(given_up=functools.partial(given_up, training))
+    return True
+
+
+def validate_resumed(training: Training) -> None:
+    """Measure what a resume restored, where that is wanted."""
+    verdict = training.begun.verdict
+    if training.validator and verdict and training.begun.config.validate_at_resume:
+        exact = verdict.grade == "bit-exact"
+        training.validator.after_resume(functools.partial(given_up, training), exact=exact)
+
+
+def given_up(training: Training) -> bool:
+    """Whether a validation is to be left because a stop was asked for, and no other process is in the midst of it."""
+    return training.begun.signals.requested and training.begun.agreement.processes == 1
 
 
 def wish_of_this_process(training: Training) -> Wish:
@@ -163,6 +200,9 @@ def wish_of_this_process(training: Training) -> Wish:
             wish |= WISHES[request]
         if training.saver.due_by_time:
             wish |= Wish.SAVE
+        kept = is_over(training) or wish & (Wish.SAVE | Wish.STOP) or training.saver.due_files()
+        if rollback.is_due(training, look=bool(kept)):
+            wish |= Wish.ROLL_BACK
     return wish
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from trainer.caching import filling
@@ -23,10 +22,11 @@ from trainer.models import adapters, base_model
 from trainer.models import model as models
 from trainer.models.model import Model
 from trainer.options.config import Config
+from trainer.options.sections.training import NETWORK, TEXTUAL_INVERSION
 from trainer.recipe import timesteps
 from trainer.runs.manifest import CheckpointDamaged
 from trainer.training import importing, watching
-from trainer.training.beginning import Beginning, warn_of_writes
+from trainer.training.beginning import DTYPES, Beginning, warn_of_writes
 from trainer.training.loader import Loader, Sources
 from trainer.training.progress import CachingMeter, Meter
 from trainer.training.sampling import Sampler
@@ -35,7 +35,6 @@ from trainer.training.state import State
 from trainer.training.validation import Validator
 
 logger = logging.getLogger(__name__)
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass
@@ -50,6 +49,7 @@ class Training:
     meter: Meter
     sampler: Sampler
     validator: Validator | None  # None where there are no validation images
+    goes_back: bool = False  # whether the session ends because the run goes back to an earlier checkpoint
 
 
 def prepare(begun: Beginning) -> Training | None:
@@ -61,9 +61,9 @@ def prepare(begun: Beginning) -> Training | None:
     logger.info("Loading %s", config.pretrained_model_name_or_path)
     dtype = DTYPES[config.mixed_precision]
     model = models.load(config, begun.inputs.model_path, dtype, begun.device)
-    if config.network_weights and not config.fine_tunes and not verdict:
-        path, naming = Path(config.network_weights), adapters.naming_of(config)
-        adapters.load(config).from_file(model.targets, naming, path)
+    start = {NETWORK: config.network_weights, TEXTUAL_INVERSION: config.weights}.get(config.training_kind)
+    if start and not verdict:
+        adapters.load(config).from_file(model.targets, adapters.naming_of(config), Path(start))
     aside = threading.Lock()  # held while what is kept aside is on the device for a moment
     sources = prepare_sources(begun, model, aside)
     if config.cache_only:
@@ -83,7 +83,7 @@ def prepare(begun: Beginning) -> Training | None:
         warn_of_writes(begun, begun.checkpoint_bytes)
     if verdict:
         probe_loss = restore(state, verdict)
-        if verdict.grade == "changed":
+        if verdict.grade == "changed" and not verdict.rollback:  # a rollback is measured by the level it goes back to
             state.alarms.forget()
         begun.session.resumed(probe_loss, epochs=begun.plan.place(state.global_step)[0])
     if begun.imported:

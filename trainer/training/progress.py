@@ -55,6 +55,15 @@ class Meter:
         self._flushed = self._logged = time.monotonic()
         self._recent: list[float] = []  # seconds of recent steps
 
+    @property
+    def diverged(self) -> tuple[int, str] | None:
+        """The step at which a divergence was told, as far as the losses were looked at, and what was seen of it."""
+        return self._watch.diverged
+
+    @diverged.setter
+    def diverged(self, seen: tuple[int, str] | None) -> None:
+        self._watch.diverged = seen
+
     def add(
         self,
         loss: Tensor,

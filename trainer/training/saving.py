@@ -22,11 +22,13 @@ from trainer.models.keys import Stored
 from trainer.options.config import Config
 from trainer.options.writing import to_toml
 from trainer.recipe import optimizers
+from trainer.recipe.conditions import SlowSaves
 from trainer.recipe.schedule import LrCurve
 from trainer.runs import branches
 from trainer.runs.branches import epoch_file, step_file
 from trainer.runs.events import EventWriter
 from trainer.runs.run_folder import RunFolder
+from trainer.training import watching
 from trainer.training.loader import Plan
 from trainer.training.session import Session
 from trainer.training.state import State
@@ -66,6 +68,7 @@ class Saver:
         self._writer = Writer(self._report)
         self._kept_step = this_session.resumed_from
         self._saved_at = time.monotonic()
+        self._slow = SlowSaves(config)
         self.last_step = self._kept_step
         self.last_error = ""
         self._constant = file_metadata.constant(
@@ -214,8 +217,11 @@ class Saver:
                 bytes=saved.bytes,
                 blocking_seconds=saved.blocking_seconds,
                 write_seconds=saved.write_seconds,
+                verify_seconds=saved.verify_seconds,
                 probe_seconds=saved.save.contents.state["probe_seconds"],
             )
+            slow = self._slow.add(time.monotonic(), saved.write_seconds, saved.bytes) if self._config.alarms else None
+            watching.tell(self._events, step, filter(None, [slow]))
         try:
             if saved.path:
                 retention.prune(self._run, self._config, self._kept_step)

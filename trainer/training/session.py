@@ -20,6 +20,7 @@ from trainer.runs import branches, lineage, manifest, run_folder
 from trainer.runs.events import EVENTS_VERSION, EventWriter, SilentWriter
 from trainer.runs.failures import advice_for, kind_of
 from trainer.runs.manifest import CheckpointDamaged
+from trainer.runs.rollbacks import Rollback
 from trainer.runs.run_folder import RunFolder
 from trainer.runs.signals import StopRequested
 
@@ -157,6 +158,12 @@ class Session:
             )
         except (OSError, CheckpointDamaged) as error:
             raise ResumeRefused([f"resume_from_checkpoint: {verdict.path} cannot be taken over: {error}"]) from error
+        if (back := Rollback.of(self.record)) and back.waiting:
+            taken = dataclasses.replace(back, waiting=False)
+            if verdict.rollback:
+                taken = dataclasses.replace(taken, step=verdict.step, checkpoint=verdict.manifest.digest)
+            self.record["rollback"] = taken.as_dict()
+            run_folder.write_run(self._run, self.record)
         for path in moved:
             logger.info("The checkpoint %s, which does not lead here, is kept at %s", path.name, path)
         self.events.write(
@@ -175,6 +182,7 @@ class Session:
             dataset=list(verdict.dataset),
             environment=list(verdict.environment),
             learning_rate=dataclasses.asdict(verdict.decision) if verdict.decision else None,
+            **({"rollback": dataclasses.asdict(verdict.rollback)} if verdict.rollback else {}),
             allowed=[dataclasses.asdict(item) for item in verdict.permitted],
             abandoned=[str(path) for path in moved],
         )
@@ -200,6 +208,21 @@ class Session:
 
     def finish(self, status: run_folder.Status, reason: str) -> None:
         self._end(status, reason)
+
+    def roll_back(self, back: Rollback) -> None:
+        """Record that this session ends here, and that the next one goes on from an earlier checkpoint.
+
+        Raises OSError: without the record the run would not know where to go on.
+        """
+        message = (
+            f"{back.seen} The run goes back to step {back.step} and on from there at {back.scale:g} times the learning "
+            f"rate (rollback {back.number} of {self._config.max_rollbacks}); what came after that step is kept aside."
+        )
+        self.record["rollback"] = back.as_dict()
+        self.record["sessions"][-1] |= {"ended": time.time(), "to_step": self.global_step, "reason": "rolled_back"}
+        run_folder.write_run(self._run, self.record)
+        self.events.write("rolled_back", self.global_step, to_step=back.step, number=back.number, scale=back.scale)
+        self.warn("rolled_back", message)
 
     def _end(self, status: run_folder.Status, reason: str) -> None:
         branches.remove_temporary(self._config, self._run)  # what a failed save could not remove
@@ -251,4 +274,7 @@ class SilentSession(Session):
         pass
 
     def finish(self, status: run_folder.Status, reason: str) -> None:
+        pass
+
+    def roll_back(self, back: Rollback) -> None:
         pass

@@ -14,6 +14,7 @@ from trainer.checkpoints import checkpoint_size
 from trainer.checkpoints.checkpoint import Contents
 from trainer.data.epochs import Origin
 from trainer.models import adapters
+from trainer.models.adapters.base import LimitsNorms
 from trainer.models.model import Model
 from trainer.options.config import Config
 from trainer.recipe import loss_average, optimizers
@@ -136,8 +137,9 @@ class State:
         elif bool(finite):
             self._step()
         self.zero_grad()
-        if self.config.scale_weight_norms and not self.config.fine_tunes:
+        if self.config.scale_weight_norms and self.config.trains_network:
             for target in self.model.targets:
+                assert isinstance(self._adapter, LimitsNorms), self.config.network_kind
                 self._adapter.limit_norms(target, self.config.scale_weight_norms)
         if self.ema:
             self.ema.move(self.parameters, finite)
@@ -156,6 +158,11 @@ class State:
         """Bring the learning rate's plateau up to date with a validation."""
         if curve.scheduler == PLATEAU:
             self.plateau = self.plateau.after(loss, curve.own)
+
+    @property
+    def has_average(self) -> bool:
+        """Whether model files hold other weights than those that are trained."""
+        return self.ema is not None or self._averages
 
     @contextmanager
     def exported_weights(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -38,6 +39,14 @@ def is_due(config: Config, plan: Plan, record: Record, step: int) -> bool:
     every = config.validate_every_n_epochs or (0 if config.validate_every_n_steps else 1)
     by_step = config.validate_every_n_steps and step % config.validate_every_n_steps == 0
     return bool(by_step or (every and place == 0 and epoch % every == 0))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A validation loss: of all draws, and of those of each band of timesteps."""
+
+    loss: float
+    bands: tuple[float, ...]
 
 
 class Validator:
@@ -77,6 +86,7 @@ class Validator:
         seeded = config.replace(seed=seed)
         parts = sources.timesteps.parts(DRAWS)
         self._draws = [Samples(seeded, dataclasses.replace(sources, timesteps=part)) for part in parts]
+        self._spans = [part.span(config.resolution_size) for part in parts]
         named = [[entry.id for entry in chosen], seed, *sources.timesteps.described()]
         images = hashlib.sha256(files.json_bytes(named)).hexdigest()[:16]
         if state.validation.images != images:
@@ -90,11 +100,9 @@ class Validator:
         `given_up` is asked between batches: nothing is recorded then, and the validation remains due.
         """
         state, started = self._state, time.perf_counter()
-        with state.exported_weights():
-            loss = self._loss(given_up)
-        if loss is None:
+        if (measured := self._measure(given_up)) is None:
             return
-        train_loss = state.loss_average
+        loss, train_loss = measured.loss, state.loss_average
         state.validation = record = state.validation.after(state.global_step, loss, train_loss, self._min_delta)
         state.note_validation(loss, self._curve)
         logger.info("step %d  validation loss %.4f (best %s)", state.global_step, loss, _best(record))
@@ -107,50 +115,100 @@ class Validator:
             best_step=record.best_step,
             not_better=record.not_better,
             images=self._count,
+            bands=self._bands(measured),
             seconds=time.perf_counter() - started,
         )
         if message := early_stopping.warning(record, train_loss):
             logger.warning("%s", message)
             self._events.write("warning", state.global_step, kind="overfitting", message=message)
 
+    def after_resume(self, given_up: Callable[[], bool], *, exact: bool) -> None:
+        """Measure the weights that were restored, and compare with the last validation before. Nothing is counted: what
+        the state has seen of validations is as the checkpoint has it.
+
+        `exact`: whether the resume was said to be bit-exact, so that the losses of one step have to be equal.
+        """
+        state, before, started = self._state, self._state.validation, time.perf_counter()
+        if (measured := self._measure(given_up)) is None:
+            return
+        same_step = before.step == state.global_step
+        self._events.write(
+            "resume_validation",
+            state.global_step,
+            loss=measured.loss,
+            bands=self._bands(measured),
+            before_step=before.step,
+            before_loss=before.loss,
+            equal=measured.loss == before.loss if same_step else None,
+            images=self._count,
+            seconds=time.perf_counter() - started,
+        )
+        told = f"{before.loss} at step {before.step}" if before.step is not None else "not measured"
+        logger.info(
+            "step %d  validation loss after the resume %s; before it %s", state.global_step, measured.loss, told
+        )
+        if exact and same_step and measured.loss != before.loss:
+            message = (
+                f"The validation loss after the resume is {measured.loss!r}, and was {before.loss!r} at the same step "
+                "before it, although nothing is known to differ: check the memory of this machine and the images that "
+                "are held out."
+            )
+            logger.warning("%s", message)
+            self._events.write("warning", state.global_step, kind="validation_differs", message=message)
+
+    def _bands(self, measured: Measured) -> list[dict[str, float]]:
+        """For events: each band's timesteps, of 0 to 1000 for a picture of the training's size, and its loss."""
+        pairs = zip(self._spans, measured.bands, strict=True)
+        return [{"from": span[0], "to": span[1], "loss": loss} for span, loss in pairs]
+
+    def _measure(self, given_up: Callable[[], bool]) -> Measured | None:
+        """With the weights as they would be exported; None as soon as `given_up`."""
+        with self._state.exported_weights():
+            return self._losses(given_up)
+
     @torch.no_grad()
-    def _loss(self, given_up: Callable[[], bool]) -> float | None:
-        """The mean over images and draws; None as soon as `given_up`."""
+    def _losses(self, given_up: Callable[[], bool]) -> Measured | None:
+        """The means over images and draws; None as soon as `given_up`."""
         module = self._state.model.module()
         training = module.training
         module.eval()
-        total = torch.zeros(2, device=self._device)  # the sum of the losses, and their number
+        total = torch.zeros(1 + len(self._draws), 2, device=self._device)  # losses and their number: all, each band
         try:
             with contextlib.closing(self._micro_batches()) as micro_batches:
-                for micro_batch in micro_batches:
+                for draw, micro_batch in micro_batches:
                     if given_up():
                         return None
                     losses: Tensor = module(micro_batch.to(self._device))  # (batch,)
-                    total += torch.stack([losses.float().sum(), losses.new_tensor(len(losses), dtype=torch.float32)])
+                    part = torch.stack([losses.float().sum(), losses.new_tensor(len(losses), dtype=torch.float32)])
+                    total[0] += part
+                    total[1 + draw] += part
         finally:
             module.train(training)
-        loss_sum, number = self._add_up(total).tolist()
-        return float(loss_sum / number)
+        loss, *bands = [loss_sum / number for loss_sum, number in self._add_up(total).tolist()]
+        return Measured(loss, tuple(bands))
 
-    def _micro_batches(self) -> Generator[MicroBatch, None, None]:
-        """This process's share; the next ones are prepared on threads while one is measured."""
+    def _micro_batches(self) -> Generator[tuple[int, MicroBatch], None, None]:
+        """This process's share, each with the number of its draw; the next ones are prepared on threads while one is
+        measured."""
         tasks = [
-            (samples, [Use(entry, EPOCH, draw) for entry in entries])
+            (draw, samples, [Use(entry, EPOCH, draw) for entry in entries])
             for entries in self._batches[self._process :: self._processes]
             for draw, samples in enumerate(self._draws)
         ]
         if not self._workers:
-            yield from (samples.micro_batch(uses, 1.0) for samples, uses in tasks)
+            yield from ((draw, samples.micro_batch(uses, 1.0)) for draw, samples, uses in tasks)
             return
         pool = thread_pool(self._workers, "validation", self._device)
-        ahead: deque[Future[MicroBatch]] = deque()
+        ahead: deque[tuple[int, Future[MicroBatch]]] = deque()
         try:
-            for samples, uses in tasks:
-                ahead.append(pool.submit(samples.micro_batch, uses, 1.0))
+            for draw, samples, uses in tasks:
+                ahead.append((draw, pool.submit(samples.micro_batch, uses, 1.0)))
                 if len(ahead) > self._workers:
-                    yield ahead.popleft().result()
+                    first, ready = ahead.popleft()
+                    yield first, ready.result()
             while ahead:
-                yield ahead.popleft().result()
+                first, ready = ahead.popleft()
+                yield first, ready.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

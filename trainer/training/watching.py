@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer import read_speed
 from trainer.models.text import to_tensor
 from trainer.options.config import Config
 from trainer.recipe.alarms import Alarm
-from trainer.recipe.conditions import Throughput
+from trainer.recipe.conditions import SlowReading, Throughput
 from trainer.recipe.resume_watch import DriftAfterResume
 from trainer.runs import alarm_kinds, resources
 from trainer.runs.events import EventWriter
@@ -81,9 +82,12 @@ class Watch:
         state.alarms.total_steps = total_steps
         self._drift = DriftAfterResume(config, state.alarms.level_now())
         self._throughput = Throughput(config)
+        self._reading = SlowReading(config, config.max_data_loader_n_workers)
+        self._read = read_speed.TRAINED.total
         self._text = TextReference(state) if self._on and config.alarm_text_encoder_drift else None
         self._distances: dict[int, float] = {}
         self._began = time.monotonic()
+        self.diverged: tuple[int, str] | None = None  # when in this session a divergence was told, and what was seen
 
     def paused(self, seconds: float) -> None:
         """Take that the training stood still for so long."""
@@ -101,15 +105,19 @@ class Watch:
         alarms = self._state.alarms.after(step, loss, gradient, rate)
         if step in self._distances:
             alarms += self._state.alarms.text_encoder(self._distances.pop(step))
+        self.diverged = next(((step, alarm.seen) for alarm in alarms if alarm.kind == "divergence"), self.diverged)
         drift = self._drift.add(loss)
         tell(self._events, step, [*alarms, *([drift] if drift else [])])
 
     def interval(self, steps: int, data_seconds: float) -> None:
         """Take that so many steps are done since the last call, by the device too."""
         began, self._began = self._began, time.monotonic()
-        slow = self._throughput.add((self._began - began) / steps, data_seconds / steps) if self._on else None
-        if slow:
-            tell(self._events, self._state.global_step, [slow])
+        before, self._read = self._read, read_speed.TRAINED.total
+        if not self._on:
+            return
+        step_seconds, read_seconds = (self._began - began) / steps, self._read.since(before).seconds / steps
+        slow = self._throughput.add(step_seconds, data_seconds / steps), self._reading.add(step_seconds, read_seconds)
+        tell(self._events, self._state.global_step, filter(None, slow))
 
 
 class TextReference:

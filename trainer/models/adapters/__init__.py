@@ -22,6 +22,7 @@ from trainer.models.keys import Array, Naming
 from trainer.options.config import Config
 from trainer.options.network_kinds import ON_INPUT
 from trainer.options.problems import ConfigError, Problem
+from trainer.options.sections.training import TEXTUAL_INVERSION
 
 if TYPE_CHECKING:
     from trainer.models.adapters.base import Adapter
@@ -212,6 +213,21 @@ def _oft_file(weights: Tensors, naming: Naming, config: Config) -> dict[str, Arr
     return tensors
 
 
+# --- a new word ----------------------------------------------------------------------------------------------------
+
+
+def _embedding_shapes(layer: Layer, config: Config) -> Shapes:
+    """`layer`: the text encoder's embedding of tokens."""
+    return {"embedding": (config.num_vectors_per_token, layer.shape[1])}
+
+
+def _embedding_file(weights: Tensors, naming: Naming, config: Config) -> dict[str, Array]:
+    """kohya's file, which diffusers reads under the name that it is given."""
+    if len(weights) == 1:
+        return dict(zip(OF_ONE_ENCODER, weights.values(), strict=True))
+    return {EMBEDDING_FILE[name.partition(".")[0]]: values for name, values in weights.items()}
+
+
 # --- the table -----------------------------------------------------------------------------------------------------
 
 DORA = "dora_scale"
@@ -223,6 +239,9 @@ KRONECKER = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_
 PRODUCTS = (*HADAMARD, *KRONECKER)
 _LORA, _PRODUCTS, _LYCORIS = (f"trainer.models.adapters.{name}" for name in ("lora", "products", "lycoris"))
 _FINETUNE = "trainer.models.adapters.finetune"
+OF_ONE_ENCODER = ("emb_params",)
+EMBEDDING_FILE = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # of two
+NEW_WORD = Kind("trainer.models.adapters.embedding", _embedding_shapes, _embedding_file, ())
 
 KINDS: dict[str, Kind] = {
     "lora": Kind(_LORA, _lora_shapes, _lora_file, ("lora_B.weight",)),
@@ -237,8 +256,8 @@ KINDS: dict[str, Kind] = {
 
 
 def kind_of(config: Config) -> Kind:
-    """The kind of network that a config trains."""
-    return KINDS[config.network_kind]
+    """The kind that a config trains, of networks and of what is like one: small, and beside the base model."""
+    return NEW_WORD if config.training_kind == TEXTUAL_INVERSION else KINDS[config.network_kind]
 
 
 def load(config: Config) -> Adapter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import safetensors
 import safetensors.torch
@@ -30,6 +30,7 @@ class Target:
 
     part: Part
     module: nn.Module
+    tokenizer: Any = None  # of a text encoder, while one is trained
 
     @property
     def name(self) -> str:
@@ -61,6 +62,11 @@ class Adapter(Protocol):
     def from_file(self, targets: Sequence[Target], naming: Naming, path: Path) -> None:
         """Start from a file of this kind. Raises NetworkFileError, and then nothing was changed."""
         ...
+
+
+@runtime_checkable
+class LimitsNorms(Protocol):
+    """What an adapter is as well if its kind has `limits_norms`; with the others scale_weight_norms is refused."""
 
     def limit_norms(self, target: Target, most: float) -> None:
         """Scale down what is trained of each layer whose change of the weights has a norm above this."""

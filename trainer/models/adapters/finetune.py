@@ -30,9 +30,6 @@ class Finetune:
     def from_file(self, targets: Sequence[Target], naming: Naming, path: Path) -> None:
         raise NetworkFileError(f"network_weights: {path} is of a network, and a fine-tune has none; leave it out")
 
-    def limit_norms(self, target: Target, most: float) -> None:
-        raise NotImplementedError("a fine-tune has no change of the weights apart from the weights")
-
 
 def adapter(config: Config) -> Finetune:
     """The adapter of a config."""

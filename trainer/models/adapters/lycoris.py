@@ -82,10 +82,6 @@ class Lycoris:
             for entry, parameter in network.named_parameters()
         }
 
-    def limit_norms(self, target: Target, most: float) -> None:
-        """scale_weight_norms is refused with these kinds."""
-        raise NotImplementedError(f"{self.config.kind.title} has no norm that can be limited")
-
     def from_file(self, targets: Sequence[Target], naming: Naming, path: Path) -> None:
         tensors = read_file(path)
         problems: list[str] = []

@@ -26,7 +26,7 @@ TRAINERS: dict[str, Need] = {
     "lora": Need("a LoRA"),
     "finetune": Need("a full fine-tune", {"training_kind": "finetune"}),
     "dreambooth": Need("a DreamBooth training of the whole model", {"training_kind": "finetune"}),
-    "textual_inversion": Need("a textual inversion", possible=False),
+    "textual_inversion": Need("a textual inversion", {"training_kind": "textual_inversion"}),
     "leco": Need("a LECO training (concepts from prompts, without images)", possible=False),
     "lllite": Need("a ControlNet-LLLite training", possible=False),
 }
@@ -62,7 +62,6 @@ PREPARATION = {
     "latent_metadata_filename": "cache_latents_to_disk keeps latents",
     "full_path": "in_json takes names with and without folders",
     "batch_size": "vae_batch_size is how many pictures are encoded at a time",
-    "template": "captions are used as they are",
 }
 TEXT_ENCODER_RATES = ("learning_rate_te", "learning_rate_te1", "learning_rate_te2")
 WHOLE_MODEL_RATE = 1e-5  # of the pages for whole models

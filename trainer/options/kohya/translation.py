@@ -307,9 +307,11 @@ class _Translation:
         whole = self.trainer in WHOLE_MODEL
         if whole:
             self._whole_model()
+        if self.trainer == "textual_inversion":
+            self._new_word()
         for trainer, keys in tables.TRAINER_KEYS.items():
             for key in sorted(keys & self.left.keys() - tables.TRAINER_KEYS["lora"]):
-                if trainer in WHOLE_MODEL and whole:
+                if (trainer in WHOLE_MODEL and whole) or trainer == self.trainer == "textual_inversion":
                     continue  # dealt with like any other
                 belongs = f"it belongs to {TRAINERS[trainer].title}"
                 self._say(key, "refused" if trainer == self.trainer else "no effect", belongs)
@@ -334,6 +336,17 @@ class _Translation:
             self._say(name, "used", "in checkpoint_mirror")
         self._say("huggingface_repo_visibility", "no effect", "the repository has to be there")
         self._say("async_upload", "no effect", "it is always copied in the background")
+
+    def _new_word(self) -> None:
+        """What a textual inversion learns."""
+        self.options["training_kind"] = "textual_inversion"
+        if "num_vectors" in self.left:
+            self._plain("num_vectors", "num_vectors_per_token")
+        template = str(self._value("template", "caption"))
+        if template == "caption":
+            self._say("template", "no effect", "captions are used as they are")
+        else:
+            self._refuse("template", sd_scripts.NOT_SUPPORTED["use_object_template"])
 
     def _whole_model(self) -> None:
         """What a fine-tune or a DreamBooth training trains, and at which rates."""

@@ -29,6 +29,22 @@ class Folders:
         address=True,
         replaced_by="dataset_config",
     )
+    num_class_images: int = option(
+        0,
+        "DreamBooth: let the base model draw this many regularisation images of class_prompt into reg_data_dir before "
+        "the training, as far as they are not there yet. 0: none.",
+        low=0,
+        high=999_999,
+        on_resume="free",
+        advanced=True,
+    )
+    class_prompt: str = option(
+        "",
+        'What num_class_images show: "a photo of a dog". Takes --n, --w, --h, --l and --s, as sample_prompts does.',
+        on_resume="free",
+        advanced=True,
+        shapes="num_class_images",
+    )
     dataset_config: str = option(
         "",
         "TOML file in sd-scripts' format that describes several datasets and folders, each with its own options. "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from trainer.models.families.facts import DDPM, FLOW
 from trainer.options.declaration import option
@@ -58,6 +58,19 @@ class Samples:
     sample_every_n_steps: int = option(0, "Sample images every n steps. 0: not by steps.", low=0, on_resume="free")
     sample_every_n_epochs: int = option(0, "Sample images every n epochs. 0: not by epochs.", low=0, on_resume="free")
     sample_at_first: bool = option(False, "Sample images before the first step.", on_resume="free")
+    sample_at_resume: bool = option(
+        False,
+        "Sample images right after a resume and, when a session is asked to stop, at its end, after it has saved, so "
+        "that both can be compared: where the resume is exact, they are equal.",
+        on_resume="free",
+    )
+    sample_weights: Literal["average", "raw", "both"] = option(
+        "average",
+        "Weights the sample images are made with: the moving average, as a model file holds it, the raw weights that "
+        "are trained, or both. They are the same without use_ema and without an optimizer that averages.",
+        on_resume="free",
+        advanced=True,
+    )
     sample_prompts: str = option(
         "",
         "A prompt file (.txt, .json or .toml, as in sd-scripts), or the prompts themselves, one per line: text, then "

@@ -8,6 +8,22 @@ from typing import Literal
 from trainer.options.declaration import option
 from trainer.options.sections.training import FINETUNE
 
+VALIDATION_LOSS = "validation_loss"
+# What the best checkpoint can be told by, and what is better: besides the first, figures of python -m trainer evaluate.
+BEST_BY: dict[str, Literal["lower", "higher"]] = {
+    VALIDATION_LOSS: "lower",
+    "fid": "lower",
+    "kid": "lower",
+    "inception_score": "higher",
+    "precision": "higher",
+    "recall": "higher",
+    "clip_score": "higher",
+    "clip_retrieval": "higher",
+    "clip_similarity": "higher",
+    "dino_similarity": "higher",
+    "memorised": "lower",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Saving:
@@ -45,10 +61,19 @@ class Saving:
     )
     keep_best_checkpoint: bool = option(
         True,
-        "Also keep the checkpoint with the lowest validation loss. Without validation images none counts as the "
-        "best: the training loss depends more on the timesteps drawn than on the weights.",
+        "Also keep the checkpoint with the lowest validation loss, or the best by another figure (best_checkpoint_by). "
+        "Without validation images none counts as the best: the training loss depends more on the timesteps drawn than "
+        "on the weights.",
         on_resume="free",
         advanced=True,
+    )
+    best_checkpoint_by: str = option(
+        VALIDATION_LOSS,
+        "What the best checkpoint is told by. All but validation_loss are figures of `python -m trainer evaluate`, "
+        "which has to be run on the checkpoints, while the training goes on or after it; until then none is the best.",
+        on_resume="free",
+        advanced=True,
+        choices=tuple(BEST_BY),
     )
     save_last_n_steps: int = option(
         0,

@@ -41,10 +41,10 @@ LrSchedulerType = Literal[
 class Training:
     """Training"""
 
-    training_kind: Literal["network", "finetune"] = option(
+    training_kind: Literal["network", "finetune", "textual_inversion"] = option(
         NETWORK,
-        "What is trained: a network beside the frozen base model (a LoRA as a rule), or the base model itself "
-        "(fine-tuning and DreamBooth); docs/finetune.md says what that takes.",
+        "What is trained: a network beside the frozen base model (a LoRA as a rule), the base model itself "
+        "(fine-tuning and DreamBooth), or a new word of its text encoders; docs/finetune.md says what that takes.",
         on_resume="locked",
         sets_speed=True,
     )

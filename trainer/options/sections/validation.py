@@ -49,6 +49,13 @@ class Validation:
         on_resume="free",
         in_header=True,
     )
+    validate_at_resume: bool = option(
+        True,
+        "Measure the validation loss also right after a resume, and compare it with the last one before. It is not "
+        "counted by early stopping.",
+        on_resume="free",
+        advanced=True,
+    )
     max_validation_steps: int = option(
         0,
         "Maximum number of batches in a validation. 0: all of them.",

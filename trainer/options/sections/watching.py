@@ -33,6 +33,23 @@ class Watching:
         on_resume="free",
         advanced=True,
     )
+    max_rollbacks: int = option(
+        0,
+        "When the training diverges, or has no finite loss any more, go back to the last checkpoint from before that "
+        "and go on at a lower learning rate, at most n times a run. What was trained meanwhile is kept as an abandoned "
+        "branch. 0: never.",
+        low=0,
+        high=100,
+        on_resume="free",
+    )
+    rollback_lr_scale: float = option(
+        0.5,
+        "Factor applied to the learning rate by each return to an earlier checkpoint (max_rollbacks).",
+        low=0.001,
+        high=1,
+        on_resume="free",
+        advanced=True,
+    )
     alarm_resume_drift: float = option(
         0.15,
         "Warn when the loss of the first steps after a resume is higher than before by more than this share, and by "
@@ -82,6 +99,15 @@ class Watching:
         on_resume="free",
         advanced=True,
     )
+    alarm_storage: float = option(
+        0.5,
+        "Warn when reading images takes this share of the time that the loader's threads have, or writing a checkpoint "
+        "this share of the time between two: the disk is about to hold the training up. 0: never.",
+        low=0,
+        high=1,
+        on_resume="free",
+        advanced=True,
+    )
     alarm_disk_saves: int = option(
         2, "Warn when the disk has room for fewer saves than this. 0: never.", low=0, on_resume="free", advanced=True
     )
@@ -106,6 +132,13 @@ class Watching:
         "Warn when the GPU stays at this temperature or above, in degrees Celsius. 0: never.",
         low=0,
         high=120,
+        on_resume="free",
+        advanced=True,
+    )
+    dataset_portrait: bool = option(
+        True,
+        "Keep what the images are like as a whole (folders, tags, sizes, brightness, colours of up to 512 of them) "
+        "with the run, on a thread beside the first steps; tell a resume with other images how far they have moved.",
         on_resume="free",
         advanced=True,
     )
