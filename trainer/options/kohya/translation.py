@@ -316,17 +316,6 @@ class _Translation:
                 belongs = f"it belongs to {TRAINERS[trainer].title}"
                 self._say(key, "refused" if trainer == self.trainer else "no effect", belongs)
 
-    def _new_word(self) -> None:
-        """What a textual inversion learns."""
-        self.options["training_kind"] = "textual_inversion"
-        if "num_vectors" in self.left:
-            self._plain("num_vectors", "num_vectors_per_token")
-        template = str(self._value("template", "caption"))
-        if template == "caption":
-            self._say("template", "no effect", "captions are used as they are")
-        else:
-            self._refuse("template", sd_scripts.NOT_SUPPORTED["use_object_template"])
-
     def _hub(self) -> None:
         """Where sd-scripts uploads to; a mirror copies checkpoints and model files there, in the background."""
         repository = str(self._value("huggingface_repo_id") or "").strip()
@@ -347,6 +336,17 @@ class _Translation:
             self._say(name, "used", "in checkpoint_mirror")
         self._say("huggingface_repo_visibility", "no effect", "the repository has to be there")
         self._say("async_upload", "no effect", "it is always copied in the background")
+
+    def _new_word(self) -> None:
+        """What a textual inversion learns."""
+        self.options["training_kind"] = "textual_inversion"
+        if "num_vectors" in self.left:
+            self._plain("num_vectors", "num_vectors_per_token")
+        template = str(self._value("template", "caption"))
+        if template == "caption":
+            self._say("template", "no effect", "captions are used as they are")
+        else:
+            self._refuse("template", sd_scripts.NOT_SUPPORTED["use_object_template"])
 
     def _whole_model(self) -> None:
         """What a fine-tune or a DreamBooth training trains, and at which rates."""
