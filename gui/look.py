@@ -12,16 +12,8 @@ from typing import Any
 import gradio as gr
 
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
-SCRIPT_NAMES = (
-    "page.js",
-    "charts.js",
-    "lists.js",
-    "gallery.js",
-    "browse.js",
-    "form.js",
-    "dataset.js",
-    "slim.js",
-    "prompts.js",
+SCRIPT_NAMES = tuple(  # page.js first: the others add to what it does
+    f"{name}.js" for name in ("page", "charts", "lists", "gallery", "browse", "form", "dataset", "slim", "prompts")
 )
 SCRIPTS = tuple(Path(__file__).with_name(name) for name in SCRIPT_NAMES)
 FOLDER_FIELD, PATH_FIELD = "names-a-folder", "names-a-path"  # classes of fields that browse.js gives a button

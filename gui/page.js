@@ -218,6 +218,15 @@
   window.rekindleDressing = [
     // Gradio names an empty chart or gallery, but gives it no role to carry the name.
     () => document.querySelectorAll(".empty[aria-label]:not([role])").forEach((one) => one.setAttribute("role", "img")),
+    // Messages scroll where the screen is narrow (see look.py): so that keys can scroll them, they can have the focus.
+    () => {
+      const narrow = innerWidth <= 640;
+      for (const one of [find("run-notice"), find("form-message")]) {
+        if (!one || (one.tabIndex === 0) === narrow) continue;
+        if (narrow) one.tabIndex = 0;
+        else one.removeAttribute("tabindex");
+      }
+    },
   ];
   let looking = 0;
   new MutationObserver(() => {

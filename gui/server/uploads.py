@@ -43,5 +43,6 @@ def keep(places: Places, name: str, file: str, content: bytes) -> Path:
             raise UploadRefused(f"There is another {plain} in {name} already; it was left as it is.")
         return target
     folder.mkdir(parents=True, exist_ok=True)
+    files.require_space(folder, len(content))
     files.write_bytes(target, content)
     return target

@@ -332,6 +332,8 @@ def test_samples_are_made_of_a_chosen_checkpoint_and_model_file(places: Places, 
     known = [value for _, value in sampling_panel.sources(run)]
     assert len(known) > STEPS
     data: dict[Any, Any] = {page.bar.picker: str(run.path), panel.sources: [], panel.prompts: ""}
+    result = str(run.path.with_suffix(".safetensors"))
+    assert page.runs._act_on_result(data, "sample", "fox.safetensors")[panel.sources]["value"] == [result]
     assert "Choose a checkpoint" in panel.start(data)[page.bar.message]
     assert "no sample_prompts" in panel.start(data | {panel.sources: known[:1]})[page.bar.message]
     outside = data | {panel.sources: [str(places.home)], panel.prompts: "a fox"}

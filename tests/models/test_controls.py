@@ -140,6 +140,9 @@ def test_a_sample_is_the_official_pipelines_picture_of_the_control(
     guided = {"guidance_scale": 2.0} if name == "flux2" else {"true_cfg_scale": 2.0}
     bad = "" if name == "flux2" else "a bad thing"
     prompt = prompts.Prompt(CAPTION, bad, SIDE, SIDE, 3, guidance_scale=2.0, steps=2, control=control)
+    if model.shows_controls:
+        with pytest.raises(Refused, match="name it in each prompt"):
+            model.sample([dataclasses.replace(prompt, control=None)], "euler", CPU)
     cached = {(text, shown): row for text, shown, row in encoded(model, prompt)}
     [ours] = model.sample([prompt], "euler", CPU, lambda text, shown=None: cached[text, shown])
     pipeline = official(model, folders(name), name)

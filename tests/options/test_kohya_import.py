@@ -283,6 +283,17 @@ def test_what_sd_scripts_ignores_of_other_architectures_is_said_and_not_refused(
     assert values_of({**SD_LORA, "min_snr_gamma": 7}).min_snr_gamma == 7
 
 
+def test_an_upload_to_the_hub_becomes_a_mirror_and_a_state_what_the_run_begins_with() -> None:
+    hub = {"huggingface_repo_id": "me/x", "huggingface_repo_type": "dataset", "huggingface_path_in_repo": "runs/"}
+    imported = of(SD_LORA | hub | {"save_state_to_huggingface": True, "resume": "old-state"})
+    assert fate(imported, "huggingface_repo_id") == ("used", "checkpoint_mirror = 'hf://datasets/me/x/runs'")
+    assert fate(imported, "resume") == ("used", "resume_from_checkpoint = 'old-state'")
+    without_states = of(SD_LORA | hub | {"save_state_to_huggingface": False})
+    assert fate(without_states, "huggingface_repo_id")[0] == "changed"
+    assert fate(of(SD_LORA | hub | {"huggingface_repo_type": "space"}), "huggingface_repo_type")[0] == "refused"
+    assert fate(of(SD_LORA | {"resume_from_huggingface": True}), "resume_from_huggingface")[0] == "refused"
+
+
 def test_network_args_have_a_line_each() -> None:
     imported = of_toml(LORA_TOML + 'network_args = ["conv_dim=8", "conv_alpha=2", "unheard=1"]\n')
     assert "there is no argument 'unheard'" in " ".join(imported.refusals)

@@ -125,13 +125,13 @@ def choose(page: Page, picker: str, words: str, *, exact: bool = False) -> None:
     is opened again where the click did not come through."""
     box = page.locator(f"#{picker} input").first
     option = page.locator(f"#{picker}").get_by_role("option", name=words, exact=exact).first
-    deadline = time.monotonic() + SLOW / 1000
+    deadline = time.monotonic() + 3 * SLOW / 1000
     while True:
         if not option.is_visible():
             box.blur()
             box.click()
         try:
-            option.click(timeout=5_000)
+            option.click(timeout=SLOW / 3)
             return
         except TimeoutError:
             if time.monotonic() > deadline:

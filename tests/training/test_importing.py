@@ -170,6 +170,7 @@ def test_what_does_not_fit_is_refused_at_once_with_the_way_out(state: tuple[Conf
         "network_kind.*\n.*optimizer_type.*\n.*use_ema": {
             "network_kind": "loha", "optimizer_type": "Prodigy", "use_ema": True,
         },
+        'training_kind: .* this is "finetune"': {"training_kind": "finetune"},
         "network_dim: .* set it to the state's": {"network_dim": 3},
         "network_alpha: .* has alpha 2, here 1": {"network_alpha": 1.0},
         "has lora_te.* which is not trained here": {"network_train_unet_only": True},

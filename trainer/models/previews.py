@@ -20,6 +20,7 @@ from trainer.models.text import TextSource
 from trainer.options.config import Config
 from trainer.options.sections.samples import SAMPLERS
 from trainer.recipe.prompts import Prompt
+from trainer.refusal import Refused
 
 if TYPE_CHECKING:
     from trainer.models.model import Model
@@ -31,7 +32,9 @@ Conditioning = dict[str, Tensor]  # of one caption, as a batch of one
 def draw(
     model: Model, prompts: Sequence[Prompt], sampler: str, device: torch.device, cached: TextSource | None
 ) -> Generator[Image.Image, None, None]:
-    """See `Model.samples`."""
+    """See `Model.samples`. Raises Refused."""
+    if model.shows_controls and any(prompt.control is None for prompt in prompts):
+        raise Refused("a model that edits pictures draws nothing without one: name it in each prompt, after --cn")
     training = model.training
     model.eval()
     try:

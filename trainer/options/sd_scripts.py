@@ -6,6 +6,7 @@ RENAMED = {
     "caption_extention": "caption_extension",
     "fp8_base_unet": "fp8_base",
     "ae": "vae",
+    "resume": "resume_from_checkpoint",
     "training_shift": "discrete_flow_shift",
     **dict.fromkeys(("learning_rate_te", "learning_rate_te1"), "text_encoder_lr"),
     "learning_rate_te2": "text_encoder_lr2",
@@ -30,8 +31,8 @@ WITHOUT_EFFECT = {
     ),
     **dict.fromkeys(
         ("huggingface_repo_id", "huggingface_repo_type", "huggingface_path_in_repo", "huggingface_repo_visibility",
-         "save_state_to_huggingface", "resume_from_huggingface", "async_upload"),
-        "nothing is uploaded",
+         "save_state_to_huggingface", "async_upload"),
+        'nothing is uploaded by it: checkpoint_mirror = "hf://owner/name" copies checkpoints and model files there',
     ),
     **dict.fromkeys(("ddp_timeout", "ddp_gradient_as_bucket_view", "ddp_static_graph"), "accelerate decides"),
     "save_n_epoch_ratio": "save_every_n_epochs and keep_last_n_checkpoints decide what is saved and kept",
@@ -74,7 +75,10 @@ WITHOUT_EFFECT = {
 
 # They would change the training, or where it continues: refused by name, with the way out.
 NOT_SUPPORTED = {
-    "resume": 'states of sd-scripts cannot be continued; resume_from_checkpoint = "latest" continues a run of ours',
+    "resume_from_huggingface": (
+        'resume_from_checkpoint = "latest" with checkpoint_mirror = "hf://owner/name" continues there a run of ours; '
+        "download a state of sd-scripts first"
+    ),
     "skip_until_initial_step": "not needed: a resume continues at its step by itself",
     "initial_step": "not needed: a resume continues at its step by itself",
     "initial_epoch": "not needed: a resume continues at its step by itself",

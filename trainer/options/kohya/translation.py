@@ -23,6 +23,7 @@ from trainer.options.values import as_ours, value_problem
 
 Outcome = Literal["used", "changed", "default", "no effect", "refused"]
 HIDDEN = "(not shown)"
+HUB_KINDS = {"model": "", "dataset": "datasets/"}  # of repositories: how the address of one begins
 WHOLE_MODEL = ("finetune", "dreambooth")  # the trainers of it
 
 
@@ -168,7 +169,7 @@ class _Translation:
         self._rename()
         for step in (
             self._what_it_is, self._optimizer, self._rates, self._length, self._schedule, self._noise, self._network,
-            self._pictures, self._the_rest,
+            self._pictures, self._hub, self._the_rest,
         ):  # fmt: skip
             step()
         checked = checks.check({name: Given(value, "") for name, value in self.options.items()})
@@ -314,6 +315,27 @@ class _Translation:
                     continue  # dealt with like any other
                 belongs = f"it belongs to {TRAINERS[trainer].title}"
                 self._say(key, "refused" if trainer == self.trainer else "no effect", belongs)
+
+    def _hub(self) -> None:
+        """Where sd-scripts uploads to; a mirror copies checkpoints and model files there, in the background."""
+        repository = str(self._value("huggingface_repo_id") or "").strip()
+        if not repository:
+            return
+        kind = str(self._value("huggingface_repo_type") or "model")
+        if kind not in HUB_KINDS:
+            self._refuse("huggingface_repo_type", f"{kind!r} is no kind that can be mirrored: model or dataset")
+            return
+        inner = str(self._value("huggingface_path_in_repo") or "").strip("/ ")
+        address = f"hf://{HUB_KINDS[kind]}{repository}{f'/{inner}' if inner else ''}"
+        states = self._value("save_state_to_huggingface") is True
+        self._set(
+            "checkpoint_mirror", address, name="huggingface_repo_id",
+            why="" if states else "checkpoints are copied there as well, not model files alone",
+        )  # fmt: skip
+        for name in ("huggingface_repo_type", "huggingface_path_in_repo", "save_state_to_huggingface"):
+            self._say(name, "used", "in checkpoint_mirror")
+        self._say("huggingface_repo_visibility", "no effect", "the repository has to be there")
+        self._say("async_upload", "no effect", "it is always copied in the background")
 
     def _new_word(self) -> None:
         """What a textual inversion learns."""
@@ -746,7 +768,8 @@ class _Translation:
             else:
                 self._refuse(name, sd_scripts.NOT_SUPPORTED[name])
         elif off:
-            self._say(name, "no effect", "empty or off, and no key that is known")
+            known = name in sd_scripts.RENAMED
+            self._say(name, "no effect", "off" if known else "empty or off, and no key that is known")
         else:
             self._refuse(name, f"there is no such key{nearest(name, OPTIONS)}; leave it out, if it is of no importance")
 
