@@ -46,6 +46,7 @@ def examine(config: Config, total_steps: int) -> KohyaState | None:
     problems = [
         f"{name}: a state of sd-scripts is imported of a LoRA alone, and {what}"
         for name, what in (
+            ("training_kind", f'this is "{config.training_kind}"' if config.training_kind != "network" else ""),
             ("network_kind", f'this is "{config.network_kind}"' if config.network_kind != "lora" else ""),
             ("conv_dim", "convolutions have another order there" if config.trains_convolutions else ""),
             ("block_dims", "blocks have an order of their own" if _has_blocks(config) else ""),
