@@ -116,8 +116,8 @@ class Page:
         self.bar.picker.input(self.choose_run, watched, run_parts | {message}, **QUIET)
         # A list that is sent again would undo what was chosen in it meanwhile: it is sent only when it is another.
         output_dir = self.form.widgets["output_dir"]
-        known = {output_dir, self.bar.listed, self.bar.opened_with}
-        self.bar.picker.focus(self.look_for_runs, known, {self.bar.listed}, queue=False, **QUIET)
+        run_lists = {output_dir, self.bar.listed, self.bar.opened_with}
+        self.bar.picker.focus(self.look_for_runs, run_lists, {self.bar.listed}, queue=False, **QUIET)
         self.bar.listed.change(self.list_runs, {self.bar.picker}, {self.bar.picker}, queue=False, **QUIET)
 
         add = {self.monitor.folder, self.bar.picker}
@@ -250,11 +250,11 @@ class Page:
         run, message = launching.begin(self.places, settings, notices)
         if run is None:
             return {self.bar.message: message}
-        found = gr.update(choices=runs.choices(self.places), value=str(run.path))
+        picker = gr.update(choices=runs.choices(self.places), value=str(run.path))
         updates = self.show(self.watch.look(run), data)
         return updates | {
             self.bar.message: message,
-            self.bar.picker: found,
+            self.bar.picker: picker,
             self.tabs: gr.update(selected="tab-monitor"),
         }
 
@@ -300,8 +300,8 @@ class Page:
         return self._begin(data, checked.settings, checked.notices)
 
     def resume_look(self, data: Mapping[Any, Any], path: str) -> Updates:
-        told = "Choose Latest under Continue from; the differences are listed below it."
-        return {self.tabs: gr.update(selected="tab-resume"), self.bar.message: look.note(told)}
+        text = "Choose Latest under Continue from; the differences are listed below it."
+        return {self.tabs: gr.update(selected="tab-resume"), self.bar.message: look.note(text)}
 
     def add_to_queue(self, data: Mapping[Any, Any]) -> Updates:
         checked = launching.check(self.places, self.form.values(data))
@@ -332,11 +332,11 @@ class Page:
         if checked.problems:
             return {self.bar.message: look.note("Change this first:", forms.linked(checked.problems), kind="bad")}
         try:
-            told = queue_tab.change(self.places, data[self.train.editing], checked.values)
+            changed = queue_tab.change(self.places, data[self.train.editing], checked.values)
         except QueueRefused as error:
             return {self.bar.message: look.note(f"Not saved. {error}", kind="bad")}
         return self.leave_entry() | {
-            self.bar.message: look.note(told, kind="good"),
+            self.bar.message: look.note(changed, kind="good"),
             self.tabs: gr.update(selected="tab-queue"),
         }
 
@@ -358,19 +358,19 @@ class Page:
         if run is None or not runner.ask(run, "save"):
             return {self.bar.message: look.note("No run is in progress that could be saved.")}
         now = time.strftime("%H:%M:%S")
-        told = f"A checkpoint was requested at {now}; it is written after the current step."
-        return self.bar.await_it(self.watch.look(run), "saves", look.note(told))
+        text = f"A checkpoint was requested at {now}; it is written after the current step."
+        return self.bar.await_it(self.watch.look(run), "saves", look.note(text))
 
     def sample_now(self, data: Mapping[Any, Any]) -> Updates:
         run = runs.chosen(self.places, data[self.bar.picker])
         if run is None or not runner.ask(run, "sample"):
             return {self.bar.message: look.note("No run is in progress that could make samples.")}
         if not run_bar.has_prompts(run):
-            told = "The run has no sample_prompts, so there is nothing to sample."
-            return {self.bar.message: look.note(told, kind="warn")}
+            text = "The run has no sample_prompts, so there is nothing to sample."
+            return {self.bar.message: look.note(text, kind="warn")}
         now = time.strftime("%H:%M:%S")
-        told = f"Samples were requested at {now}; they are made after the current step."
-        return self.bar.await_it(self.watch.look(run), "samplings", look.note(told))
+        text = f"Samples were requested at {now}; they are made after the current step."
+        return self.bar.await_it(self.watch.look(run), "samplings", look.note(text))
 
     def print_command(self, data: Mapping[Any, Any]) -> Updates:
         return {self.bar.message: train_tab.print_command(self.places, self.form.values(data))}
@@ -493,58 +493,58 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="a folder inside which the page may show what there is, to choose paths from (the folder where relative "
         "paths begin); may be given again, or as REKINDLE_BROWSE",
     )
-    known = parser.parse_args(arguments)
-    known.username = known.username or os.environ.get("REKINDLE_USERNAME", "")
-    known.password = known.password or os.environ.get("REKINDLE_PASSWORD", "")
-    if bool(known.username) != bool(known.password):
+    given = parser.parse_args(arguments)
+    given.username = given.username or os.environ.get("REKINDLE_USERNAME", "")
+    given.password = given.password or os.environ.get("REKINDLE_PASSWORD", "")
+    if bool(given.username) != bool(given.password):
         parser.error("--username and --password go together")
-    if missing := [folder for folder in known.browse if not Path(folder).expanduser().is_dir()]:
+    if missing := [folder for folder in given.browse if not Path(folder).expanduser().is_dir()]:
         parser.error(f"--browse: there is no folder {', '.join(missing)}")
-    if not 0 <= known.server_port <= 65535:
+    if not 0 <= given.server_port <= 65535:
         parser.error("--server_port is between 0 and 65535")
-    return known
+    return given
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve the page until SIGTERM or Ctrl+C. Returns the exit code; 2 when it cannot be served."""
     write_utf8()
-    known = parse(arguments)
+    given = parse(arguments)
     serving.keep_heap_small()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     places = usual_places()
-    if known.browse:
-        places = dataclasses.replace(places, browse=tuple(Path(one).expanduser().resolve() for one in known.browse))
+    if given.browse:
+        places = dataclasses.replace(places, browse=tuple(Path(one).expanduser().resolve() for one in given.browse))
     os.chdir(places.home)  # relative paths mean the same here and in the trainer
     try:
-        listener = serving.bind(known.listen, known.server_port)
+        listener = serving.bind(given.listen, given.server_port)
     except OSError as error:
-        print(f"Cannot listen on {known.listen}:{known.server_port}: {error.strerror or error}.", file=sys.stderr)
+        print(f"Cannot listen on {given.listen}:{given.server_port}: {error.strerror or error}.", file=sys.stderr)
         print("Another program may use that port: choose one with --server_port N.", file=sys.stderr)
         return 2
     port = listener.getsockname()[1]
     try:
-        guarded = security.is_loopback(known.listen) or known.username
+        guarded = security.is_loopback(given.listen) or given.username
         token = "" if guarded else security.kept_token(places.token_file)
         policy = security.make_policy(
-            known.listen,
+            given.listen,
             port,
-            username=known.username,
-            password=known.password,
+            username=given.username,
+            password=given.password,
             token=token,
-            allowed_hosts=known.allowed_host,
+            allowed_hosts=given.allowed_host,
         )
-        application = Guard(make_application(places, root_path=known.root_path), policy)
+        application = Guard(make_application(places, root_path=given.root_path), policy)
     except OSError as error:
         print(f"{places.state} cannot be used: {error}. Set XDG_STATE_HOME to a folder that can.", file=sys.stderr)
         return 2
     server = serving.make_server(application)
-    address = f"http://{serving.reachable(known.listen)}:{port}/"
+    address = f"http://{serving.reachable(given.listen)}:{port}/"
     if token:
         print(f"Rekindle: {address}?token={token}", flush=True)
         print(f"The token is kept in {places.token_file}; whoever has it can use this server.", flush=True)
     else:
         print(f"Rekindle: {address}", flush=True)
-    if known.inbrowser and not known.headless:
+    if given.inbrowser and not given.headless:
         opened = f"{address}?token={token}" if token else address
         threading.Timer(1.0, webbrowser.open, [opened]).start()
     threading.Thread(target=serving.keep_queue_going, args=(places.queue,), daemon=True).start()

@@ -323,9 +323,9 @@ def button(words: str, action: str, value: str, *, title: str = "", of: str = ""
 def link(words: str, address: str, *, download: str = "", title: str = "") -> Html:
     """A link that looks like a small button. `download`: the name that the browser keeps what is there under."""
     kept = f' download="{escape(download)}"' if download else ""
-    told = escape(title or words)
+    text = escape(title or words)
     return Html(
-        f'<a class="small" href="{escape(address)}"{kept} title="{told}" aria-label="{told}">{escape(words)}</a>'
+        f'<a class="small" href="{escape(address)}"{kept} title="{text}" aria-label="{text}">{escape(words)}</a>'
     )
 
 

@@ -86,10 +86,10 @@ class Places:
     def remember_output_folder(self, folder: Path) -> None:
         """Look for runs there from now on."""
         folder = (self.home / folder).resolve()
-        known = self.output_folders()
-        if folder in known:
+        folders = self.output_folders()
+        if folder in folders:
             return
-        names = [str(folder), *(str(entry) for entry in known)][:MOST_FOLDERS]
+        names = [str(folder), *(str(entry) for entry in folders)][:MOST_FOLDERS]
         try:
             files.write_text(self._folders_file, json.dumps(names, indent=1) + "\n")
         except OSError as error:
@@ -116,9 +116,9 @@ def usual_places(environment: Mapping[str, str] = os.environ) -> Places:
 def placed(places: Places, settings: Config) -> Config:
     """The config with its paths as the trainer will find them: it runs in the home of the page."""
     changes: dict[str, Any] = {"output_dir": str(places.home / settings.output_dir)}
-    for name, known in OPTIONS.items():
+    for name, option in OPTIONS.items():
         value = getattr(settings, name)
-        if not known.path:
+        if not option.path:
             continue
         if isinstance(value, tuple):
             changes[name] = tuple(_found(places, path) for path in value)

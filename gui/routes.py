@@ -38,32 +38,32 @@ def add(server: fastapi.FastAPI, places: Places, watch: Watch) -> None:
     def live_charts(
         run: str, compare: Several = (), axis: str = "steps", smoothing: float = SMOOTHING, have: str = ""
     ) -> Response:
-        found = runs.chosen(places, run)
-        if found is None:
+        chosen = runs.chosen(places, run)
+        if chosen is None:
             return JSONResponse({"have": ""}, headers=FRESH)
         others = [other for other in (runs.chosen(places, path) for path in compare) if other is not None]
-        drawn = runs.curves(places, watch, found, others)
-        told = charts.news(drawn, charts.as_asked(axis, smoothing), have)
-        return JSONResponse(told | {"active": watch.look(found).active}, headers=FRESH)
+        drawn = runs.curves(places, watch, chosen, others)
+        news = charts.news(drawn, charts.as_asked(axis, smoothing), have)
+        return JSONResponse(news | {"active": watch.look(chosen).active}, headers=FRESH)
 
     @server.get("/live/page")
     def live_page(run: str = "", have: str = "{}", whole: bool = False) -> Response:
         try:
-            known = json.loads(have)
+            shown = json.loads(have)
         except ValueError:
-            known = {}
-        told = live.update(places, watch, run, known if isinstance(known, dict) else {}, whole=whole)
-        return JSONResponse(told, headers=FRESH)
+            shown = {}
+        news = live.update(places, watch, run, shown if isinstance(shown, dict) else {}, whole=whole)
+        return JSONResponse(news, headers=FRESH)
 
     @server.get("/live/machine")
     def live_machine(run: str = "") -> Response:
-        found = runs.chosen(places, run)
-        return JSONResponse(readings.told(found.path if found is not None else places.home), headers=FRESH)
+        chosen = runs.chosen(places, run)
+        return JSONResponse(readings.told(chosen.path if chosen is not None else places.home), headers=FRESH)
 
     @server.get("/live/sample")
     def sample(run: str, path: str, small: bool = False) -> Response:
-        found = runs.chosen(places, run)
-        picture = thumbnails.confined(found, path) if found is not None else None
+        chosen = runs.chosen(places, run)
+        picture = thumbnails.confined(chosen, path) if chosen is not None else None
         if picture is not None and small:
             picture = thumbnails.small(picture, places.thumbnails)
         if picture is None:
@@ -90,8 +90,8 @@ def add(server: fastapi.FastAPI, places: Places, watch: Watch) -> None:
 
     @server.get("/results/file")
     def model_file(run: str, name: str) -> Response:
-        found = runs.chosen(places, run)
-        path = results.model_file(found, name) if found is not None else None
+        chosen = runs.chosen(places, run)
+        path = results.model_file(chosen, name) if chosen is not None else None
         if path is None:
             return Response("There is no such model file.", status_code=404, headers=FRESH)
         return FileResponse(path, filename=path.name, media_type="application/octet-stream", headers=FRESH)

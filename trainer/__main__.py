@@ -43,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.parse_args(arguments)  # says what there is
     module = importlib.import_module(f"trainer.commands.{COMMANDS[chosen][0]}")
     module.declare(chosen, parsers[chosen])
-    known, rest = parser.parse_known_args(arguments)
-    code: int = module.run(known, rest, parsers[chosen])
+    given, rest = parser.parse_known_args(arguments)
+    code: int = module.run(given, rest, parsers[chosen])
     return code
 
 

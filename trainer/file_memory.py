@@ -65,7 +65,7 @@ class FileMemory:
         for path in stamps:
             key = _key(path)
             folders.setdefault(key[: key.rfind(os.sep) + 1], {})[key] = path
-        found: dict[str, str] = {}
+        result: dict[str, str] = {}
         with contextlib.suppress(sqlite3.Error), self._connection() as connection:
             for folder, paths in folders.items():
                 below = (folder, folder[:-1] + chr(ord(os.sep) + 1))
@@ -73,8 +73,8 @@ class FileMemory:
                 for key, stamp, value in rows:
                     file = paths.get(key)
                     if file is not None and stamps[file] == stamp:
-                        found[file] = value
-        return dict(zip(found, json.loads(f"[{','.join(found.values())}]"), strict=True))  # one call for them all
+                        result[file] = value
+        return dict(zip(result, json.loads(f"[{','.join(result.values())}]"), strict=True))  # one call for them all
 
     def remember(self, learnt: Iterable[tuple[str, str, Any]]) -> None:
         """Keep (path, stamp, value) for the next time."""
@@ -93,9 +93,9 @@ def sha256_of(
     """
     memory = FileMemory(folder, "digests")
     stamps = {path: stamp_of(path) for path in paths}
-    known = memory.recall({str(path): stamp for path, stamp in stamps.items() if stamp})
-    sizes = {path: path.stat().st_size for path in stamps if str(path) not in known}
-    result = {path: known[str(path)] for path in stamps if str(path) in known}
+    remembered = memory.recall({str(path): stamp for path, stamp in stamps.items() if stamp})
+    sizes = {path: path.stat().st_size for path in stamps if str(path) not in remembered}
+    result = {path: remembered[str(path)] for path in stamps if str(path) in remembered}
     before, total = 0, sum(sizes.values())
     for path, size in sizes.items():
 
@@ -104,6 +104,6 @@ def sha256_of(
 
         result[path] = files.sha256_file(path, read)
         before += size
-    new = [(str(path), stamp, result[path]) for path, stamp in stamps.items() if stamp and str(path) not in known]
+    new = [(str(path), stamp, result[path]) for path, stamp in stamps.items() if stamp and str(path) not in remembered]
     memory.remember(new)
     return result

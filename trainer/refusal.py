@@ -19,11 +19,11 @@ def both(first: Callable[[], First], second: Callable[[], Second]) -> tuple[Firs
     Raises Refused.
     """
     try:
-        found = first()
+        result = first()
     except Refused as reason:
         try:
             second()
         except Refused as other:
             raise Refused(f"{reason}\n{other}") from reason
         raise
-    return found, second()
+    return result, second()

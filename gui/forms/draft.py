@@ -96,5 +96,5 @@ def read(path: Path) -> Draft | None:
 
 
 def _right(values: Mapping[str, Any]) -> dict[str, Any]:
-    known = {name: value for name, value in values.items() if name in OPTIONS}
-    return forms.complete(forms.check_values(known).values)
+    options = {name: value for name, value in values.items() if name in OPTIONS}
+    return forms.complete(forms.check_values(options).values)

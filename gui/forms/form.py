@@ -36,9 +36,9 @@ WORDS = {
 }
 
 
-def label(known: Option) -> str:
+def label(option: Option) -> str:
     """The option's name in words: pretrained_model_name_or_path -> Pretrained model name or path."""
-    return in_words(known.name)
+    return in_words(option.name)
 
 
 def in_words(name: str) -> str:
@@ -46,51 +46,51 @@ def in_words(name: str) -> str:
     return words[0][:1].upper() + words[0][1:] + "".join(f" {word}" for word in words[1:])
 
 
-def explanation(known: Option) -> str:
+def explanation(option: Option) -> str:
     """The option's help with its bounds."""
-    low, high = known.low, known.high
+    low, high = option.low, option.high
     if low is not None and high is not None and high < LARGEST_EXACT:
-        return f"{known.help} From {low:g} to {high:g}."
+        return f"{option.help} From {low:g} to {high:g}."
     if low:
-        return f"{known.help} At least {low:g}."
-    return known.help
+        return f"{option.help} At least {low:g}."
+    return option.help
 
 
 # --- values to the browser and back --------------------------------------------------------------------------------
 
 
-def to_browser(known: Option, value: Any) -> Any:
+def to_browser(option: Option, value: Any) -> Any:
     """The value as its widget shows it; None leaves the widget empty."""
-    if known.kind == "list":
+    if option.kind == "list":
         return "\n".join(value)
-    if _is_typed(known):
+    if _is_typed(option):
         return "" if value is None else str(value)
     return value
 
 
-def from_browser(known: Option, raw: Any) -> Any:
+def from_browser(option: Option, raw: Any) -> Any:
     """The value that a widget's raw content means; content that means none comes back as it is, for `check`."""
-    if known.kind == "list":
-        return items_of(known, raw) if isinstance(raw, str) else raw
-    if known.kind in ("int", "float"):
+    if option.kind == "list":
+        return items_of(option, raw) if isinstance(raw, str) else raw
+    if option.kind in ("int", "float"):
         text = raw.strip() if isinstance(raw, str) else raw
         if text in ("", None):
             return None
-        return sources.from_text(known, text) if isinstance(text, str) else text
-    if known.kind == "choice":
+        return sources.from_text(option, text) if isinstance(text, str) else text
+    if option.kind == "choice":
         return raw
-    return "" if known.kind == "str" and raw is None else raw
+    return "" if option.kind == "str" and raw is None else raw
 
 
 def check_values(values: Mapping[str, Any]) -> Checked:
     """Check the form's values; an empty field is right where the option may be left out."""
     given, empty = {}, []
     for name, value in values.items():
-        known = OPTIONS[name]
+        option = OPTIONS[name]
         if value is not None:
             given[name] = Given(value, "")
-        elif not known.optional:
-            empty.append(Problem(name, f"is empty; the default is {known.default}"))
+        elif not option.optional:
+            empty.append(Problem(name, f"is empty; the default is {option.default}"))
     checked = checks.check(given)
     return Checked(checked.values, empty + checked.problems, checked.notices)
 
@@ -102,16 +102,16 @@ def wrong_values(values: Mapping[str, Any], checked: Checked) -> set[str]:
 
 def complete(values: Mapping[str, Any]) -> dict[str, Any]:
     """Every option: the given value or the default."""
-    return {name: values.get(name, known.default) for name, known in OPTIONS.items()}
+    return {name: values.get(name, option.default) for name, option in OPTIONS.items()}
 
 
 def describe(problem: Problem) -> str:
     """A problem for people, with the section and the label as the form shows them."""
-    known = OPTIONS.get(problem.key)
-    if known is None:
+    option = OPTIONS.get(problem.key)
+    if option is None:
         return str(problem)
     place = f" ({problem.where})" if problem.where else ""
-    return f"{known.section} › {label(known)}: {problem.message}{place}"
+    return f"{option.section} › {label(option)}: {problem.message}{place}"
 
 
 def linked(problems: Iterable[Problem]) -> list[str]:
@@ -126,11 +126,11 @@ def hiding(family: str | None, training_kind: str) -> str:
     """A style that hides the options which a family or a kind of training does not have, and sections with no others;
     of a family that is not known, none."""
     facts = families.TABLE[family] if family else None
-    served = {known for known in OPTIONS.values() if known.serves(training_kind)}
-    shown = {known for known in served if facts is None or known.applies_to(facts)}
-    hidden = [f"#opt-{known.name}" for known in OPTIONS.values() if known not in shown]
-    sections = dict.fromkeys(known.section for known in OPTIONS.values())
-    hidden += [f"#{section_id(name)}" for name in sections if not any(known.section == name for known in served)]
+    served = {option for option in OPTIONS.values() if option.serves(training_kind)}
+    shown = {option for option in served if facts is None or option.applies_to(facts)}
+    hidden = [f"#opt-{option.name}" for option in OPTIONS.values() if option not in shown]
+    sections = dict.fromkeys(option.section for option in OPTIONS.values())
+    hidden += [f"#{section_id(name)}" for name in sections if not any(option.section == name for option in served)]
     return f"<style>{', '.join(hidden)} {{ display: none }}</style>" if hidden else ""
 
 
@@ -141,7 +141,7 @@ def section_id(section: str, *, advanced: bool = False) -> str:
 
 def section_list() -> str:
     """Links to the sections, in HTML; form.js has them follow the scroll."""
-    sections = dict.fromkeys(known.section for known in OPTIONS.values())
+    sections = dict.fromkeys(option.section for option in OPTIONS.values())
     links = "".join(f'<li><a href="#{section_id(name)}">{escape(name)}</a></li>' for name in sections)
     return f'<nav id="sections" aria-label="Sections of the form"><ul>{links}</ul></nav>'
 
@@ -150,72 +150,72 @@ def index() -> list[dict[str, Any]]:
     """What the search and the jumps of the page go by: every option with its words and its accordions."""
     return [
         {
-            "name": known.name,
-            "label": label(known),
-            "help": known.help,
-            "section": known.section,
-            "inside": [section_id(known.section), section_id(known.section, advanced=True)][: 1 + known.advanced],
+            "name": option.name,
+            "label": label(option),
+            "help": option.help,
+            "section": option.section,
+            "inside": [section_id(option.section), section_id(option.section, advanced=True)][: 1 + option.advanced],
         }
-        for known in OPTIONS.values()
+        for option in OPTIONS.values()
     ]
 
 
 # --- widgets -------------------------------------------------------------------------------------------------------
 
 
-def _is_typed(known: Option) -> bool:
+def _is_typed(option: Option) -> bool:
     """Whether a number is typed as text: a number field shows one that is not set as 0, and rounds large ones."""
-    return known.kind in ("int", "float") and (known.optional or (known.high or 0) > LARGEST_EXACT)
+    return option.kind in ("int", "float") and (option.optional or (option.high or 0) > LARGEST_EXACT)
 
 
-def _is_long(known: Option) -> bool:
+def _is_long(option: Option) -> bool:
     """Whether the value is usually a path or a sentence."""
-    return known.kind == "str" and (known.by_content or known.name.endswith("_dir") or known.default == "")
+    return option.kind == "str" and (option.by_content or option.name.endswith("_dir") or option.default == "")
 
 
-def _classes(known: Option) -> list[str]:
+def _classes(option: Option) -> list[str]:
     """What the page's styles and scripts know the widget by."""
-    classes = ["wide"] if _is_long(known) else []
-    if known.path:
-        classes.append(look.FOLDER_FIELD if known.name.endswith("_dir") else look.PATH_FIELD)
+    classes = ["wide"] if _is_long(option) else []
+    if option.path:
+        classes.append(look.FOLDER_FIELD if option.name.endswith("_dir") else look.PATH_FIELD)
     return classes
 
 
-def _step(known: Option) -> float:
+def _step(option: Option) -> float:
     """What one press of an arrow key adds."""
-    if known.kind == "int":
+    if option.kind == "int":
         return 1
-    if known.default:  # a tenth of its leading digit
-        return float(10.0 ** (math.floor(math.log10(abs(known.default))) - 1))
+    if option.default:  # a tenth of its leading digit
+        return float(10.0 ** (math.floor(math.log10(abs(option.default))) - 1))
     return 0.01
 
 
-def widget(known: Option) -> gr.components.Component:
+def widget(option: Option) -> gr.components.Component:
     """The option's widget. It never refuses a value by itself: `check` does, and names the option."""
     common = {
-        "value": to_browser(known, known.default),
-        "label": label(known),
-        "info": explanation(known),
-        "elem_id": f"opt-{known.name}",
+        "value": to_browser(option, option.default),
+        "label": label(option),
+        "info": explanation(option),
+        "elem_id": f"opt-{option.name}",
         "interactive": True,
-        "elem_classes": _classes(known),
+        "elem_classes": _classes(option),
     }
-    if known.kind == "bool":
+    if option.kind == "bool":
         return gr.Checkbox(**common)
-    if known.kind == "choice":
-        return gr.Dropdown(choices=list(known.choices), allow_custom_value=bool(known.pattern), **common)
-    if known.kind == "list":
+    if option.kind == "choice":
+        return gr.Dropdown(choices=list(option.choices), allow_custom_value=bool(option.pattern), **common)
+    if option.kind == "list":
         return gr.Textbox(lines=2, max_lines=8, placeholder="one a line", **common)
-    if _is_typed(known):
+    if _is_typed(option):
         return gr.Textbox(max_lines=1, placeholder="not set", **common)
-    if known.kind == "str":
-        lines = LINES.get(known.name, 1)
+    if option.kind == "str":
+        lines = LINES.get(option.name, 1)
         return gr.Textbox(lines=lines, max_lines=max(lines, 20), **common)
     return gr.Number(
-        precision=0 if known.kind == "int" else None,
-        minimum=known.low,
-        maximum=known.high,
-        step=_step(known),
+        precision=0 if option.kind == "int" else None,
+        minimum=option.low,
+        maximum=option.high,
+        step=_step(option),
         **common,
     )
 
@@ -225,11 +225,11 @@ class Form:
 
     def __init__(self) -> None:
         self.widgets: dict[str, gr.components.Component] = {}
-        for section, members in itertools.groupby(OPTIONS.values(), key=lambda known: known.section):
+        for section, members in itertools.groupby(OPTIONS.values(), key=lambda option: option.section):
             options = list(members)
             with gr.Accordion(section, open=True, elem_classes="option-section", elem_id=section_id(section)):
-                self._add(known for known in options if not known.advanced)
-                advanced = [known for known in options if known.advanced]
+                self._add(option for option in options if not option.advanced)
+                advanced = [option for option in options if option.advanced]
                 if advanced:
                     with gr.Accordion(
                         f"{section}: advanced", open=False, elem_classes="option-advanced",
@@ -239,8 +239,8 @@ class Form:
 
     def _add(self, options: Iterable[Option]) -> None:
         with gr.Row(elem_classes="option-grid"):
-            for known in options:
-                self.widgets[known.name] = widget(known)
+            for option in options:
+                self.widgets[option.name] = widget(option)
 
     def inputs(self) -> set[gr.components.Component]:
         """What a handler needs among its inputs for `values`; its event must be wired with preprocess=False."""

@@ -33,8 +33,8 @@ class NameRefused(Exception):
 
 def listing(places: Places) -> dict[str, Path]:
     """Name -> file: the presets that come with the program, then the user's own as user/<name>."""
-    found = {path.stem: path for path in _files(places.shipped_presets)}
-    return found | {USER + path.stem: path for path in _files(places.user_presets)}
+    result = {path.stem: path for path in _files(places.shipped_presets)}
+    return result | {USER + path.stem: path for path in _files(places.user_presets)}
 
 
 def _files(folder: Path) -> list[Path]:
@@ -69,8 +69,8 @@ def headings(places: Places, picker: str) -> str:
     """
     rules = []
     for heading, names in grouped(places).items():
-        known = '[aria-label^="user/"]' if heading == OWN else ", ".join(f'[aria-label="{name}"]' for name in names)
-        of_group = f"li:is({known})"
+        members = '[aria-label^="user/"]' if heading == OWN else ", ".join(f'[aria-label="{name}"]' for name in names)
+        of_group = f"li:is({members})"
         rules.append(f'#{picker} {of_group}::before {{ content: "{heading}"; }}')
         rules.append(f"#{picker} {of_group} ~ {of_group}::before {{ content: none; }}")
     return "\n".join(rules)

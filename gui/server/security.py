@@ -160,8 +160,8 @@ class Guard:
             return 303, f"./?{rest}" if rest else "./"  # relative: it cannot lead to another site
         for header in headers.get("cookie", []):
             with contextlib.suppress(CookieError):
-                found = SimpleCookie(header).get(self._policy.cookie)
-                if found is not None and self._is_token(found.value):
+                cookie = SimpleCookie(header).get(self._policy.cookie)
+                if cookie is not None and self._is_token(cookie.value):
                     return 0, ""
         for header in headers.get("authorization", []):
             scheme, _, value = header.partition(" ")
@@ -210,9 +210,9 @@ class Guard:
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application on a request whose body is bounded, whether it says its length or not."""
         largest = self._policy.largest_body
-        told = _headers(scope).get("content-length", ["0"])[0]
+        length = _headers(scope).get("content-length", ["0"])[0]
         too_large = f"A request may have {largest >> 20} MiB at most."
-        if not told.isdigit() or int(told) > largest:
+        if not length.isdigit() or int(length) > largest:
             await _answer(send, 413, too_large)
             return
         received, begun, refused = 0, False, False
@@ -244,10 +244,10 @@ class _TooLarge(Exception):
 
 
 def _headers(scope: Scope) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    result: dict[str, list[str]] = {}
     for name, value in scope.get("headers", []):
-        found.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
-    return found
+        result.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+    return result
 
 
 def _host_name(netloc: str) -> str:

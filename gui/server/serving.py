@@ -27,15 +27,15 @@ STOP_RUNS = "REKINDLE_STOP_RUNS_ON_EXIT"
 
 def keep_queue_going(folder: Path) -> None:
     """See that somebody works on the queue while there is something to do, after a restart as after a kill."""
-    told = ""
+    text = ""
     while True:
         try:
             if queue_runner.needs_runner(folder):
                 queue_runner.start_in_background(folder)
         except (QueueRefused, OSError) as error:
-            if str(error) != told:
+            if str(error) != text:
                 logger.warning("the queue: %s", error)
-            told = str(error)
+            text = str(error)
         time.sleep(QUEUE_LOOK_SECONDS)
 
 

@@ -41,9 +41,9 @@ class Work:
         """The last JSON object it printed that has this key."""
         for line in reversed(self.text.splitlines()):
             with contextlib.suppress(ValueError):
-                told = json.loads(line)
-                if isinstance(told, dict) and key in told:
-                    return told
+                answer = json.loads(line)
+                if isinstance(answer, dict) and key in answer:
+                    return answer
         return None
 
 
@@ -79,8 +79,8 @@ class Kind:
     def read(self, run: RunFolder) -> Work | None:
         """The run's last work of this kind as it stands; None when there was none."""
         try:
-            told = json.loads(self.file(run, ".json").read_text(encoding="utf-8"))
-            return Work(float(told["time"]), run_folder.is_alive(told), console_log.tail(self.file(run, ".log")))
+            answer = json.loads(self.file(run, ".json").read_text(encoding="utf-8"))
+            return Work(float(answer["time"]), run_folder.is_alive(answer), console_log.tail(self.file(run, ".log")))
         except (OSError, ValueError, TypeError, KeyError):
             return None
 

@@ -103,11 +103,11 @@ def read(places: Places, tool: str) -> Use | None:
         return None
     share, others = 0.0, []
     for line in text.splitlines():
-        told = None
+        progress = None
         with contextlib.suppress(ValueError):
-            told = json.loads(line)
-        if isinstance(told, dict) and told.keys() == {"done", "total"}:
-            share = told["done"] / max(1, told["total"])
+            progress = json.loads(line)
+        if isinstance(progress, dict) and progress.keys() == {"done", "total"}:
+            share = progress["done"] / max(1, progress["total"])
         else:
             others.append(line)
     result = _result(others)
@@ -118,7 +118,7 @@ def _result(lines: Sequence[str]) -> Mapping[str, Any] | None:
     """The JSON object that the last lines are; None where they are none."""
     for start in (place for place, line in enumerate(lines) if line.startswith("{")):
         with contextlib.suppress(ValueError):
-            told = json.loads("\n".join(lines[start:]))
-            if isinstance(told, dict) and "version" in told:
-                return told
+            answer = json.loads("\n".join(lines[start:]))
+            if isinstance(answer, dict) and "version" in answer:
+                return answer
     return None

@@ -76,8 +76,8 @@ class BlindPanel:
                 blind.keep(run, asked["first"], asked["second"], asked["prompt"], asked["seed"], choice)
             except OSError as error:
                 return {self.tally: look.note(f"The choice cannot be kept: {error}", kind="bad")}
-            told = [tally.sentence() for tally in reversed(blind.tallies(run))]
-            return {self.tally: look.note(told[0], told[1:], kind="good")} | show(data)
+            lines = [tally.sentence() for tally in reversed(blind.tallies(run))]
+            return {self.tally: look.note(lines[0], lines[1:], kind="good")} | show(data)
 
         chosen = {picker, self.first, self.second, self.other}
         for widget in (self.first, self.second, self.other):
@@ -92,11 +92,11 @@ class BlindPanel:
 
     def _show(self, first: View, second: View, one: Any, other: Any) -> Updates:
         """A pair at random, on sides at random."""
-        found = pairs(first, second, one, other)
-        if not found or (first.run == second.run and one == other):
-            told = "Choose two steps, or a step of two runs, that have samples of the same prompt and seed."
-            return {self.pair: look.note(told), self.asked: None}
-        left, right = CHANCE.choice(found)
+        pairings = pairs(first, second, one, other)
+        if not pairings or (first.run == second.run and one == other):
+            text = "Choose two steps, or a step of two runs, that have samples of the same prompt and seed."
+            return {self.pair: look.note(text), self.asked: None}
+        left, right = CHANCE.choice(pairings)
         first_is: Side = CHANCE.choice(("left", "right"))
         names = (f"{first.name} step {left.step}", f"{second.name} step {right.step}")
         asked = {
@@ -114,8 +114,8 @@ class BlindPanel:
 
 def steps(view: View | None) -> list[tuple[str, int]]:
     """The steps of the run's own branch that have samples, newest first."""
-    found = {sample.step for sample in view.history.samples.values() if not sample.abandoned} if view else set()
-    return [(f"step {step:,}", step) for step in sorted(found, reverse=True)]
+    sampled = {sample.step for sample in view.history.samples.values() if not sample.abandoned} if view else set()
+    return [(f"step {step:,}", step) for step in sorted(sampled, reverse=True)]
 
 
 def pairs(first: View, second: View, one: Any, other: Any) -> list[tuple[Sample, Sample]]:

@@ -166,8 +166,8 @@ class CaptionPanel:
         if not title:
             return nothing | {self.previewed: "", self.message: look.note(problems[0], kind="warn")}
         if not edits:
-            told = look.note(f"{title}: changes no caption of {len(items):,} images.", problems)
-            return nothing | {self.previewed: told, self.message: ""}
+            text = look.note(f"{title}: changes no caption of {len(items):,} images.", problems)
+            return nothing | {self.previewed: text, self.message: ""}
         return {
             self.previewed: look.note(f"{title}: changes {_captions(len(edits))} of {len(items):,} images.", problems)
             + _table(edits),
@@ -180,9 +180,9 @@ class CaptionPanel:
         """Make the change that was previewed, and no other."""
         title, edits, _ = self._plan(looked, items, data)
         if not edits or _digest(edits) != data[self.planned]:
-            told = look.note("The captions or the change are no longer those of the preview; look at it again.",
+            text = look.note("The captions or the change are no longer those of the preview; look at it again.",
                              kind="warn")  # fmt: skip
-            return self.show_preview(looked, items, data) | {self.message: told}
+            return self.show_preview(looked, items, data) | {self.message: text}
         return {
             self.message: self._make(title, edits),
             self.previewed: "",

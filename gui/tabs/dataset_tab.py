@@ -154,16 +154,16 @@ class DatasetTab:
 
     def adopt_prepared(self, data: Data) -> Iterator[Updates]:
         """Put the prepared folders into the form and look at them."""
-        values, told = self.preparation.prepared(data)
-        yield {self.preparation.message: told}
+        values, message = self.preparation.prepared(data)
+        yield {self.preparation.message: message}
         yield from self._adopt(data, values)
 
     def adopt_dropped(self, data: Data, event: gr.EventData) -> Iterator[Updates]:
         """Put the dataset of the pictures that were dropped into the form and look at it."""
-        values, told = self.drop.arrived(getattr(event, "value", ""))
-        yield {self.captions.message: told}
+        values, message = self.drop.arrived(getattr(event, "value", ""))
+        yield {self.captions.message: message}
         for updates in self._adopt(data, values):
-            yield updates | {self.captions.message: told}
+            yield updates | {self.captions.message: message}
 
     def _adopt(self, data: Data, values: Mapping[str, Any]) -> Iterator[Updates]:
         """Change options of the form, and look at the images that they name."""
@@ -271,10 +271,10 @@ class DatasetTab:
         if not 0 <= here < len(paths) - 1:
             return self._again(data, self.captions.save_one(looked, data))
         following = paths[here + 1]
-        told = self._save_and_show(looked, data, following)
-        if following in data[self.shown] or self.captions.chosen not in told:
-            return told
-        return told | self._page(
+        updates = self._save_and_show(looked, data, following)
+        if following in data[self.shown] or self.captions.chosen not in updates:
+            return updates
+        return updates | self._page(
             self._looked(data), {**data, self.captions.chosen: following}, (here + 1) // PAGE_ITEMS
         )
 
@@ -298,10 +298,10 @@ class DatasetTab:
         saved = self.captions.save_one(looked, data)
         if self.captions.unchanged not in saved:  # it could not be: what was typed stays in sight
             return saved
-        told = self._again(dict(data) | {self.captions.chosen: path}, {})
+        updates = self._again(dict(data) | {self.captions.chosen: path}, {})
         fresh = self._looked(data)
         shown = self.captions.show(fresh, Path(path)) if fresh else {}
-        return told | shown | {self.captions.message: saved[self.captions.message]}
+        return updates | shown | {self.captions.message: saved[self.captions.message]}
 
     def save_caption(self, data: Data) -> Updates:
         looked = self._looked(data)
@@ -325,11 +325,11 @@ class DatasetTab:
     def undo_change(self, data: Data) -> Updates:
         return self._again(data, self.captions.undo_latest(data, self._looked(data)))
 
-    def _again(self, data: Data, told: Updates) -> Updates:
+    def _again(self, data: Data, updates: Updates) -> Updates:
         """Captions may have changed: the whole tab once more, with what is to be said of it."""
         job = self._looker.look(self._config(data))
         job.wait()
-        return self._all(job, data) | told | self.captions.show_undo()
+        return self._all(job, data) | updates | self.captions.show_undo()
 
     # --- several pictures -------------------------------------------------------------------------------------------
 
@@ -367,12 +367,12 @@ class DatasetTab:
         return self._again(data, {self.captions.message: self.selection.take_out(pictures, place)})
 
     def put_back(self, data: Data) -> Updates:
-        told = self.selection.bring_back(self._config(data), self._looked(data), data)
-        return self._again(data, {self.captions.message: told})
+        message = self.selection.bring_back(self._config(data), self._looked(data), data)
+        return self._again(data, {self.captions.message: message})
 
     def ask_to_empty(self, data: Data) -> Updates:
         return self.selection.ask(self._config(data), self._looked(data))
 
     def empty_bin(self, data: Data) -> Updates:
-        told = self.selection.empty_bin(self._config(data), self._looked(data))
-        return self._again(data, {self.captions.message: told})
+        message = self.selection.empty_bin(self._config(data), self._looked(data))
+        return self._again(data, {self.captions.message: message})

@@ -100,8 +100,8 @@ def begin(places: Places, settings: Config, notices: list[str]) -> tuple[RunFold
     """Start it, or queue it where something else trains; the run that was started, and a message in HTML."""
     run = RunFolder(places.home / settings.run_dir)
     if refusals := why_not_resumed(places, settings):
-        told = [*refusals, "The Resume tab shows what differs and what can be done about it."]
-        return None, look.note("Not started; the trainer would refuse:", told, kind="bad")
+        lines = [*refusals, "The Resume tab shows what differs and what can be done about it."]
+        return None, look.note("Not started; the trainer would refuse:", lines, kind="bad")
     try:
         if holds_device(places, run):
             return None, add_to_queue(places, settings)
@@ -157,8 +157,8 @@ def differences(places: Places, run: RunFolder, values: Mapping[str, Any]) -> li
     right = forms.check_values(values).values
     return [
         name
-        for name, known in OPTIONS.items()
-        if known.on_resume != "free" and name in right and right[name] != getattr(then, name)
+        for name, option in OPTIONS.items()
+        if option.on_resume != "free" and name in right and right[name] != getattr(then, name)
     ]
 
 

@@ -25,8 +25,8 @@ def news(places: Places, view: View | None) -> int:
         return zlib.crc32(json.dumps([str(path) for path in runs.paths(places)]).encode())
     history = view.history
     samples = (len(history.samples), history.samplings, len(history.abandoned), len(history.resumes))
-    told = [str(view.run.path), view.condition, samples, history.saves, history.stepped, run_bar.notice(view)]
-    return zlib.crc32(json.dumps(told).encode())
+    lines = [str(view.run.path), view.condition, samples, history.saves, history.stepped, run_bar.notice(view)]
+    return zlib.crc32(json.dumps(lines).encode())
 
 
 def update(places: Places, watch: Watch, path: str, have: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:

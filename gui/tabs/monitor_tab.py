@@ -44,8 +44,8 @@ FOR_THE_PAGE = {"api_visibility": "private", "queue": False}  # what page and ch
 
 def chart(name: str, elem_id: str, *, hidden: bool = False) -> gr.HTML:
     """A place that charts.js draws in, and which the server never changes. `hidden`: until there is something."""
-    told = f'role="group" aria-label="{escape(name)}" data-plotly="{PLOTLY_ADDRESS}"'
-    return gr.HTML(f'<div class="chart" {told}{" hidden" * hidden}></div>', elem_id=elem_id)
+    text = f'role="group" aria-label="{escape(name)}" data-plotly="{PLOTLY_ADDRESS}"'
+    return gr.HTML(f'<div class="chart" {text}{" hidden" * hidden}></div>', elem_id=elem_id)
 
 
 class MonitorTab:
@@ -121,15 +121,15 @@ class MonitorTab:
     def remember(self, blocks: gr.Blocks) -> None:
         """What this browser had chosen when the page was open before."""
         kept = [self.axis, self.smoothing, self.log_scale, self.clip, self.tell]
-        told = "() => { const { axis, smoothing, log, clip, tell } = rekindleCharts.view; "
-        blocks.load(None, None, kept, js=told + "return [axis, smoothing, log, clip, tell]; }", **FOR_THE_PAGE)
+        text = "() => { const { axis, smoothing, log, clip, tell } = rekindleCharts.view; "
+        blocks.load(None, None, kept, js=text + "return [axis, smoothing, log, clip, tell]; }", **FOR_THE_PAGE)
 
 
 def hook_line() -> str:
     """What is told besides, by the trainer itself, in HTML."""
-    told = on_finish.described()
-    if told:
-        return look.paragraph(f"When a session ends, the trainer also {told}.")
+    hooks = on_finish.described()
+    if hooks:
+        return look.paragraph(f"When a session ends, the trainer also {hooks}.")
     return look.paragraph(
         "The trainer can also run a command or call a web address when a session ends: set "
         f"{on_finish.COMMAND} or {on_finish.WEBHOOK} in the environment of this program."
@@ -200,11 +200,11 @@ def _epoch(view: View) -> str:
 
 def _memory(view: View) -> str:
     """What the events tell of the device at its peak, and what the process holds of the machine's own."""
-    told, process = view.history.memory, view.process_memory()
-    if view.history.device.startswith(("cuda", "xpu", "mps")) and told:
-        peak = f"{quantities.size(told)} of the GPU at its peak"
+    measured, process = view.history.memory, view.process_memory()
+    if view.history.device.startswith(("cuda", "xpu", "mps")) and measured:
+        peak = f"{quantities.size(measured)} of the GPU at its peak"
         return f"{peak}; {quantities.size(process)} of the machine" if process else peak
-    held = process or told
+    held = process or measured
     return quantities.size(held) if held else "–"
 
 
@@ -222,10 +222,10 @@ def add_output_folder(places: Places, value: Any) -> str:
         return look.note("Write a folder first.", kind="bad")
     folder = places.home / Path(text)
     try:
-        found = runner.has_runs(folder)
+        has_runs = runner.has_runs(folder)
     except OSError as error:
         return look.note(f"{folder} cannot be read: {error}", kind="bad")
-    if not found:
+    if not has_runs:
         return look.note(f"There are no runs directly inside {folder}.", kind="bad")
     places.remember_output_folder(folder)
     return look.note(f"The runs of {folder} are in the picker at the top of the page.", kind="good")

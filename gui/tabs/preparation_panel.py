@@ -114,15 +114,15 @@ class PreparationPanel:
         """The options that name the prepared folders, as far as they are there, and a message."""
         target = str(data[self.target] or "").strip()
         folders = {"train_data_dir": "img", "reg_data_dir": "reg"}
-        found = {
+        result = {
             name: str(Path(target) / below)
             for name, below in folders.items()
             if target and (self._path(target) / below).is_dir()
         }
-        if "train_data_dir" not in found:
+        if "train_data_dir" not in result:
             return {}, look.note("Prepare the training data first.", kind="warn")
-        told = [f"{forms.label(OPTIONS[name])}: {value}" for name, value in found.items()]
-        return found, look.note("The form now has:", told, kind="good")
+        lines = [f"{forms.label(OPTIONS[name])}: {value}" for name, value in result.items()]
+        return result, look.note("The form now has:", lines, kind="good")
 
 
 def _whole(value: Any) -> int:

@@ -136,8 +136,8 @@ class PresetHandlers:
     def ask_delete(self, data: Mapping[Any, Any]) -> Updates:
         name = str(data[self._train.picker] or "")
         if not name.startswith(presets.USER):
-            told = "Only your own presets can be deleted; choose one that begins with user/."
-            return {self._message: look.note(told)} | self._question.close()
+            text = "Only your own presets can be deleted; choose one that begins with user/."
+            return {self._message: look.note(text)} | self._question.close()
         return {self._message: ""} | self._question.ask(
             f"Delete the preset {name}? The form stays as it is.", "delete", name, yes="Delete it", no="Keep it"
         )

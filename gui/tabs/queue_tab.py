@@ -65,11 +65,11 @@ class QueueTab:
 
     def show(self) -> Updates:
         try:
-            known = queue.read(self._places.queue)
+            waiting = queue.read(self._places.queue)
         except QueueRefused as error:
             return {self.table: look.note(str(error), kind="bad")}
-        shown = queue_view.show(self._places.queue, known, devices(), time.time())
-        return {self.table: shown, self.pause: "Go on" if known.paused else "Pause the queue"}
+        shown = queue_view.show(self._places.queue, waiting, devices(), time.time())
+        return {self.table: shown, self.pause: "Go on" if waiting.paused else "Pause the queue"}
 
     def look_for_news(self, data: Mapping[Any, Any]) -> Updates:
         """Another number when the table is another."""
@@ -142,12 +142,14 @@ def add(places: Places, settings: Config) -> str:
     folder = places.queue
     entry = queue.add(folder, settings, places.home)
     places.remember_output_folder(entry.folder.path.parent)
-    with queue.changing(folder) as known:
+    with queue.changing(folder) as waiting:
         for other in places.output_folders():
-            queue.watch_folder(known, other)
+            queue.watch_folder(waiting, other)
     see_to_it(places)
-    known = queue.read(folder)
-    return queue_view.place_in_line(known, entry, remaining.ends(folder, known, devices(), time.time()), time.time())
+    waiting = queue.read(folder)
+    return queue_view.place_in_line(
+        waiting, entry, remaining.ends(folder, waiting, devices(), time.time()), time.time()
+    )
 
 
 def values_of(config: Config) -> dict[str, Any]:

@@ -111,10 +111,10 @@ class ResumeTab:
             self.restore = gr.Button("Use the checkpoint's values", elem_id="resume-restore", visible=False)
             self.allow = gr.Button("Allow these differences", elem_id="resume-allow", visible=False)
         with gr.Row(visible=False, equal_height=False, elem_classes="beside") as self.controls:
-            known = OPTIONS["max_train_steps"]
+            option = OPTIONS["max_train_steps"]
             self.mirrors: dict[str, gr.components.Component] = {
                 "max_train_steps": gr.Number(
-                    label="Train until step", precision=0, minimum=known.low, elem_id="resume-steps",
+                    label="Train until step", precision=0, minimum=option.low, elem_id="resume-steps",
                     info="A finished run goes on when this is raised (max_train_steps).",
                 ),
                 "resume_lr_policy": gr.Dropdown(
@@ -232,15 +232,15 @@ class ResumeTab:
         """The checkpoints, the controls and the drill; quick."""
         wanted = str(values["resume_from_checkpoint"]).strip()
         run = runner.run_of(self._places, values)
-        found = checkpoints.shelf(self._places, run, typed)
+        shelf = checkpoints.shelf(self._places, run, typed)
         settings, _ = resume_check.settings_of(values)
-        chosen = found.chosen(wanted) if found else None
+        chosen = shelf.chosen(wanted) if shelf else None
         drill = drills.read(run) if run is not None else None
         mirrored = {self.mirrors[name]: gr.update(value=values[name]) for name in MIRRORED}
         return mirrored | {
-            self.where: checkpoints.where(found, run, typed),
-            self.picker: gr.update(choices=checkpoints.choices(found, wanted), value=wanted),
-            self.table: checkpoints.table(found, wanted, settings, self._verified),
+            self.where: checkpoints.where(shelf, run, typed),
+            self.picker: gr.update(choices=checkpoints.choices(shelf, wanted), value=wanted),
+            self.table: checkpoints.table(shelf, wanted, settings, self._verified),
             self.controls: gr.update(visible=bool(wanted)),
             self.pin: "Unpin" if chosen is not None and chosen.pinned else "Pin",
             self.question: gr.update(visible=False),
@@ -370,21 +370,21 @@ class ResumeTab:
         return checkpoints.shelf(self._places, run, str(data[self.folder] or ""))
 
     def _chosen(self, values: Mapping[str, Any], data: Mapping[Any, Any]) -> Found | None:
-        found = self._shelf(values, data)
-        return found.chosen(str(values["resume_from_checkpoint"]).strip()) if found else None
+        shelf = self._shelf(values, data)
+        return shelf.chosen(str(values["resume_from_checkpoint"]).strip()) if shelf else None
 
     def verify_all(self, data: Mapping[Any, Any], request: gr.Request) -> Iterator[Updates]:
         """Read every byte of each, and say so one by one."""
         values = self._form.values(data)
-        found, settings = self._shelf(values, data), resume_check.settings_of(values)[0]
+        shelf, settings = self._shelf(values, data), resume_check.settings_of(values)[0]
         wanted = str(values["resume_from_checkpoint"]).strip()
-        for number, item in enumerate(found.found if found else ()):
-            told = look.note(
-                f"Reading every byte of step {item.step:,}: {number + 1} of {len(found.found) if found else 0}"
+        for number, item in enumerate(shelf.found if shelf else ()):
+            text = look.note(
+                f"Reading every byte of step {item.step:,}: {number + 1} of {len(shelf.found) if shelf else 0}"
             )
-            yield {self.where: told}
+            yield {self.where: text}
             self._verified.verify(item)
-            yield {self.table: checkpoints.table(found, wanted, settings, self._verified)}
+            yield {self.table: checkpoints.table(shelf, wanted, settings, self._verified)}
         yield from self.show(data, request)
 
     def pin_chosen(self, data: Mapping[Any, Any]) -> Iterator[Updates]:
@@ -436,9 +436,9 @@ class ResumeTab:
     def delete_asked(self, data: Mapping[Any, Any], request: gr.Request) -> Iterator[Updates]:
         """Delete the checkpoint that the question named, if it is still one of those listed."""
         values = self._form.values(data)
-        found = self._shelf(values, data)
-        item = next((one for one in found.found if str(one.path) == data[self.doomed]), None) if found else None
-        if found is None or item is None or item.pinned:
+        shelf = self._shelf(values, data)
+        item = next((one for one in shelf.found if str(one.path) == data[self.doomed]), None) if shelf else None
+        if shelf is None or item is None or item.pinned:
             yield {self._message: look.note("It no longer exists, or it is pinned.", kind="bad")}
             return
         try:
@@ -447,7 +447,7 @@ class ResumeTab:
             yield {self._message: look.note(f"It could not be deleted: {error}", kind="bad")}
             return
         said = look.note(f"The checkpoint of step {item.step:,} is deleted.")
-        gone = values["resume_from_checkpoint"] in (found.value(item), str(item.path))
+        gone = values["resume_from_checkpoint"] in (shelf.value(item), str(item.path))
         yield from self._change(data, request, {"resume_from_checkpoint": ""} if gone else {}, said=said)
 
     # --- the drill --------------------------------------------------------------------------------------------------

@@ -126,8 +126,8 @@ def has_prompts(run: RunFolder) -> bool:
 
 def picker_update(places: Places, value: Any) -> Any:
     """The picker with its present choices: the run it shows, or where there is none the latest."""
-    found = runs.choices(places)
-    return fresh_list(found, value, found[0][1] if found else None)
+    choices = runs.choices(places)
+    return fresh_list(choices, value, choices[0][1] if choices else None)
 
 
 # --- words ---------------------------------------------------------------------------------------------------------
@@ -209,8 +209,8 @@ def notice(view: View | None) -> str:
     history = view.history
     if view.condition == "refused":
         left = view.started is not None and view.started.exit_code in (0, *STOPPED)
-        known = [] if left else advice.of_failure(view.message)
-        return look.note(_why_not_started(view), known, kind="warn" if left else "bad", log=view.message)
+        causes = [] if left else advice.of_failure(view.message)
+        return look.note(_why_not_started(view), causes, kind="warn" if left else "bad", log=view.message)
     if view.condition == "failed":
         error = history.error or "The trainer failed; the end of its log is on the Monitor tab."
         return look.note(

@@ -79,10 +79,10 @@ class RunsTab:
     # --- showing ----------------------------------------------------------------------------------------------------
 
     def listed(self, data: Data) -> Updates:
-        found = [item for item in runs.summaries(self._places) if data[self.archived] is True or not item.archived]
-        if not found:
+        result = [item for item in runs.summaries(self._places) if data[self.archived] is True or not item.archived]
+        if not result:
             return {self.table: look.note("No runs yet.")} | self.list_results(data)
-        rows = [_row(item, str(item.run.path) == data[self._picker]) for item in found]
+        rows = [_row(item, str(item.run.path) == data[self._picker]) for item in result]
         return {self.table: look.table(HEADINGS, rows, name="Runs")} | self.list_results(data)
 
     def list_results(self, data: Data) -> Updates:
@@ -128,8 +128,8 @@ class RunsTab:
     def _rename(self, data: Data) -> Updates:
         run = runs.chosen(self._places, data[self.renamed])
         if run is None or runner.is_active(run):
-            told = "That run is no longer there." if run is None else f"{run.path.name} is running; stop it first."
-            return {self._message: look.note(told, kind="warn")}
+            text = "That run is no longer there." if run is None else f"{run.path.name} is running; stop it first."
+            return {self._message: look.note(text, kind="warn")}
         name = str(data[self.name] or "").strip()
         try:
             now = shelf.rename(run, name)
@@ -177,8 +177,8 @@ class RunsTab:
         if run is None or path is None:
             return {}
         if action == "sample":
-            told = f"{name} is chosen below the list; press Make samples there."
-            return {self._message: look.note(told)} | self.sampling.list_sources(run, [path])
+            sentence = f"{name} is chosen below the list; press Make samples there."
+            return {self._message: look.note(sentence)} | self.sampling.list_sources(run, [path])
         if action != "delete":
             return {}
         text = f"Delete the model file {name}? It cannot be brought back."

@@ -166,23 +166,23 @@ class SamplesTab:
         nothing = {self.slider: "", self.compared: ""}
         if view is None:
             return nothing
-        known = columns(list(view.history.samples.values()))
-        if not isinstance(prompt, int) or not 0 <= prompt < len(known):
+        prompts = columns(list(view.history.samples.values()))
+        if not isinstance(prompt, int) or not 0 <= prompt < len(prompts):
             return nothing
-        found = [
-            (view, _sample(view, known[prompt], left)),
-            (beside or view, _sample(beside or view, known[prompt], right)),
+        pairs = [
+            (view, _sample(view, prompts[prompt], left)),
+            (beside or view, _sample(beside or view, prompts[prompt], right)),
         ]
-        there = [(whose, sample) for whose, sample in found if sample is not None]
+        there = [(whose, sample) for whose, sample in pairs if sample is not None]
         if len(there) < 2:
-            told = "This prompt was not sampled at one of these steps."
-            return nothing | {self.compared: look.note(told)}
+            text = "This prompt was not sampled at one of these steps."
+            return nothing | {self.compared: look.note(text)}
         files = [thumbnails.confined(whose.run, sample.path) for whose, sample in there]
         if None in files:
             return nothing | {self.compared: look.note("One of these pictures no longer exists.", kind="warn")}
         labels = [row_label(_row(sample)) for _, sample in there]
         of_other = f" of {beside.name}" if beside is not None else ""
-        caption = f"Left: {labels[0]}. Right: {labels[1]}{of_other}. {known[prompt].label}"
+        caption = f"Left: {labels[0]}. Right: {labels[1]}{of_other}. {prompts[prompt].label}"
         left_address, right_address = (_address(whose.run, sample) for whose, sample in there)
         shown = slider(left_address, right_address, labels[0], f"{labels[1]}{of_other}")
         return {self.slider: shown, self.compared: look.paragraph(caption)}
@@ -248,8 +248,8 @@ def newest_steps(samples: Sequence[Sample]) -> list[str | None]:
     """For each column, the newest step at which it was sampled; None where it was on abandoned branches only."""
     newest: dict[Column, Sample] = {}
     for sample in samples:
-        known = newest.get(_column(sample))
-        if not sample.abandoned and (known is None or known.step < sample.step):
+        newest_sample = newest.get(_column(sample))
+        if not sample.abandoned and (newest_sample is None or newest_sample.step < sample.step):
             newest[_column(sample)] = sample
     return [_key(_row(newest[column])) if column in newest else None for column in columns(samples)]
 

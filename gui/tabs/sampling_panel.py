@@ -60,8 +60,8 @@ class SamplingPanel:
 
     def start(self, data: Data) -> Updates:
         run = runs.chosen(self._places, data[self._picker])
-        known = [value for _, value in sources(run)] if run is not None else []
-        chosen = [value for value in data[self.sources] or [] if value in known]
+        values = [value for _, value in sources(run)] if run is not None else []
+        chosen = [value for value in data[self.sources] or [] if value in values]
         prompts = str(data[self.prompts] or "").strip()
         if run is None or not chosen:
             return {self._message: look.note("Choose a checkpoint or a model file first.", kind="warn")}

@@ -91,8 +91,8 @@ class SelectionPanel:
 
     def bring_back(self, config: Config, looked: Looked | None, data: Data) -> str:
         """Put the chosen ones back; a message in HTML."""
-        known = [path for place in WORDS for path in put_aside.listing(_folders(config, looked), place)]
-        chosen = [path for path in known if str(path) in (data[self.taken] or [])]
+        put_aside_paths = [path for place in WORDS for path in put_aside.listing(_folders(config, looked), place)]
+        chosen = [path for path in put_aside_paths if str(path) in (data[self.taken] or [])]
         return told(put_aside.put_back(chosen), "put back") if chosen else look.note("Choose pictures first.")
 
     def ask(self, config: Config, looked: Looked | None) -> Updates:
@@ -107,14 +107,14 @@ class SelectionPanel:
 def _folders(config: Config, looked: Looked | None) -> list[Path]:
     """The folders that hold the dataset's pictures, also those of which all were taken out."""
     roots = [Path(name) for name in (config.train_data_dir, config.reg_data_dir, config.validation_data_dir) if name]
-    found = [item.path.parent for item in looked.items] if looked else []
+    result = [item.path.parent for item in looked.items] if looked else []
     for root in roots:
-        found.append(root)
+        result.append(root)
         try:
-            found += [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+            result += [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
         except OSError:  # it is not there
             continue
-    return sorted({folder.absolute() for folder in found})
+    return sorted({folder.absolute() for folder in result})
 
 
 def _pictures(count: int) -> str:

@@ -50,6 +50,6 @@ class ShiftPanel:
         entries, separator = seen.report.found.entries, seen.report.config.caption_separator
         now = portrait.portrait(entries, "", separator)
         shifts = portrait.compare(then, now) if now else []
-        told = f"<p>{then['images']:,} images then, {len(entries):,} now</p>"
+        text = f"<p>{then['images']:,} images then, {len(entries):,} now</p>"
         table = watched.shift_table([shift.as_json() for shift in shifts])
-        return f'{judged.STYLE}<div class="judged">{told}{table}</div>'
+        return f'{judged.STYLE}<div class="judged">{text}{table}</div>'

@@ -68,11 +68,11 @@ class ToolsTab:
             yield {message: look.note(view.printable(str(error)), kind="bad")}
             return
         last = ""
-        while (known := tool_runs.read(self._places, name)) is not None:
-            if (now := shown(name, known)) != last:
+        while (tool_run := tool_runs.read(self._places, name)) is not None:
+            if (now := shown(name, tool_run)) != last:
                 yield {message: now}
                 last = now
-            if not known.alive:
+            if not tool_run.alive:
                 return
             time.sleep(LOOK_SECONDS)
 
@@ -93,9 +93,9 @@ def shown(name: str, use: Use | None) -> str:
         return look.note("Refused. Change this first:", map(view.printable, refusals), kind="bad")
     if error := result.get("error"):
         return look.note(f"Failed: {view.printable(str(error))}", kind="bad")
-    told = [view.printable(line) for line in lines(without_version(result))]
+    sentences = [view.printable(line) for line in lines(without_version(result))]
     bad = bool(result.get("problems"))
-    return look.note("Something is wrong with the file:" if bad else "Done.", told, kind="bad" if bad else "good")
+    return look.note("Something is wrong with the file:" if bad else "Done.", sentences, kind="bad" if bad else "good")
 
 
 def without_version(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,13 +104,13 @@ def without_version(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _widget(tool: str, field: Field) -> Any:
     """The widget of a field."""
-    told = {"label": forms.in_words(field.name), "info": field.help, "elem_id": f"tool-{tool}-{field.name}"}
+    texts = {"label": forms.in_words(field.name), "info": field.help, "elem_id": f"tool-{tool}-{field.name}"}
     if field.kind == "flag":
-        return gr.Checkbox(value=field.default, **told)
+        return gr.Checkbox(value=field.default, **texts)
     if field.kind == "choice":
-        return gr.Dropdown([(choice or "as it is", choice) for choice in field.choices], value=field.default, **told)
+        return gr.Dropdown([(choice or "as it is", choice) for choice in field.choices], value=field.default, **texts)
     several = field.kind in ("files", "texts")
     placeholder = PLACEHOLDERS.get(field.kind, "")
     more = {"lines": ROWS} if several else {"max_lines": 1}
     width = 160 if field.kind in ("number", "whole") else 320  # an empty number is a text here: gr.Number has none
-    return gr.Textbox(value=field.default or "", placeholder=placeholder, min_width=width, **more, **told)
+    return gr.Textbox(value=field.default or "", placeholder=placeholder, min_width=width, **more, **texts)

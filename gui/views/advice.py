@@ -10,10 +10,10 @@ def of_failure(error: str, advice: str = "", kind: str = "") -> list[str]:
 
     `kind`: what the trainer said it is; "" where it could not say, and the words decide.
     """
-    known = failures.KINDS.get(kind or failures.kind_of_words(error))
-    if known is None:
+    failure = failures.KINDS.get(kind or failures.kind_of_words(error))
+    if failure is None:
         return [advice] if advice else []
-    return [f"{known.title} {known.ways_out[0]}", *known.ways_out[1:]]
+    return [f"{failure.title} {failure.ways_out[0]}", *failure.ways_out[1:]]
 
 
 def of_disappearance(exit_code: int | None) -> str:

@@ -87,10 +87,10 @@ class Curves:
 
     def structure(self) -> list[Any]:
         """What a chart is made anew for when it changes; all other news can be added to it."""
-        told = self.history
-        count = min(2, len(told.current))
-        lines = [(panel.title, [line.column for line in lines]) for panel, lines in _told(told)]
-        return [self.key, self.file_id, len(told.abandoned), told.resumes, count, lines, self.until]
+        history = self.history
+        count = min(2, len(history.current))
+        lines = [(panel.title, [line.column for line in lines]) for panel, lines in _told(history)]
+        return [self.key, self.file_id, len(history.abandoned), history.resumes, count, lines, self.until]
 
 
 # --- what a page is sent -------------------------------------------------------------------------------------------
@@ -174,17 +174,17 @@ def _loss_traces(curves: Sequence[Curves], asked: Asked, since: Sequence[int]) -
         rows = item.history.current.rows
         if item.until is not None:
             rows = rows[: int(np.searchsorted(rows["step"], item.until, side="right"))]
-        told = np.flatnonzero(np.isfinite(rows["loss"]))
-        losses = rows["loss"][told]
+        finite = np.flatnonzero(np.isfinite(rows["loss"]))
+        losses = rows["loss"][finite]
         average = smooth(losses, asked.smoothing)
-        fresh = int(np.searchsorted(told, begin))
+        fresh = int(np.searchsorted(finite, begin))
         watched = number == 0
         colour = BLUE if watched else OF_RUNS[(number - 1) % len(OF_RUNS)]
         if watched or not asked.smoothing:
             yield _growing(
                 {"uid": _uid("loss", item.key), "name": "loss" if not several else f"{item.name}: loss",
                  "line": {"color": colour, "width": 1}, "opacity": 0.5, "hovertemplate": _hover(asked, item.name)},
-                rows, told[fresh:], losses[fresh:], asked, begin,
+                rows, finite[fresh:], losses[fresh:], asked, begin,
             )  # fmt: skip
         if asked.smoothing:
             name = item.name if several else "smoothed"
@@ -192,10 +192,10 @@ def _loss_traces(curves: Sequence[Curves], asked: Asked, since: Sequence[int]) -
             yield _growing(
                 {"uid": _uid("smoothed", item.key), "name": name, "line": look,
                  "hovertemplate": _hover(asked, f"{item.name}, smoothed")},
-                rows, told[fresh:], average[fresh:], asked, begin, MOST_POINTS // 2,
+                rows, finite[fresh:], average[fresh:], asked, begin, MOST_POINTS // 2,
             )  # fmt: skip
         if watched:
-            yield from _marks(item.history, asked, rows["step"][told], average)
+            yield from _marks(item.history, asked, rows["step"][finite], average)
 
 
 def _growing(
@@ -281,13 +281,13 @@ def _detail_traces(curves: Curves, asked: Asked, since: int, machine_since: int)
 
 def _told(history: History) -> list[tuple[Panel, list[Line]]]:
     """The panels there is something for, with their lines."""
-    found = []
+    result = []
     for panel in (_rates(history.current.rows), *PANELS, *_machine_panels(history.machine.rows)):
         rows = _rows(history, panel)
         lines = [line for line in panel.lines if line.column in columns(rows)]
         lines = [line for line in lines if np.isfinite(rows[line.column]).any()]
-        found += [(panel, lines)] if lines else []
-    return found
+        result += [(panel, lines)] if lines else []
+    return result
 
 
 def _machine_panels(rows: Array) -> list[Panel]:

@@ -120,13 +120,13 @@ class Verified:
     def state(self, item: Found) -> tuple[str, str]:
         """The state of a checkpoint in words, and its kind: good, bad, or nothing in particular."""
         with self._lock:
-            known = self._known.get(item.path)
+            verified = self._known.get(item.path)
         if item.manifest is None:
             return f"damaged: {item.problem}", "bad"
-        if known is not None and known[0] == _stamps(item.path):
-            if known[2]:
-                return f"damaged: {known[2]}", "bad"
-            return f"verified at {time.strftime('%H:%M', time.localtime(known[1]))}", "good"
+        if verified is not None and verified[0] == _stamps(item.path):
+            if verified[2]:
+                return f"damaged: {verified[2]}", "bad"
+            return f"verified at {time.strftime('%H:%M', time.localtime(verified[1]))}", "good"
         return "complete", ""
 
 
@@ -155,8 +155,8 @@ def config_of(folder: Path) -> Config | None:
 
 def processes_of(folder: Path) -> int:
     """The processes that trained it. Raises CheckpointDamaged."""
-    told = manifest.read_json(folder, "environment.json").get("processes")
-    return told if isinstance(told, int) and told > 0 else 1
+    processes = manifest.read_json(folder, "environment.json").get("processes")
+    return processes if isinstance(processes, int) and processes > 0 else 1
 
 
 @functools.lru_cache(maxsize=1024)
@@ -218,9 +218,9 @@ def _row(found: Shelf, item: Found, chosen: bool, now: Config | None, verified: 
     shown = look.Html(f"{look.mark(state, kind)}{' ' + look.mark('pinned') if item.pinned else ''}")
     if item.manifest is None:
         return [choose, f"{item.step:,}", "–", "–", "–", "–", shown, "–"]
-    told = item.manifest
-    loss = "–" if told.loss is None else f"{told.loss:.4f}"
-    size, date = quantities.size(told.bytes), _date(told.created)
+    listed = item.manifest
+    loss = "–" if listed.loss is None else f"{listed.loss:.4f}"
+    size, date = quantities.size(listed.bytes), _date(listed.created)
     return [choose, f"{item.step:,}", str(epoch_of(item)), loss, size, date, shown, fit(item, now)]
 
 

@@ -19,19 +19,19 @@ def table(runs: Sequence[RunFolder]) -> str:
     """The options that are not the same in all of the runs, a column for each run; in HTML."""
     configs = [_config(run) for run in runs]
     unread = [run.path.name for run, config in zip(runs, configs, strict=True) if config is None]
-    told = look.note(f"The options of {', '.join(unread)} cannot be read.", kind="warn") if unread else ""
-    known = [(run, config) for run, config in zip(runs, configs, strict=True) if config is not None]
-    if len(known) < 2:
-        return told
+    text = look.note(f"The options of {', '.join(unread)} cannot be read.", kind="warn") if unread else ""
+    readable = [(run, config) for run, config in zip(runs, configs, strict=True) if config is not None]
+    if len(readable) < 2:
+        return text
     rows = []
     for name, option in OPTIONS.items():
-        values = [getattr(config, name) for _, config in known]
+        values = [getattr(config, name) for _, config in readable]
         if name not in OF_THE_RUN and any(value != values[0] for value in values):
             rows.append([option.section, name, *(shown(value) for value in values)])
     if not rows:
-        return told + look.note("Their options are the same.")
-    headings = ["Section", "Option", *(run.path.name for run, _ in known)]
-    return told + look.table(headings, rows, name="How the options of these runs differ")
+        return text + look.note("Their options are the same.")
+    headings = ["Section", "Option", *(run.path.name for run, _ in readable)]
+    return text + look.table(headings, rows, name="How the options of these runs differ")
 
 
 def _config(run: RunFolder) -> Config | None:

@@ -174,11 +174,11 @@ def items_of(made: Report) -> list[Item]:
     used = {entry.path: entry for entry in made.entries}
     of_caption = {path.with_suffix(""): kind for path, kind in captions.items()}
     for path in sorted(used.keys() | {path for path in kinds if folder_scan.is_picture_name(path.name)}):
-        told = kinds.get(path, set())
+        kinds_of_path = kinds.get(path, set())
         if kind := of_caption.get(path.with_suffix("")):
-            told = told | {kind}
+            kinds_of_path = kinds_of_path | {kind}
         entry = used.get(path)
-        items.append(Item(path, entry.caption if entry else "", frozenset(told), entry))
+        items.append(Item(path, entry.caption if entry else "", frozenset(kinds_of_path), entry))
     return items
 
 
@@ -236,8 +236,8 @@ def small_pictures(items: Sequence[Item], folder: Path) -> list[tuple[str, str]]
 
 def under(item: Item) -> str:
     """What is written under a picture."""
-    told = item.caption or ("(skipped)" if item.entry is None else "(no caption)")
-    return f"{printable(item.path.name)} · {told if len(told) <= 90 else told[:90] + '…'}"
+    caption = item.caption or ("(skipped)" if item.entry is None else "(no caption)")
+    return f"{printable(item.path.name)} · {caption if len(caption) <= 90 else caption[:90] + '…'}"
 
 
 def printable(name: str) -> str:
@@ -340,12 +340,12 @@ def buckets_picture(made: Report) -> str:
 
 def _captions(made: Report) -> str:
     lengths = made.caption_lengths()
-    told = f"{lengths.captions:,} of {len(made.entries):,} images have one"
+    text = f"{lengths.captions:,} of {len(made.entries):,} images have one"
     if lengths.captions:
-        told += f"; {lengths.shortest} to {lengths.longest} words, half of them {lengths.median} or fewer"
+        text += f"; {lengths.shortest} to {lengths.longest} words, half of them {lengths.median} or fewer"
     if lengths.too_long:
         longer = "is probably" if lengths.too_long == 1 else "are probably"
-        told += f". {lengths.too_long:,} {longer} longer than the {made.config.max_token_length} tokens that are read"
+        text += f". {lengths.too_long:,} {longer} longer than the {made.config.max_token_length} tokens that are read"
     counted = made.tags(MOST_OFFERED)
     tags = "".join(
         look.button(f"{tag[:60]} {number:,}", "tag", tag, title=f"Show the images with the tag {tag}")
@@ -353,7 +353,7 @@ def _captions(made: Report) -> str:
     )
     offered = escape(json.dumps([tag for tag, _ in counted]))
     data = f'data-tags="{offered}" data-separator="{escape(made.config.caption_separator)}"'
-    return f'<p>{escape(told)}.</p><div class="tags" {data}>{tags}</div>'
+    return f'<p>{escape(text)}.</p><div class="tags" {data}>{tags}</div>'
 
 
 def problems(looked: Looked) -> str:
@@ -395,8 +395,8 @@ def about(item: Item) -> str:
     if item.entry is None:
         return look.note(f"{printable(str(item.path))} is skipped.", lines, kind="bad")
     size, bucket = item.entry.size, item.entry.bucket
-    told = (
+    text = (
         f"{printable(str(item.path))}: {size[0]} × {size[1]} pixels, bucket {bucket[0]} × {bucket[1]}, "
         f"{item.entry.repeats} times an epoch."
     )
-    return look.note(told, lines, kind="warn" if lines else "")
+    return look.note(text, lines, kind="warn" if lines else "")

@@ -166,8 +166,8 @@ class History:
             for before, after in itertools.pairwise(self._ticks)
             if after[0] > before[0]
         ]
-        told = spans if len(spans) >= 3 else self._step_seconds[1:]  # a session's first step takes longer
-        return statistics.median(told) if told else None
+        seconds = spans if len(spans) >= 3 else self._step_seconds[1:]  # a session's first step takes longer
+        return statistics.median(seconds) if seconds else None
 
     def _go_back(self, step: int) -> None:
         """The run continues after `step`: what was drawn beyond it is a branch of its own now."""
@@ -206,11 +206,11 @@ class History:
             if abandoned != sample.abandoned:
                 self.samples[path] = dataclasses.replace(sample, abandoned=abandoned)
 
-    def _told_chain(self, told: Any) -> list[tuple[int, int]]:
+    def _told_chain(self, pairs_told: Any) -> list[tuple[int, int]]:
         """The sessions that the trainer says lead here; empty where it says nothing, or not all sessions have an id."""
-        if not isinstance(told, list) or not all(self._sessions):
+        if not isinstance(pairs_told, list) or not all(self._sessions):
             return []
-        pairs = [(str(pair[0]), _whole(pair[1])) for pair in told if isinstance(pair, list) and len(pair) == 2]
+        pairs = [(str(pair[0]), _whole(pair[1])) for pair in pairs_told if isinstance(pair, list) and len(pair) == 2]
         places = {name: place for place, name in enumerate(self._sessions)}
         return [(places[name], step) for name, step in pairs if name in places and step is not None]
 
@@ -257,10 +257,10 @@ class History:
             self.loss = loss_average.averaged(self.loss, loss, step)
         if self.steps_per_epoch:
             self._epochs += (step - max(self._last, 0)) / self.steps_per_epoch
-        told = {"lr": first_rate(self.learning_rate), "grad_norm": self.grad_norm, "memory": self.memory}
+        numbers = {"lr": first_rate(self.learning_rate), "grad_norm": self.grad_norm, "memory": self.memory}
         if isinstance(self.learning_rate, Mapping):
-            told |= {f"{RATE}{part}": _number(rate) for part, rate in self.learning_rate.items()}
-        self.current.append({"step": step, "session": self._session, "loss": loss, **self._when(now), **told})
+            numbers |= {f"{RATE}{part}": _number(rate) for part, rate in self.learning_rate.items()}
+        self.current.append({"step": step, "session": self._session, "loss": loss, **self._when(now), **numbers})
         self._last = step
         if now is not None:
             if self._ticks and now - self._ticks[-1][1] < TOGETHER_SECONDS:
@@ -280,14 +280,14 @@ class History:
         return {"epochs": self._epochs, "seconds": self.earlier_seconds + max(0.0, here)}
 
     def _resources(self, step: int, event: Mapping[str, Any]) -> None:
-        told: dict[str, float | None] = {name: _number(event.get(name)) for name in ("cpu", "memory", "disk_free")}
+        numbers: dict[str, float | None] = {name: _number(event.get(name)) for name in ("cpu", "memory", "disk_free")}
         gpus = event.get("gpus")
         samples = [gpu for gpu in gpus if isinstance(gpu, Mapping)] if isinstance(gpus, list) else []
         for place, gpu in enumerate(samples):
             for name in OF_A_GPU:
-                told[f"{name} {place}"] = _number(gpu.get(name))
-        known = {name: number for name, number in told.items() if number is not None}
-        self.machine.append({"step": step, **self._when(_number(event.get("time"))), **known})
+                numbers[f"{name} {place}"] = _number(gpu.get(name))
+        measured = {name: number for name, number in numbers.items() if number is not None}
+        self.machine.append({"step": step, **self._when(_number(event.get("time"))), **measured})
 
     def _validation(self, step: int, event: Mapping[str, Any]) -> None:
         loss = _number(event.get("loss"))

@@ -39,13 +39,13 @@ def page(run: RunFolder) -> str:
         "Metrics": report.metrics(run, curves),
         **watched.sections(run, curves),
     }
-    told = "".join(
+    text = "".join(
         f'<section class="card"><h3>{title}</h3><div class="scroll" role="region" aria-label="{title}" tabindex="0">'
         f"{content}</div></section>"
         for title, content in parts.items()
         if content
     )
-    return f'{STYLE}<div class="judged">{told}</div>' if told else look.note(NOTHING)
+    return f'{STYLE}<div class="judged">{text}</div>' if text else look.note(NOTHING)
 
 
 def alarms(curves: Curves) -> str:

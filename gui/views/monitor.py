@@ -137,8 +137,8 @@ class _Reader:
     def _read_chunk(self) -> bool:
         """Whether there was one. A torn last line is left for when it is whole."""
         before = self._offset
-        found, self._offset = events.read_events(self._run.events_file, before, CHUNK_BYTES)
-        for event in found:
+        events_read, self._offset = events.read_events(self._run.events_file, before, CHUNK_BYTES)
+        for event in events_read:
             self._history.add(event)
         self._caught_up = self._offset == before
         return not self._caught_up

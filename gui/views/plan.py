@@ -112,10 +112,10 @@ def _epochs(number: float) -> str:
 
 def _time(places: Places, settings: Config, amount: Amount) -> tuple[float | None, list[str]]:
     """Seconds of a step, and a sentence; None and none where no earlier run tells."""
-    found = remaining.pace(settings, places.known_runs()[: remaining.MOST_RUNS])
-    if found is None:
+    alike = remaining.pace(settings, places.known_runs()[: remaining.MOST_RUNS])
+    if alike is None:
         return None, []
-    run, seconds = found
+    run, seconds = alike
     return seconds, [f"about {quantities.brief_duration(seconds * amount.steps)} at the speed of {run.path.name}"]
 
 

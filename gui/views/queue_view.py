@@ -17,12 +17,12 @@ WORDS = {"refused": "did not start"}
 HEADINGS = ("No.", "Run", "State", "Devices", "Expected end", "")
 
 
-def show(folder: Path, known: Queue, devices: Sequence[str], now: float) -> str:
+def show(folder: Path, waiting_list: Queue, devices: Sequence[str], now: float) -> str:
     """In HTML; a sentence where the queue is empty."""
-    if not known.entries:
+    if not waiting_list.entries:
         return look.note("The queue is empty. Add to queue, above, puts the form's training into it.")
-    expected = remaining.ends(folder, known, devices, now)
-    waiting = [entry.number for entry in known.among("waiting")]
+    expected = remaining.ends(folder, waiting_list, devices, now)
+    waiting = [entry.number for entry in waiting_list.among("waiting")]
     rows = [
         [
             str(entry.number),
@@ -32,15 +32,15 @@ def show(folder: Path, known: Queue, devices: Sequence[str], now: float) -> str:
             _end(entry, expected, now),
             _buttons(entry, waiting),
         ]
-        for entry in known.entries
+        for entry in waiting_list.entries
     ]
-    return summary(known) + look.table(HEADINGS, rows, name="The queue")
+    return summary(waiting_list) + look.table(HEADINGS, rows, name="The queue")
 
 
-def summary(known: Queue) -> str:
+def summary(waiting_list: Queue) -> str:
     """How many wait and run; that it is paused."""
-    waiting, running = len(known.among("waiting")), len(known.among("running"))
-    if known.paused:
+    waiting, running = len(waiting_list.among("waiting")), len(waiting_list.among("running"))
+    if waiting_list.paused:
         return look.note(f"Paused: {counted(waiting, 'training')} waiting, and nothing more is started.", kind="warn")
     return look.line(f"{running} running, {waiting} waiting.")
 
@@ -72,28 +72,28 @@ def _end(entry: Entry, expected: dict[int, float], now: float) -> str:
 
 
 def _buttons(entry: Entry, waiting: Sequence[int]) -> Html:
-    number, found = str(entry.number), []
+    number, buttons = str(entry.number), []
     if entry.state == "waiting":
         place = waiting.index(entry.number)
         if place:
-            found.append(look.button("Up", "up", number, of=entry.name))
+            buttons.append(look.button("Up", "up", number, of=entry.name))
         if place < len(waiting) - 1:
-            found.append(look.button("Down", "down", number, of=entry.name))
-        found.append(look.button("Run now", "now", number, of=entry.name))
+            buttons.append(look.button("Down", "down", number, of=entry.name))
+        buttons.append(look.button("Run now", "now", number, of=entry.name))
     if entry.state in ("stopped", "failed", "refused"):
-        found.append(look.button("Try again", "again", number, of=entry.name))
+        buttons.append(look.button("Try again", "again", number, of=entry.name))
     if entry.state == "running":
-        found.append(look.button("Stop and save", "stop", number, of=entry.name))
+        buttons.append(look.button("Stop and save", "stop", number, of=entry.name))
     if entry.state not in ("running", "finished"):
-        found.append(look.button("Edit", "edit", number, of=entry.name))
+        buttons.append(look.button("Edit", "edit", number, of=entry.name))
     if entry.state != "running":
-        found.append(look.button("Remove", "remove", number, of=entry.name))
-    return Html("".join(found))
+        buttons.append(look.button("Remove", "remove", number, of=entry.name))
+    return Html("".join(buttons))
 
 
-def place_in_line(known: Queue, entry: Entry, expected: dict[int, float], now: float) -> str:
+def place_in_line(waiting: Queue, entry: Entry, expected: dict[int, float], now: float) -> str:
     """Where a new entry stands, in a sentence."""
-    before = [other for other in known.among(*queue.OPEN) if other.number != entry.number]
+    before = [other for other in waiting.among(*queue.OPEN) if other.number != entry.number]
     ends = [expected[other.number] for other in before if other.number in expected]
     when = f", in about {brief_duration(max(0.0, max(ends) - now))}" if before and len(ends) == len(before) else ""
     after = f" It begins after {before[-1].name}{when}." if before else " It begins as soon as the device is free."

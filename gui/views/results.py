@@ -64,13 +64,13 @@ def _whole(text: str) -> int | None:
 
 def table(view: View | None) -> str:
     """All of them in HTML, with what can be done with each."""
-    found = listing(view.run) if view is not None else []
-    if view is None or not found:
+    results = listing(view.run) if view is not None else []
+    if view is None or not results:
         return look.note(
             "No model file of this run yet. One is written at its end, and at every save before it. The Resume tab "
             "writes that of a checkpoint: Export the model file."
         )
-    return look.table(HEADINGS, [_row(view, result) for result in found], name=f"Model files of {view.name}")
+    return look.table(HEADINGS, [_row(view, result) for result in results], name=f"Model files of {view.name}")
 
 
 def _row(view: View, result: Result) -> Sequence[str]:

@@ -88,8 +88,8 @@ class Environments:
         with self._lock:
             key = _key(settings)
             if key not in self._known:
-                told, problem = _ask_environment(settings, places)
-                self._known[key] = told, ENVIRONMENT_UNKNOWN.format(problem=problem) if told is None else ""
+                described, problem = _ask_environment(settings, places)
+                self._known[key] = described, ENVIRONMENT_UNKNOWN.format(problem=problem) if described is None else ""
             return self._known[key]
 
 
@@ -113,11 +113,11 @@ def _ask_environment(settings: Config, places: Places) -> tuple[dict[str, Any] |
                 timeout=ENVIRONMENT_SECONDS,
                 check=False,
             )
-            told = json.loads(done.stdout) if done.returncode == 0 else None
+            answer = json.loads(done.stdout) if done.returncode == 0 else None
         except (OSError, ValueError, subprocess.TimeoutExpired) as error:
             return None, str(error)
-    if isinstance(told, dict):
-        return told, ""
+    if isinstance(answer, dict):
+        return answer, ""
     return None, (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
 
 
@@ -232,8 +232,8 @@ def _sentence(
         f"{verdict.curve.scheduler} schedule at {_rates(verdict)}, "
         f"{_place(now, verdict)}, from {verdict.path.name}, every byte of which is as it was saved."
     )
-    told = {item.name for item in blocked}
-    others = [line for line in looked.refusals if line.partition(":")[0] not in told]
+    names = {item.name for item in blocked}
+    others = [line for line in looked.refusals if line.partition(":")[0] not in names]
     if blocked:
         words = "1 option differs" if len(blocked) == 1 else f"{len(blocked)} options differ"
         return look.note(f"{where} But {words}, and the trainer will refuse:", _lines(others) + aside, kind="bad")

@@ -63,11 +63,11 @@ class Summary:
 def paths(places: Places) -> list[Path]:
     """The folder of every run, the one that was active last first; those that are only begun among them."""
     begun = sorted(launch.begun_runs(places.output_folders()), key=lambda entry: entry[0], reverse=True)
-    found = [run.path for run in places.known_runs()]
+    result = [run.path for run in places.known_runs()]
     for when, run in begun:
-        older = (place for place, path in enumerate(found) if run_folder.last_active(RunFolder(path)) < when)
-        found.insert(next(older, len(found)), run.path)
-    return found
+        older = (place for place, path in enumerate(result) if run_folder.last_active(RunFolder(path)) < when)
+        result.insert(next(older, len(result)), run.path)
+    return result
 
 
 def chosen(places: Places, value: Any) -> RunFolder | None:
@@ -154,9 +154,9 @@ def _newer(run: RunFolder, begun: Started) -> bool:
 def _end(run: RunFolder) -> tuple[int | None, int | None, float | None]:
     """Last step, all steps and the average loss that the end of the events tells; None where it tells nothing."""
     stamp = stamp_of(run.events_file)
-    known = _ends.get(run.path)
-    if known is not None and known[0] == stamp:
-        return known[1]
+    ending = _ends.get(run.path)
+    if ending is not None and ending[0] == stamp:
+        return ending[1]
     step: int | None = None
     total: int | None = None
     losses: list[tuple[int, float]] = []
@@ -190,25 +190,25 @@ def is_archived(run: RunFolder) -> bool:
 def parent_of(places: Places, run: RunFolder) -> tuple[RunFolder, int] | None:
     """The run that this one branched off from, and at which step; None where there is none or it is gone."""
     try:
-        told = (run_folder.read_run(run) or NOTHING).get("parent") or NOTHING
-        step, run_id, path = int(told["step"]), str(told["run_id"]), Path(str(told["path"]))
+        parent = (run_folder.read_run(run) or NOTHING).get("parent") or NOTHING
+        step, run_id, path = int(parent["step"]), str(parent["run_id"]), Path(str(parent["path"]))
     except (RunUnreadable, KeyError, ValueError, TypeError):
         return None
     there = chosen(places, str(path.parent.parent))
-    for found in [*([there] if there is not None else []), *places.known_runs()]:  # it may have been renamed since
+    for candidate in [*([there] if there is not None else []), *places.known_runs()]:  # it may have been renamed since
         with contextlib.suppress(RunUnreadable):
-            if found.path != run.path and (run_folder.read_run(found) or NOTHING).get("run_id") == run_id:
-                return found, step
+            if candidate.path != run.path and (run_folder.read_run(candidate) or NOTHING).get("run_id") == run_id:
+                return candidate, step
     return None
 
 
 def curves(places: Places, watch: Watch, run: RunFolder, others: list[RunFolder]) -> list[Curves]:
     """The curves to draw together: the run's, its parent's up to where it branched off, and those of other runs."""
     parent = parent_of(places, run)
-    found = [_curves(watch, run)]
+    drawn = [_curves(watch, run)]
     if parent is not None and parent[0] not in others:
-        found.append(_curves(watch, parent[0], until=parent[1]))
-    return found + [_curves(watch, other) for other in others[:MOST_COMPARED] if other != run]
+        drawn.append(_curves(watch, parent[0], until=parent[1]))
+    return drawn + [_curves(watch, other) for other in others[:MOST_COMPARED] if other != run]
 
 
 def _curves(watch: Watch, run: RunFolder, until: int | None = None) -> Curves:

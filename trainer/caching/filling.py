@@ -331,9 +331,9 @@ class Source(Generic[Member, Input]):
 
     def __call__(self, key: bytes, member: Member) -> Arrays:
         """The arrays of a member, whose key this is; not to be written to. Safe to call from several threads."""
-        found = self._store.get(key)
-        if found is not None:
-            return found
+        cached = self._store.get(key)
+        if cached is not None:
+            return cached
         with self._lock:
             return self._store.get(key) or self._again(key, member)
 

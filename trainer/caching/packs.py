@@ -340,11 +340,11 @@ class Packs:
     def _found(self, key: bytes) -> list[tuple[int, int, int]]:
         """(pack, offset, length) of every record of a key that is not known to be damaged."""
         index = self._index
-        found = [
+        result = [
             (int(index.pack[place]), int(index.offset[place]), int(index.length[place])) for place in index.places(key)
         ]
         recent = self._recent.get(key)
-        return [place for place in (*found, *([recent] if recent else [])) if (key, *place[:2]) not in self._damaged]
+        return [place for place in (*result, *([recent] if recent else [])) if (key, *place[:2]) not in self._damaged]
 
     def missing(self, keys: Sequence[bytes]) -> list[int]:
         """The places in `keys` of those that have no record. Reads no record."""

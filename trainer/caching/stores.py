@@ -234,13 +234,13 @@ class Earlier:
 
 def collections(cache: Path) -> list[Collection]:
     """Every collection of a cache folder, the one used last first. What is not ours is passed over."""
-    found = [
+    result = [
         collection
         for kind in KINDS
         for folder in _subfolders(cache / kind, COLLECTION_NAME)
         if (collection := _collection(folder))
     ]
-    return sorted(found, key=lambda collection: collection.last_used, reverse=True)
+    return sorted(result, key=lambda collection: collection.last_used, reverse=True)
 
 
 def earlier_format(cache: Path) -> Earlier:

@@ -98,14 +98,14 @@ def at_stake(
     apart = min([left, *filter(None, intervals)])
     by_steps = apart * step_seconds if step_seconds else None
     by_clock = config.save_every_n_minutes * 60
-    known = [seconds for seconds in (by_steps, by_clock) if seconds]
-    if config.cache_only or not left or (known and min(known) <= MOST_AT_STAKE) or (by_steps is None and apart < left):
+    spans = [seconds for seconds in (by_steps, by_clock) if seconds]
+    if config.cache_only or not left or (spans and min(spans) <= MOST_AT_STAKE) or (by_steps is None and apart < left):
         return None
     way_out = "Set save_every_n_minutes = 10, which writes checkpoints, but no model files"
     if apart == left and not by_clock:
         length = f", {quantities.duration(by_steps)} of it" if by_steps else ""
         return f"Nothing is saved before the end: a crash would cost the whole training{length}. {way_out}"
-    lost = quantities.duration(min(known))
+    lost = quantities.duration(min(spans))
     return f"A crash could cost up to {lost} of training: checkpoints lie that far apart. {way_out}"
 
 

@@ -109,13 +109,13 @@ def choose(config: Config) -> Chosen:
     if foreign:
         raise ResumeRefused([f"resume_from_checkpoint: {path} {foreign}"])
     if not manifest.is_checkpoint(path):
-        steps = [str(found.step) for found in manifest.listing(run.checkpoints)]
+        steps = [str(item.step) for item in manifest.listing(run.checkpoints)]
         have = f"this run has {', '.join(steps)}" if steps else "this run has no checkpoints"
         raise ResumeRefused([f"resume_from_checkpoint: there is no checkpoint {path}; {have}"])
     try:
         return Chosen(path, manifest.verify(path), ())
     except CheckpointDamaged as error:
-        good = next((found for found in manifest.listing(path.parent, thorough=True) if found.manifest), None)
+        good = next((item for item in manifest.listing(path.parent, thorough=True) if item.manifest), None)
         way_out = f"; the newest sound one is {good.path}" if good else ""
         raise ResumeRefused([f"resume_from_checkpoint: {path} cannot be used: {error}{way_out}"]) from error
 
@@ -153,19 +153,19 @@ def foreign_state(path: Path) -> str:
 def _latest(checkpoints: Path, up_to: int | None = None) -> Chosen:
     """The newest that is sound, of those up to a step if one is given. Raises ResumeRefused."""
     rejected: list[tuple[Path, str]] = []
-    for found in manifest.listing(checkpoints):
-        if up_to is not None and found.step > up_to:
+    for item in manifest.listing(checkpoints):
+        if up_to is not None and item.step > up_to:
             continue
         try:
-            return Chosen(found.path, manifest.verify(found.path), tuple(rejected))
+            return Chosen(item.path, manifest.verify(item.path), tuple(rejected))
         except CheckpointNewer as error:
             older = next((other.step for other in manifest.listing(checkpoints) if other.manifest), None)
             way_out = "" if older is None else f", or go on from an older one with resume_from_checkpoint = {older}"
-            raise ResumeRefused([f"resume_from_checkpoint: {found.path}: {error}{way_out}"]) from error
+            raise ResumeRefused([f"resume_from_checkpoint: {item.path}: {error}{way_out}"]) from error
         except CheckpointDamaged as error:
-            if not found.path.is_dir():  # deleted by a trainer that goes on, because there is a newer one
+            if not item.path.is_dir():  # deleted by a trainer that goes on, because there is a newer one
                 return _latest(checkpoints, up_to)
-            rejected.append((found.path, str(error)))
+            rejected.append((item.path, str(error)))
     if rejected:
         reasons = [f"{path.name}: {reason}" for path, reason in rejected]
         raise ResumeRefused(

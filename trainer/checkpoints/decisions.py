@@ -117,8 +117,8 @@ class Permissions:
         spent = [word for word in (name, "all") if word in self.words and word in self.given]
         if name not in self.given and not spent:
             return f'allow it with resume_allow = ["{name}"]'
-        told = f' ("{(spent or [name])[0]}" was for the earlier resume that it was given at)'
-        return f'allow it with resume_allow = ["{name}:{digest}"]{told}'
+        text = f' ("{(spent or [name])[0]}" was for the earlier resume that it was given at)'
+        return f'allow it with resume_allow = ["{name}:{digest}"]{text}'
 
 
 def given(config: Config) -> tuple[str, ...]:

@@ -89,10 +89,10 @@ def _has_blocks(config: Config) -> bool:
 def _step(path: Path) -> int:
     """The steps completed: from train_state.json, or of older versions from the folder's name."""
     if (path / PROGRESS).is_file():
-        told = json.loads((path / PROGRESS).read_bytes())["current_step"]
-        if not isinstance(told, int) or told < 0:
-            raise ValueError(f"its {PROGRESS} says step {told!r}")
-        return told
+        answer = json.loads((path / PROGRESS).read_bytes())["current_step"]
+        if not isinstance(answer, int) or answer < 0:
+            raise ValueError(f"its {PROGRESS} says step {answer!r}")
+        return answer
     match = OF_STEP.fullmatch(path.resolve().name)
     if match is None:
         raise ValueError(f"it has no {PROGRESS}, and its name does not end with the step (...-step00000500-state)")

@@ -136,7 +136,7 @@ class Estimator:
     def _trained(self, config: Config) -> tuple[int, int, int]:
         """Bytes of the trained parameters, of their gradients and of what the optimizer keeps."""
         names = tuple(part.component for part in config.trained_parts)
-        network = tuple(getattr(config, name) for name, known in OPTIONS.items() if known.section == "Network")
+        network = tuple(getattr(config, name) for name, option in OPTIONS.items() if option.section == "Network")
         kind = (names, network, config.training_kind, config.full_bf16, config.optimizer_type, config.optimizer_args)
 
         def compute() -> tuple[int, int, int]:

@@ -136,9 +136,10 @@ class Mirror:
         steps = {name for name in names if manifest.STEP_FOLDER.fullmatch(name)}
         for name in steps:
             self._fetch_outline(name, outline / name)
-        found = [item for item in manifest.listing(outline) if item.path.name in steps and item.manifest]
+        listed = [item for item in manifest.listing(outline) if item.path.name in steps and item.manifest]
         return [
-            Found(item.path, item.step, item.manifest, item.problem, f"{item.path.name}.pin" in names) for item in found
+            Found(item.path, item.step, item.manifest, item.problem, f"{item.path.name}.pin" in names)
+            for item in listed
         ]
 
     def _fetch_outline(self, name: str, folder: Path) -> None:
@@ -409,14 +410,14 @@ def _last_session(record: Mapping[str, Any]) -> Any:
     return record["sessions"][-1].get("id") if record["sessions"] else None
 
 
-def _leading(found: list[Found], record: Mapping[str, Any]) -> list[Found]:
+def _leading(checkpoints: list[Found], record: Mapping[str, Any]) -> list[Found]:
     """The checkpoints that are states of the run as its last session had it; all where that does not tell."""
     sessions = record.get("sessions") or [{}]
     chain = lineage.sessions_of(sessions[-1])
     if chain is None:
-        return found
+        return checkpoints
     now = Lineage(chain, ENDLESS)
-    states = [(item, lineage.of_checkpoint(item.path, item.step)) for item in found]
+    states = [(item, lineage.of_checkpoint(item.path, item.step)) for item in checkpoints]
     return [item for item, state in states if state is None or state.leads_to(now)]
 
 
@@ -538,12 +539,12 @@ class Mirroring:
             with contextlib.suppress(FileNotFoundError):
                 self._once(path, mirror.put_beside)
         self._began = True
-        found = mirror.checkpoints(outline)
-        own = {item.path.name for item in _leading(found, record)}
-        for item in found:
+        checkpoints = mirror.checkpoints(outline)
+        own = {item.path.name for item in _leading(checkpoints, record)}
+        for item in checkpoints:
             if item.path.name not in own:
                 mirror.set_aside(item.step)
-        digests = {item.step: item.manifest.digest for item in found if item.manifest and item.path.name in own}
+        digests = {item.step: item.manifest.digest for item in checkpoints if item.manifest and item.path.name in own}
         here = [item for item in manifest.listing(self._run.checkpoints) if item.manifest]
         for item in here:
             if item.manifest and digests.get(item.step) != item.manifest.digest:
@@ -568,12 +569,13 @@ class Mirroring:
 
     def _prune(self, mirror: Mirror, outline: Path, pins: Mapping[int, bool]) -> None:
         """By the rule of the run folder, applied to what is there."""
-        found = mirror.checkpoints(outline)
-        for item in found:
+        checkpoints = mirror.checkpoints(outline)
+        for item in checkpoints:
             if pins.get(item.step, item.pinned) != item.pinned:
                 mirror.pin(item.step, pins[item.step])
         kept = [
-            Found(item.path, item.step, item.manifest, item.problem, pins.get(item.step, item.pinned)) for item in found
+            Found(item.path, item.step, item.manifest, item.problem, pins.get(item.step, item.pinned))
+            for item in checkpoints
         ]
         for step in retention.steps_to_delete(self._run, kept, self._config, self._resumed_from):
             mirror.remove(step)

@@ -60,11 +60,11 @@ class Inputs:
 
     def lines(self) -> list[str]:
         """For people: how much there is, what it makes, and what was left out."""
-        found = self.scan
-        regular = sum(entry.subset.is_reg for entry in found.entries)
+        scan = self.scan
+        regular = sum(entry.subset.is_reg for entry in scan.entries)
         lines = [
-            f"{counted(len(found.entries), 'image')}, {counted(found.samples, 'sample')} an epoch in "
-            f"{counted(len(found.bucket_counts()), 'bucket')}: {counted(self.steps_per_epoch, 'step')} an epoch, "
+            f"{counted(len(scan.entries), 'image')}, {counted(scan.samples, 'sample')} an epoch in "
+            f"{counted(len(scan.bucket_counts()), 'bucket')}: {counted(self.steps_per_epoch, 'step')} an epoch, "
             f"{counted(self.total_steps, 'step')} in all",
             *([f"{regular} of these images are regularisation images"] if regular else []),
             *(
@@ -72,12 +72,12 @@ class Inputs:
                 if self.class_images_to_make
                 else []
             ),
-            *([f"{counted(len(found.validation), 'more image')} held out for validation"] if found.validation else []),
-            *found.notices,
+            *([f"{counted(len(scan.validation), 'more image')} held out for validation"] if scan.validation else []),
+            *scan.notices,
             *distillation.remarks(self.config, self.model_path),
         ]
-        lines += findings.lines(found.skipped)
-        others = findings.by_kind(set(found.findings) - set(found.skipped))
+        lines += findings.lines(scan.skipped)
+        others = findings.by_kind(set(scan.findings) - set(scan.skipped))
         if others:
             counts = ", ".join(
                 f"{findings.KINDS[kind].title.lower()} {len(members)}" for kind, members in others.items()
@@ -183,20 +183,20 @@ def examine_inputs(
     to_make = len(class_images.missing(config))
     left_out: dict[str, Any] = {"reg_data_dir": ""} if to_make and config.num_class_images else {}
     located: list[tuple[Config, Path]] = []
-    _, found = both(
+    _, scan = both(
         lambda: located.append(locate_model(config)),
         lambda: dataset.scan(
             (located[0][0] if located else config).replace(**left_out), progress=progress, workers=SCAN_WORKERS
         ),
     )
     config, model_path = located[0]
-    require_controls(config, model_path, found)
+    require_controls(config, model_path, scan)
     batches = resume.batches_per_step(config, processes)
-    steps_per_epoch = found.steps_per_epoch(batches)
+    steps_per_epoch = scan.steps_per_epoch(batches)
     return Inputs(
         config=config,
-        scan=found,
-        images=dataset.record(found, config, batches),
+        scan=scan,
+        images=dataset.record(scan, config, batches),
         model_path=model_path,
         base_model=base_model.digests(config, model_path, model_progress),
         class_images_to_make=to_make,
@@ -206,10 +206,10 @@ def examine_inputs(
     )
 
 
-def require_controls(config: Config, model_path: Path, found: Scan) -> None:
+def require_controls(config: Config, model_path: Path, scan: Scan) -> None:
     """Refuse control pictures where the base model takes none, and images and prompts without one where it cannot do
     without. Raises DatasetError, ConfigError."""
-    entries = (*found.entries, *found.validation)
+    entries = (*scan.entries, *scan.validation)
     without = [entry.file for entry in entries if not entry.control]
     facts = config.facts
     if not facts.edits:
@@ -408,9 +408,9 @@ class Preflight:
         needed = self.disk_needed
         if needed is None:
             return free
-        told = f"The checkpoints that are kept take about {size(needed)} in the end; {free}"
+        text = f"The checkpoints that are kept take about {size(needed)} in the end; {free}"
         too_much = " - too little for them all: lower keep_last_n_checkpoints" if needed > self.disk_free else ""
-        return told + too_much
+        return text + too_much
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
@@ -500,9 +500,9 @@ def examine(
         unknown = str(error)
     except Refused as error:
         refusals.append(str(error))
-    memory, told = memory_of(inputs, gpu_memory) if inputs else (None, "")
+    memory, memory_advice = memory_of(inputs, gpu_memory) if inputs else (None, "")
     free = files.free_bytes(config.run_dir)
-    return Preflight(config, inputs, verdict, tuple(refusals), free, needed, unknown, memory, told)
+    return Preflight(config, inputs, verdict, tuple(refusals), free, needed, unknown, memory, memory_advice)
 
 
 def memory_of(inputs: Inputs, gpu_memory: int | None) -> tuple[Memory | None, str]:

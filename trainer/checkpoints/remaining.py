@@ -52,8 +52,8 @@ def amount(config: Config, home: Path) -> Amount:
         raise DatasetError("The images are elsewhere; the start copies them here and counts them.")
     if arrow_dataset.shards(Path(folder)):
         raise DatasetError("The images are inside Arrow or Parquet files; the start unpacks and counts them.")
-    found = subsets.in_folder(folder, "train_data_dir", config)[0]
-    counts = tuple((_pictures_in(subset.folder), subset.num_repeats) for subset in found)
+    folders = subsets.in_folder(folder, "train_data_dir", config)[0]
+    counts = tuple((_pictures_in(subset.folder), subset.num_repeats) for subset in folders)
     samples = sum(count * repeats for count, repeats in counts)
     if not samples:
         raise DatasetError(f"There are no images in {folder}.")
@@ -83,7 +83,7 @@ def pace(config: Config, runs: Iterable[RunFolder]) -> tuple[RunFolder, float] |
             then = _config(run.config_file, run.config_file.stat().st_mtime_ns)
         except (ConfigError, OSError):
             continue
-        if all(getattr(then, name) == getattr(config, name) for name, known in OPTIONS.items() if known.sets_speed):
+        if all(getattr(then, name) == getattr(config, name) for name, option in OPTIONS.items() if option.sets_speed):
             seconds = budget.seconds_per_step(run)
             if seconds is not None:
                 return run, seconds
@@ -111,14 +111,14 @@ def _reached(run: RunFolder) -> tuple[int, int | None]:
 # --- the queue -----------------------------------------------------------------------------------------------------
 
 
-def ends(folder: Path, known: Queue, devices: Sequence[str], now: float) -> dict[int, float]:
+def ends(folder: Path, waiting: Queue, devices: Sequence[str], now: float) -> dict[int, float]:
     """When each entry that has not ended is expected to end, in seconds since 1970; left out where it is not known."""
-    runs = run_folder.find_runs([Path(name) for name in known.folders])[:MOST_RUNS]
+    runs = run_folder.find_runs([Path(name) for name in waiting.folders])[:MOST_RUNS]
     lengths = {
         entry.number: _seconds_left(queue.config_file(folder, entry.number), entry, runs)
-        for entry in known.among(*queue.OPEN)
+        for entry in waiting.among(*queue.OPEN)
     }
-    return planned_ends(known, lengths, devices, now)
+    return planned_ends(waiting, lengths, devices, now)
 
 
 def _seconds_left(file: Path, entry: Entry, runs: Sequence[RunFolder]) -> float | None:
@@ -138,7 +138,7 @@ def _seconds_left(file: Path, entry: Entry, runs: Sequence[RunFolder]) -> float 
 
 
 def planned_ends(
-    known: Queue, lengths: Mapping[int, float | None], devices: Sequence[str], now: float
+    waiting: Queue, lengths: Mapping[int, float | None], devices: Sequence[str], now: float
 ) -> dict[int, float]:
     """The ends of running and waiting entries when each takes so many seconds and the devices are given out in order.
 
@@ -146,12 +146,12 @@ def planned_ends(
     """
     free = dict.fromkeys(devices, now)
     result = {}
-    for entry in known.among("running"):
+    for entry in waiting.among("running"):
         length = lengths.get(entry.number)
         result[entry.number] = now + (math.inf if length is None else length)
         free |= {device: result[entry.number] for device in entry.on if device in free}
-    for entry in known.among("waiting"):
-        if known.paused and not entry.at_once:
+    for entry in waiting.among("waiting"):
+        if waiting.paused and not entry.at_once:
             continue
         wanted = [name for name in entry.devices if name in free] or list(free)
         given = sorted(wanted, key=lambda device: free[device])[: min(entry.gpus, len(free))]

@@ -153,10 +153,10 @@ def compare_options(
 
     differences = []
     same_batch = global_batch(then, processes_then) == global_batch(now, processes)
-    for name, known in OPTIONS.items():
+    for name, option in OPTIONS.items():
         old, new = getattr(then, name), getattr(now, name)
-        if not known.by_content and old != new:
-            on_resume: OnResume = "free" if name in BATCH_OPTIONS and same_batch else known.on_resume
+        if not option.by_content and old != new:
+            on_resume: OnResume = "free" if name in BATCH_OPTIONS and same_batch else option.on_resume
             differences.append(difference(name, on_resume, old, new))
     if not same_batch and processes_then != processes and all(item.name not in BATCH_OPTIONS for item in differences):
         batches = global_batch(then, processes_then), global_batch(now, processes)
@@ -381,7 +381,7 @@ def _other_run(config: Config, chosen: Chosen, record: Mapping[str, Any] | None)
     began_with_it = was_begun_with(chosen.manifest, record)
     if began_with_it and branches.is_own(run, chosen.path, chosen.manifest.step):
         return []  # its own copy
-    have = {found.manifest.digest if found.manifest else "" for found in manifest.listing(run.checkpoints)}
+    have = {item.manifest.digest if item.manifest else "" for item in manifest.listing(run.checkpoints)}
     if have <= ({chosen.manifest.digest, ""} if began_with_it else set()):
         return []  # it begins here, perhaps for the second time
     return [

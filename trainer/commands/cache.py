@@ -62,18 +62,18 @@ def _days(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is not a number of days")
 
 
-def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
+def run(arguments: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
     """Run the command; returns the exit code: 0 done, 3 refused."""
     if rest:
         parser.error(f"unknown: {' '.join(rest)}")
     try:
-        configs = [resolve(read_toml(name))[0] for name in known.config]
-        folder = _folder(known.path, configs)
-        if known.action == "list":
-            return _list(folder, configs, as_json=known.json)
-        return _prune(folder, configs, known)
+        configs = [resolve(read_toml(name))[0] for name in arguments.config]
+        folder = _folder(arguments.path, configs)
+        if arguments.action == "list":
+            return _list(folder, configs, as_json=arguments.json)
+        return _prune(folder, configs, arguments)
     except Refused as refusal:
-        if known.json:
+        if arguments.json:
             print(json.dumps({"version": 1, "refusal": str(refusal)}, indent=1))
         else:
             print("\n".join(f"Refused: {line}" for line in str(refusal).splitlines()))
@@ -105,14 +105,14 @@ def _contents(configs: Sequence[Config]) -> frozenset[bytes] | None:
     wanted: set[bytes] = set()
     for config in configs:
         config, _ = preflight.with_settled_family(config)  # which says what conditioning_data_dir holds
-        found = dataset.scan(config)
+        scan = dataset.scan(config)
         sampled = [
             (text, shown)
             for prompt in prompts.read(config)
             for text in (prompt.text, prompt.negative)
             for shown in {None, prompt.control}
         ]
-        wanted |= stores.contents_of((*found.entries, *found.validation), sampled)
+        wanted |= stores.contents_of((*scan.entries, *scan.validation), sampled)
     return frozenset(wanted)
 
 
@@ -180,23 +180,23 @@ def _plain(earlier: stores.Earlier) -> dict[str, int]:
 # --- prune ---------------------------------------------------------------------------------------------------------
 
 
-def _prune(folder: Path, configs: Sequence[Config], known: argparse.Namespace) -> int:
+def _prune(folder: Path, configs: Sequence[Config], arguments: argparse.Namespace) -> int:
     earlier = stores.earlier_format(folder)
     pruned = stores.prune(
         folder,
         contents=_contents(configs),
-        unused_days=known.unused_days,
-        everything=known.all,
-        dry_run=known.dry_run,
+        unused_days=arguments.unused_days,
+        everything=arguments.all,
+        dry_run=arguments.dry_run,
     )
-    if not known.dry_run:
+    if not arguments.dry_run:
         stores.remove_earlier_format(folder)
-    if known.json:
+    if arguments.json:
         rows = [{**dataclasses.asdict(item), "collection": _as_json(item.collection)} for item in pruned]
-        outcome = {"version": 1, "path": str(folder), "dry_run": known.dry_run, "collections": rows}
+        outcome = {"version": 1, "path": str(folder), "dry_run": arguments.dry_run, "collections": rows}
         print(json.dumps({**outcome, "earlier": _plain(earlier)}, indent=1))
         return DONE
-    verb = "would go" if known.dry_run else "removed"
+    verb = "would go" if arguments.dry_run else "removed"
     for item in pruned:
         print(f"  {item.collection.kind:7} {item.collection.path.name}  {_outcome(item, verb)}")
     if earlier.files:

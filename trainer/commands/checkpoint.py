@@ -41,21 +41,21 @@ def declare(command: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--to", type=Path, help="the file to write (kohya's name of that step, beside the run)")
 
 
-def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
+def run(arguments: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
     """Run one of the commands; returns the exit code: 0 done, 1 something is damaged, 3 refused."""
     if rest:
         parser.error(f"unknown: {' '.join(rest)}")
     try:
-        if known.command == "verify" and known.path.is_file():
-            known.file = str(known.path)
-            return tools.run(known, rest, parser)
-        if known.command == "verify":
-            return _verify(known.path, sums=known.sums)
-        if known.command == "list":
-            return _list(known.run, as_json=known.json)
-        if known.command == "pin":
-            return _pin(known.checkpoint, pinned=not known.unpin)
-        print(export.model_file(_checkpoint(known.checkpoint), known.to))
+        if arguments.command == "verify" and arguments.path.is_file():
+            arguments.file = str(arguments.path)
+            return tools.run(arguments, rest, parser)
+        if arguments.command == "verify":
+            return _verify(arguments.path, sums=arguments.sums)
+        if arguments.command == "list":
+            return _list(arguments.run, as_json=arguments.json)
+        if arguments.command == "pin":
+            return _pin(arguments.checkpoint, pinned=not arguments.unpin)
+        print(export.model_file(_checkpoint(arguments.checkpoint), arguments.to))
     except (Refused, CheckpointDamaged, OSError) as error:
         print(f"Refused: {error}", file=sys.stderr)
         return REFUSED
@@ -68,9 +68,9 @@ def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.Argumen
 def _checkpoints(path: Path) -> list[Path]:
     """The checkpoints that a path means: itself, or all those of a run, oldest first. Raises Refused."""
     for folder in (path / "checkpoints", path):
-        found = [item.path for item in manifest.listing(folder)]
-        if found:
-            return found[::-1]
+        checkpoints = [item.path for item in manifest.listing(folder)]
+        if checkpoints:
+            return checkpoints[::-1]
     return [_checkpoint(path)]
 
 
@@ -107,8 +107,8 @@ def _verify(path: Path, *, sums: bool) -> int:
             if sums:
                 print("\n".join(manifest.sums([folder])))
             else:
-                found = manifest.verify(folder)
-                print(f"{folder}: sound, step {found.step}, {len(found.files)} files, {found.bytes / 1e6:.1f} MB")
+                sound = manifest.verify(folder)
+                print(f"{folder}: sound, step {sound.step}, {len(sound.files)} files, {sound.bytes / 1e6:.1f} MB")
         except CheckpointDamaged as error:
             if not folder.is_dir():  # deleted meanwhile, by a trainer that goes on
                 continue
@@ -131,14 +131,14 @@ def _list(path: Path, *, as_json: bool) -> int:
     run = RunFolder(path)
     if not run.run_file.exists() and not run.checkpoints.is_dir():
         raise Refused(f"{path} is no run{_what_is_there(path)}")
-    found = manifest.listing(run.checkpoints)
-    best = evaluations.best(found, _told_by(run), run)
+    checkpoints = manifest.listing(run.checkpoints)
+    best = evaluations.best(checkpoints, _told_by(run), run)
     if as_json:
-        rows = [_row(item, best) for item in found]
+        rows = [_row(item, best) for item in checkpoints]
         print(json.dumps({"run": str(path), "status": run_folder.status(run), "checkpoints": rows}, indent=1))
         return DONE
-    print(f"{path}: {run_folder.status(run)}, {len(found)} checkpoint{'' if len(found) == 1 else 's'}")
-    for item in found:
+    print(f"{path}: {run_folder.status(run)}, {len(checkpoints)} checkpoint{'' if len(checkpoints) == 1 else 's'}")
+    for item in checkpoints:
         print(f"  {_line(item, best)}")
     return DONE
 
@@ -152,18 +152,18 @@ def _told_by(run: RunFolder) -> str:
 
 
 def _row(item: Found, best: int | None) -> dict[str, Any]:
-    known = item.manifest
+    listed = item.manifest
     return {
         "step": item.step,
         "path": str(item.path),
         "problem": item.problem,
         "pinned": item.pinned,
         "best": item.step == best,
-        "validation_loss": known.validation[0] if known and known.validation else None,
-        "epoch": known.epoch if known else None,
-        "loss": known.loss if known else None,
-        "bytes": known.bytes if known else None,
-        "created": known.created if known else None,
+        "validation_loss": listed.validation[0] if listed and listed.validation else None,
+        "epoch": listed.epoch if listed else None,
+        "loss": listed.loss if listed else None,
+        "bytes": listed.bytes if listed else None,
+        "created": listed.created if listed else None,
     }
 
 

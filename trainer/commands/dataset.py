@@ -37,25 +37,25 @@ def declare(command: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
-def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
+def run(arguments: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
     """Print the report; returns the exit code: 0 done, 3 refused."""
     try:
-        config, _ = preflight.read_options(known.config, rest, to_train=False)
-        made = dataset_report.make(config, deep=known.deep, progress=tell_progress)
-        shifts = shifts_against(known.against, made) if known.against else None
+        config, _ = preflight.read_options(arguments.config, rest, to_train=False)
+        made = dataset_report.make(config, deep=arguments.deep, progress=tell_progress)
+        shifts = shifts_against(arguments.against, made) if arguments.against else None
     except Refused as refusal:
-        if known.json:
+        if arguments.json:
             print(json.dumps({"version": 1, "refusal": str(refusal)}, indent=1))
         else:
             print("\n".join(f"Refused: {line}" for line in str(refusal).splitlines()))
         return REFUSED
-    if known.json:
+    if arguments.json:
         more = {} if shifts is None else {"shifts": [shift.as_json() for shift in shifts]}
         print(json.dumps({**made.as_json(), **more}, indent=1))
     else:
-        print("\n".join(made.lines(sys.maxsize if known.all else 10)))
+        print("\n".join(made.lines(sys.maxsize if arguments.all else 10)))
         if shifts is not None:
-            print("\n".join([f"Against the images of {known.against}:", *portrait.lines(shifts)]))
+            print("\n".join([f"Against the images of {arguments.against}:", *portrait.lines(shifts)]))
     return REFUSED if made.refusal else DONE
 
 

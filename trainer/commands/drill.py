@@ -93,9 +93,9 @@ def declare(command: str, parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
+def run(arguments: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
     """Do the drill that was asked for; returns the exit code."""
-    return rehearse(known.config, rest, steps=known.steps, as_json=known.json)
+    return rehearse(arguments.config, rest, steps=arguments.steps, as_json=arguments.json)
 
 
 def rehearse(preset: str, rest: Sequence[str], *, steps: int, as_json: bool = False) -> int:
@@ -236,7 +236,7 @@ def judge(straight: Config, resumed: Config, steps: int, killed_after: int, star
     """Compare every step and every file of the two last checkpoints."""
     events = events_of(resumed)
     expected = {event["global_step"]: event for event in events_of(straight) if event["event"] == "step"}
-    found = {event["global_step"]: event for event in events if event["event"] == "step"}
+    result = {event["global_step"]: event for event in events if event["event"] == "step"}
     resumption = next((event for event in events if event["event"] == "resumed"), None)
     if resumption is None:
         raise DrillFailed("the run was complete before it could be killed; use more --steps")
@@ -245,7 +245,7 @@ def judge(straight: Config, resumed: Config, steps: int, killed_after: int, star
             (step, name)
             for step in range(1, steps + 1)
             for name in COMPARED
-            if expected.get(step, {}).get(name) != found.get(step, {}).get(name)
+            if expected.get(step, {}).get(name) != result.get(step, {}).get(name)
         ),
         None,
     )

@@ -18,10 +18,10 @@ def declare(command: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="a preset")
 
 
-def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
+def run(arguments: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
     """Print it as JSON; returns the exit code: 0 done, 3 refused."""
     try:
-        config, _ = preflight.read_options(known.config, rest, to_train=False)
+        config, _ = preflight.read_options(arguments.config, rest, to_train=False)
         from trainer.training import beginning, environment  # torch, which takes seconds
 
         accelerator = beginning.make_accelerator(config)

@@ -48,25 +48,25 @@ def declare(command: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
-def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
+def run(arguments: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
     """Run the command; returns the exit code: 0 done, 3 refused."""
     if rest:
         parser.error(f"unknown: {' '.join(rest)}")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        if min(known.samples, known.steps, known.batch_size) < 1:
+        if min(arguments.samples, arguments.steps, arguments.batch_size) < 1:
             raise Refused("--samples, --steps and --batch-size are 1 or more")
-        config = resolve(read_toml(known.config))[0] if known.config else None
-        return _evaluate(known, config)
+        config = resolve(read_toml(arguments.config))[0] if arguments.config else None
+        return _evaluate(arguments, config)
     except Refused as refusal:
-        if known.json:
+        if arguments.json:
             print(json.dumps({"version": 1, "refusal": str(refusal)}, indent=1))
         else:
             print("\n".join(f"Refused: {line}" for line in str(refusal).splitlines()), file=sys.stderr)
         return REFUSED
 
 
-def _evaluate(known: argparse.Namespace, config: Config | None) -> int:
+def _evaluate(arguments: argparse.Namespace, config: Config | None) -> int:
     import torch  # takes seconds; a wrong argument is told at once
 
     from trainer.data import dataset
@@ -75,28 +75,28 @@ def _evaluate(known: argparse.Namespace, config: Config | None) -> int:
     from trainer.judging.subjects import Painter
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = subjects.find(known.paths, config)
+    chosen = subjects.find(arguments.paths, config)
     first = chosen[0].config  # its dataset and prompts are those of all, so that the figures can be compared
-    found = dataset.scan(first)
+    scan = dataset.scan(first)
     width, height = first.resolution_size
-    if known.prompts:
-        asked = prompt_files.read(first.replace(sample_prompts=known.prompts))
+    if arguments.prompts:
+        asked = prompt_files.read(first.replace(sample_prompts=arguments.prompts))
     else:
-        captions = [entry.caption for entry in found.entries]
-        asked = [Prompt(text, "", width, height, 0, known.guidance_scale, known.steps) for text in captions]
+        captions = [entry.caption for entry in scan.entries]
+        asked = [Prompt(text, "", width, height, 0, arguments.guidance_scale, arguments.steps) for text in captions]
     if not asked:
-        raise Refused(f"--prompts: {known.prompts} has no prompt")
-    prompts = evaluation.prompts_of(asked, known.samples, first.seed)
-    settings = Settings(Networks(known.inception, known.clip, known.dino), batch_size=known.batch_size)
-    real = evaluation.training_pictures(found.entries, prompts[0].width, prompts[0].height)
-    judge = Judge(settings, real, [entry.relative for entry in found.entries], device)
+        raise Refused(f"--prompts: {arguments.prompts} has no prompt")
+    prompts = evaluation.prompts_of(asked, arguments.samples, first.seed)
+    settings = Settings(Networks(arguments.inception, arguments.clip, arguments.dino), batch_size=arguments.batch_size)
+    real = evaluation.training_pictures(scan.entries, prompts[0].width, prompts[0].height)
+    judge = Judge(settings, real, [entry.relative for entry in scan.entries], device)
     painter, results = Painter(device), []
     for subject in chosen:
-        paths = evaluation.make_pictures(painter, subject, prompts, known.batch_size)
+        paths = evaluation.make_pictures(painter, subject, prompts, arguments.batch_size)
         result = judge.judge(subject, prompts, evaluation.opened(paths))
         logger.info("%s: written to %s", subject.name, evaluation.record(result))
         results.append(result)
-    if known.json:
+    if arguments.json:
         print(json.dumps({"version": 1, "results": [result.as_json() for result in results]}, indent=1))
         return DONE
     print(evaluation.table(results))

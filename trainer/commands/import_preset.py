@@ -27,25 +27,25 @@ def declare(command: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print every key's fate as JSON, for programs")
 
 
-def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
+def run(arguments: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
     """Print what becomes of every key, and write the preset; returns the exit code: 0 done, 1 failed, 3 refused."""
     if rest:
         parser.error(f"unknown: {' '.join(rest)}")
-    leave_out = [key.strip() for key in known.leave_out.split(",") if key.strip()]
+    leave_out = [key.strip() for key in arguments.leave_out.split(",") if key.strip()]
     try:
-        imported = read(Path(known.file), leave_out)
-        text = translation.preset_text(imported, Path(known.file).name) if not imported.refusals else ""
+        imported = read(Path(arguments.file), leave_out)
+        text = translation.preset_text(imported, Path(arguments.file).name) if not imported.refusals else ""
     except ConfigError as error:
-        if known.json:
+        if arguments.json:
             print(json.dumps({"version": 1, "refusals": [str(problem) for problem in error.problems]}, indent=1))
         else:
             print("\n".join(f"Refused: {problem}" for problem in error.problems))
         return REFUSED
-    print(json.dumps(as_json(imported), indent=1) if known.json else "\n".join(imported.lines()))
+    print(json.dumps(as_json(imported), indent=1) if arguments.json else "\n".join(imported.lines()))
     if imported.refusals:
         return REFUSED
-    if known.output:
-        return write(Path(known.output), text, quiet=known.json)
+    if arguments.output:
+        return write(Path(arguments.output), text, quiet=arguments.json)
     return DONE
 
 

@@ -85,31 +85,31 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
+def run(arguments: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
     """Do it; returns the exit code: 0 done, 1 a training of `run` failed, 3 refused, 4 `run` was asked to leave."""
-    folder = known.queue or queue.usual_folder()
-    if rest and known.action not in ("add", "edit"):
+    folder = arguments.queue or queue.usual_folder()
+    if rest and arguments.action not in ("add", "edit"):
         print(f"Refused: unknown: {' '.join(rest)}", file=sys.stderr)
         return REFUSED
     try:
-        if known.action == "run":
-            return _run(folder, known)
-        if known.action == "list":
-            return _list(folder, as_json=known.json)
-        changed = CHANGES[known.action](folder, known, rest)
+        if arguments.action == "run":
+            return _run(folder, arguments)
+        if arguments.action == "list":
+            return _list(folder, as_json=arguments.json)
+        changed = CHANGES[arguments.action](folder, arguments, rest)
     except Refused as refusal:
         lines = str(refusal).splitlines()
-        if known.json:
+        if arguments.json:
             print(json.dumps({"version": 1, "refusals": lines}, indent=1))
         else:
             print("\n".join(f"Refused: {line}" for line in lines), file=sys.stderr)
         return REFUSED
-    if known.json:
+    if arguments.json:
         print(json.dumps({"version": 1, "entries": [_row(entry, None) for entry in changed]}, indent=1))
     else:
         for entry in changed:
-            print(f"{entry.number} {entry.name}: {'removed' if known.action == 'remove' else entry.state}")
-        if known.action in ("add", "again", "now", "resume") and queue_runner.needs_runner(folder):
+            print(f"{entry.number} {entry.name}: {'removed' if arguments.action == 'remove' else entry.state}")
+        if arguments.action in ("add", "again", "now", "resume") and queue_runner.needs_runner(folder):
             print("Nobody works on the queue at the moment: python -m trainer queue run, or open the page.")
     return DONE
 
@@ -117,34 +117,34 @@ def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.Argumen
 # --- changes -------------------------------------------------------------------------------------------------------
 
 
-def _add(folder: Path, known: argparse.Namespace, rest: Sequence[str]) -> list[Entry]:
-    config, notices = preflight.read_options(known.config, rest)
+def _add(folder: Path, arguments: argparse.Namespace, rest: Sequence[str]) -> list[Entry]:
+    config, notices = preflight.read_options(arguments.config, rest)
     for notice in notices:
         print(notice, file=sys.stderr)
-    gpus = known.gpus or 1
-    return [queue.add(folder, config, Path.cwd(), gpus=gpus, devices=known.devices, first=known.first)]
+    gpus = arguments.gpus or 1
+    return [queue.add(folder, config, Path.cwd(), gpus=gpus, devices=arguments.devices, first=arguments.first)]
 
 
-def _edit(folder: Path, known: argparse.Namespace, rest: Sequence[str]) -> list[Entry]:
-    queue.read(folder).entry(known.number)
-    config = resolve(read_toml(queue.config_file(folder, known.number)), read_arguments(rest))[0]
-    return [queue.edit(folder, known.number, config, gpus=known.gpus)]
+def _edit(folder: Path, arguments: argparse.Namespace, rest: Sequence[str]) -> list[Entry]:
+    queue.read(folder).entry(arguments.number)
+    config = resolve(read_toml(queue.config_file(folder, arguments.number)), read_arguments(rest))[0]
+    return [queue.edit(folder, arguments.number, config, gpus=arguments.gpus)]
 
 
-def _remove(folder: Path, known: argparse.Namespace, rest: Sequence[str]) -> list[Entry]:
-    if not known.number and not known.ended:
+def _remove(folder: Path, arguments: argparse.Namespace, rest: Sequence[str]) -> list[Entry]:
+    if not arguments.number and not arguments.ended:
         raise queue.QueueRefused("name the entries to remove by their numbers, or give --ended")
-    removed = [queue.remove(folder, number) for number in known.number]
-    return removed + (queue.remove_ended(folder) if known.ended else [])
+    removed = [queue.remove(folder, number) for number in arguments.number]
+    return removed + (queue.remove_ended(folder) if arguments.ended else [])
 
 
-def _move(folder: Path, known: argparse.Namespace, rest: Sequence[str]) -> list[Entry]:
-    queue.move(folder, known.number, known.place - 1)
-    return [queue.read(folder).entry(known.number)]
+def _move(folder: Path, arguments: argparse.Namespace, rest: Sequence[str]) -> list[Entry]:
+    queue.move(folder, arguments.number, arguments.place - 1)
+    return [queue.read(folder).entry(arguments.number)]
 
 
-def _stop(folder: Path, known: argparse.Namespace, rest: Sequence[str]) -> list[Entry]:
-    entry = queue.read(folder).entry(known.number)
+def _stop(folder: Path, arguments: argparse.Namespace, rest: Sequence[str]) -> list[Entry]:
+    entry = queue.read(folder).entry(arguments.number)
     if entry.state != "running":
         raise queue.QueueRefused(f"entry {entry.number} ({entry.name}) is not running: it is {entry.state}")
     queue.note_stop(folder, entry.folder)
@@ -152,8 +152,8 @@ def _stop(folder: Path, known: argparse.Namespace, rest: Sequence[str]) -> list[
     return [entry]
 
 
-def _pause(folder: Path, known: argparse.Namespace, rest: Sequence[str]) -> list[Entry]:
-    queue.pause(folder, known.action == "pause")
+def _pause(folder: Path, arguments: argparse.Namespace, rest: Sequence[str]) -> list[Entry]:
+    queue.pause(folder, arguments.action == "pause")
     return []
 
 
@@ -173,16 +173,16 @@ CHANGES: dict[str, Callable[[Path, argparse.Namespace, Sequence[str]], list[Entr
 # --- run and list --------------------------------------------------------------------------------------------------
 
 
-def _run(folder: Path, known: argparse.Namespace) -> int:
-    if known.background:
+def _run(folder: Path, arguments: argparse.Namespace) -> int:
+    if arguments.background:
         try:
             queue_runner.start_in_background(folder)
         except OSError as error:
             raise queue.QueueRefused(f"the queue {folder} cannot be worked on: {error}") from error
         return DONE
     with logging_to_console(), StopSignals() as signals:
-        devices = known.devices or queue_runner.devices_here()
-        worker = QueueRunner(folder, devices, signals, known.most_deaths)
+        devices = arguments.devices or queue_runner.devices_here()
+        worker = QueueRunner(folder, devices, signals, arguments.most_deaths)
         worker.run()
         if signals.requested:
             logging.getLogger("trainer").info("Asked to leave; trainings that run go on, and nothing more is started.")
@@ -191,17 +191,17 @@ def _run(folder: Path, known: argparse.Namespace) -> int:
 
 
 def _list(folder: Path, *, as_json: bool) -> int:
-    known = queue.read(folder)
-    expected = remaining.ends(folder, known, queue_runner.devices_here(), time.time())
+    waiting = queue.read(folder)
+    expected = remaining.ends(folder, waiting, queue_runner.devices_here(), time.time())
     if as_json:
-        rows = [_row(entry, expected.get(entry.number)) for entry in known.entries]
-        print(json.dumps({"version": 1, "paused": known.paused, "entries": rows}, indent=1))
+        rows = [_row(entry, expected.get(entry.number)) for entry in waiting.entries]
+        print(json.dumps({"version": 1, "paused": waiting.paused, "entries": rows}, indent=1))
         return DONE
-    if not known.entries:
+    if not waiting.entries:
         print("The queue is empty.")
-    for entry in known.entries:
+    for entry in waiting.entries:
         print(_line(entry, expected.get(entry.number)))
-    if known.paused:
+    if waiting.paused:
         print("Paused: nothing more is started until python -m trainer queue resume.")
     elif queue_runner.needs_runner(folder):
         print("Nobody works on the queue at the moment: python -m trainer queue run, or open the page.")
@@ -209,9 +209,9 @@ def _list(folder: Path, *, as_json: bool) -> int:
 
 
 def _row(entry: Entry, end: float | None) -> dict[str, Any]:
-    told = asdict(entry)
+    row = asdict(entry)
     kept = ("number", "run", "state", "gpus", "devices", "on", "added", "started", "ended", "starts", "said")
-    return {name: told[name] for name in kept} | {"name": entry.name, "expected_end": end}
+    return {name: row[name] for name in kept} | {"name": entry.name, "expected_end": end}
 
 
 def _line(entry: Entry, end: float | None) -> str:

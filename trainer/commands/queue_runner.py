@@ -42,13 +42,13 @@ def devices_here(environment: Mapping[str, str] = os.environ) -> list[str]:
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip()] or [WHOLE_MACHINE]
     try:
-        told = subprocess.run(
+        answer = subprocess.run(
             ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
             capture_output=True, text=True, timeout=20, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return [WHOLE_MACHINE]
-    return told.stdout.split() or [WHOLE_MACHINE]
+    return answer.stdout.split() or [WHOLE_MACHINE]
 
 
 @contextlib.contextmanager
@@ -124,11 +124,11 @@ class QueueRunner:
         code = child.poll() if child else None
         if child and code is None:
             return
-        found = self._still_at_work(entry)
-        if found is not None:
-            if launch.identity(found) != launch.identity(entry.process):
+        process = self._still_at_work(entry)
+        if process is not None:
+            if launch.identity(process) != launch.identity(entry.process):
                 self._children.pop(entry.number, None)
-                now.put(replace(entry, process=found))
+                now.put(replace(entry, process=process))
             return
         if child is not None and code is not None:
             del self._children[entry.number]
@@ -253,14 +253,14 @@ class QueueRunner:
 
 def _process_of(config_file: Path) -> dict[str, Any] | None:
     """The process that was started with this config file, and not by another that was; None when there is none."""
-    found: dict[int, psutil.Process] = {}
+    result: dict[int, psutil.Process] = {}
     for process in psutil.process_iter(["cmdline", "status"]):
         words = process.info["cmdline"] or []
         if str(config_file) in words and "train" in words and process.info["status"] != psutil.STATUS_ZOMBIE:
-            found[process.pid] = process
-    for pid, process in found.items():
+            result[process.pid] = process
+    for pid, process in result.items():
         with contextlib.suppress(psutil.Error):
-            if process.ppid() not in found:
+            if process.ppid() not in result:
                 here = run_folder.this_process()
                 return here | {"pid": pid, "process_start": run_folder.process_start(pid)}
     return None

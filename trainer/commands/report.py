@@ -22,16 +22,16 @@ def declare(command: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", type=Path, help="the file to write (report.html or steps.csv in the run's folder)")
 
 
-def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
+def run(arguments: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
     """Run the command; returns the exit code: 0 done, 3 refused."""
     if rest:
         parser.error(f"unknown: {' '.join(rest)}")
-    folder = RunFolder(known.run)
+    folder = RunFolder(arguments.run)
     try:
         if read_run(folder) is None:
-            raise Refused(f"{known.run} is no run: it has no run.json")
-        text = curves.as_csv(curves.read(folder)) if known.csv else report.write(folder)
-        target = known.to or folder.path / ("steps.csv" if known.csv else "report.html")
+            raise Refused(f"{arguments.run} is no run: it has no run.json")
+        text = curves.as_csv(curves.read(folder)) if arguments.csv else report.write(folder)
+        target = arguments.to or folder.path / ("steps.csv" if arguments.csv else "report.html")
         files.write_text(target, text)
     except (Refused, OSError) as error:
         print(f"Refused: {error}", file=sys.stderr)

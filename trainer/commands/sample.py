@@ -31,30 +31,30 @@ def declare(command: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, a line for each picture")
 
 
-def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
+def run(arguments: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
     """Run the command; returns the exit code: 0 done, 3 refused."""
     if rest:
         parser.error(f"unknown: {' '.join(rest)}")
 
     def tell(words: str, **fields: Any) -> None:
-        print(json.dumps(fields) if known.json else words, flush=True)
+        print(json.dumps(fields) if arguments.json else words, flush=True)
 
     try:
-        config = resolve(read_toml(known.config))[0] if known.config else None
-        return _sample(known, config, tell)
+        config = resolve(read_toml(arguments.config))[0] if arguments.config else None
+        return _sample(arguments, config, tell)
     except Refused as refusal:
         tell("\n".join(f"Refused: {line}" for line in str(refusal).splitlines()), refusal=str(refusal))
         return REFUSED
 
 
-def _sample(known: argparse.Namespace, config: Config | None, tell: Any) -> int:
+def _sample(arguments: argparse.Namespace, config: Config | None, tell: Any) -> int:
     import torch  # takes seconds; a wrong argument is told at once
 
     from trainer.judging import afterwards, subjects
     from trainer.judging.subjects import Painter
 
-    found = subjects.find(known.paths, config)
-    wanted = [item for subject in found for item in afterwards.wanted(subject, known.prompts, known.output)]
+    chosen = subjects.find(arguments.paths, config)
+    wanted = [item for subject in chosen for item in afterwards.wanted(subject, arguments.prompts, arguments.output)]
     missing = [item for item in wanted if not item.path.exists()]
     there = len(wanted) - len(missing)
     if there:

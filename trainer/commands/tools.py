@@ -83,9 +83,9 @@ def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.Argumen
         parser.error(f"unknown: {' '.join(rest)}")
     tool = TOOLS[known.command]
     arguments = {field.name: getattr(known, field.name, field.default) for field in tool.fields}
-    told = Told(as_json=known.json)
+    output = Told(as_json=known.json)
     try:
-        result = tool.run(arguments, told)
+        result = tool.run(arguments, output)
     except Refused as refusal:
         if known.json:
             print(json.dumps({"version": 1, "refusals": str(refusal).splitlines()}, indent=1))

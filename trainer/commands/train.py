@@ -64,12 +64,12 @@ def declare(command: str, parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(known: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
+def run(arguments: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> int:
     """Train, or describe the training; returns the exit code."""
-    if known.dry_run:
-        return dry_run(known.config, rest, as_json=known.json)
-    ending = train(known.config, rest)
-    if known.json and is_main_process():
+    if arguments.dry_run:
+        return dry_run(arguments.config, rest, as_json=arguments.json)
+    ending = train(arguments.config, rest)
+    if arguments.json and is_main_process():
         print(ending.as_json(), flush=True)
     return ending.exit_code
 
@@ -122,8 +122,8 @@ def tell_failure(error: Exception) -> None:
     from trainer.data.pictures import PictureError
 
     if isinstance(error, TrainingFailed | PictureError):
-        told = isinstance(error, TrainingFailed) and error.told
-        logger.log(logging.INFO if told else logging.ERROR, "Failed: %s. %s", error, error.advice)
+        is_told = isinstance(error, TrainingFailed) and error.told
+        logger.log(logging.INFO if is_told else logging.ERROR, "Failed: %s. %s", error, error.advice)
     else:
         logger.error("Failed: %s", error, exc_info=error)
         logger.error("%s", advice_for(error))

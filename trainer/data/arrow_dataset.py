@@ -28,10 +28,12 @@ def shards(folder: Path) -> list[Path]:
     the folder is something else."""
     for place in (folder, folder / "train", folder / "data"):
         names = os.listdir(place) if place.is_dir() else []
-        found = sorted(name for name in names if name.endswith((".arrow", ".parquet")))
-        found = [name for name in found if name not in metadata_files.NAMES]
-        if found:
-            return [place / name for name in found if name.startswith("train")] or [place / name for name in found]
+        names_here = sorted(name for name in names if name.endswith((".arrow", ".parquet")))
+        names_here = [name for name in names_here if name not in metadata_files.NAMES]
+        if names_here:
+            return [place / name for name in names_here if name.startswith("train")] or [
+                place / name for name in names_here
+            ]
     return []
 
 

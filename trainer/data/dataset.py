@@ -149,14 +149,14 @@ def scan(
                 )
             first_line = picture.caption_text()
             caption = picture.whole_caption() if subset.options.enable_wildcard else first_line
-            told = (
+            own = (
                 metadata_files.caption_of(picture.path, subset.root, captions) if captions and caption is None else None
             )
             if picture.is_remarkable(first_line):
                 remarks = picture.findings(first_line)
-                findings += [found for found in remarks if told is None or found.kind != "no_caption"]
-            if told is not None:
-                caption = told if subset.options.enable_wildcard else next(iter(told.strip().splitlines()), "")
+                findings += [remark for remark in remarks if own is None or remark.kind != "no_caption"]
+            if own is not None:
+                caption = own if subset.options.enable_wildcard else next(iter(own.strip().splitlines()), "")
             elif caption is None:
                 uncaptioned += 1
                 caption = subset.class_tokens
@@ -225,25 +225,25 @@ def _require_sane_repeats(entries: Sequence[Entry]) -> None:
 def _subsets(config: Config) -> tuple[list[Subset], list[str]]:
     """Every folder of a training, and notices. Raises DatasetError or ConfigError."""
     if config.dataset_config:
-        found, notices = dataset_config.read(config)
+        chosen, notices = dataset_config.read(config)
         notices += [
             f"{name} is ignored: dataset_config names the folders"
-            for name, known in OPTIONS.items()
-            if known.replaced_by == "dataset_config" and getattr(config, name)
+            for name, option in OPTIONS.items()
+            if option.replaced_by == "dataset_config" and getattr(config, name)
         ]
     elif config.train_data_dir:
-        found, notices = in_folder(config.train_data_dir, "train_data_dir", config)
+        chosen, notices = in_folder(config.train_data_dir, "train_data_dir", config)
         if config.reg_data_dir:
             more, told = in_folder(config.reg_data_dir, "reg_data_dir", config)
-            found += [dataclasses.replace(subset, is_reg=True) for subset in more]
+            chosen += [dataclasses.replace(subset, is_reg=True) for subset in more]
             notices += told
     else:
         raise DatasetError("train_data_dir is empty: name the folder that holds the images")
     if config.validation_data_dir:
         more, told = in_folder(config.validation_data_dir, "validation_data_dir", config)
-        found += [dataclasses.replace(subset, num_repeats=1, is_validation=True) for subset in more]
+        chosen += [dataclasses.replace(subset, num_repeats=1, is_validation=True) for subset in more]
         notices += told
-    return found, notices
+    return chosen, notices
 
 
 class _Captions:
@@ -268,9 +268,9 @@ class _Captions:
 
     def lonely(self, images: Iterable[str]) -> Iterator[Finding]:
         """Captions of images that are not there."""
-        known = {name for file in images for name in (file, os.path.splitext(file)[0])} if self._of_folder else set()
+        names = {name for file in images for name in (file, os.path.splitext(file)[0])} if self._of_folder else set()
         for root, captions in self._of_folder.items():
-            for path in metadata_files.without_image(root, captions, known):
+            for path in metadata_files.without_image(root, captions, names):
                 yield Finding("lonely_caption", path, "named by the metadata, but not there")
 
 
@@ -292,22 +292,22 @@ class _Partners:
         what = "control picture" if options.has_controls else "mask"
         image, root = Path(file), Path(options.conditioning_data_dir)
         folders = dict.fromkeys((root / below, root))
-        found = next((self._in(folder)[image.stem] for folder in folders if image.stem in self._in(folder)), None)
-        if found is None:
+        partner = next((self._in(folder)[image.stem] for folder in folders if image.stem in self._in(folder)), None)
+        if partner is None:
             self._missing.setdefault(what, []).append(f"{image} (looked for {root / image.stem}.*)")
             return {}
         if not options.has_controls:
-            return {"mask": found.path, "mask_digest": found.facts.digest}
-        size = (found.facts.width, found.facts.height)
+            return {"mask": partner.path, "mask_digest": partner.facts.digest}
+        size = (partner.facts.width, partner.facts.height)
         own = options.control_area and buckets.of_area(size, options.control_area, CONTROL_STEP)
         if buckets.visible_share(size, own or bucket) < SMALLEST_SHARE:
             shape = f"{size[0]} x {size[1]} pixels do not go with {bucket[0]} x {bucket[1]}; set control_resolution"
-            self._missing.setdefault(what, []).append(f"{image} ({found.path}: {shape})")
+            self._missing.setdefault(what, []).append(f"{image} ({partner.path}: {shape})")
         control = Entry(
-            id=found.facts.digest[:32],
-            file=str(found.path),
-            relative=found.path.name,
-            digest=found.facts.digest,
+            id=partner.facts.digest[:32],
+            file=str(partner.path),
+            relative=partner.path.name,
+            digest=partner.facts.digest,
             size=size,
             bucket=own or bucket,
             caption="",
@@ -378,8 +378,8 @@ def split(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry], list[str]
             f"validation: all {len(entries)} images are validation images, so none is left to train; lower "
             "validation_split, choose another validation_seed, or take the images out of validation_data_dir"
         )
-    told = [f"{len(copies)} images are not trained, because they are in validation_data_dir"] if copies else []
-    return train, validation, told
+    lines = [f"{len(copies)} images are not trained, because they are in validation_data_dir"] if copies else []
+    return train, validation, lines
 
 
 def _subsets_of(entries: Sequence[Entry]) -> Iterable[Subset]:
@@ -451,19 +451,19 @@ def preprocessing(config: Config) -> dict[str, Any]:
     """The options that decide what becomes of an image and its caption."""
     return {
         name: list(value) if isinstance(value := getattr(config, name), tuple) else value
-        for name, known in OPTIONS.items()
-        if known.section == "Dataset"
-        and known.on_resume == "trajectory"
-        and not (name in ADDED and getattr(config, name) == known.default)
+        for name, option in OPTIONS.items()
+        if option.section == "Dataset"
+        and option.on_resume == "trajectory"
+        and not (name in ADDED and getattr(config, name) == option.default)
     }
 
 
 @no_collections()
-def record(found: Scan, config: Config, batches_per_step: int = 1) -> dict[str, Any]:
+def record(scanned: Scan, config: Config, batches_per_step: int = 1) -> dict[str, Any]:
     """What dataset.json keeps: each image by content, its caption and bucket, and one digest over all."""
-    special = _own_options(found, config, batches_per_step)
-    images = {entry.id: _image(entry, special.get(id(entry.subset), ("",))[0]) for entry in found.entries}
-    images |= {entry.id: {**_image(entry), "validation": True} for entry in found.validation}
+    special = _own_options(scanned, config, batches_per_step)
+    images = {entry.id: _image(entry, special.get(id(entry.subset), ("",))[0]) for entry in scanned.entries}
+    images |= {entry.id: {**_image(entry), "validation": True} for entry in scanned.validation}
     content: Any = {key: [value for name, value in image.items() if name != "path"] for key, image in images.items()}
     settings = preprocessing(config)
     own = dict(special.values())
@@ -503,12 +503,12 @@ def _image(entry: Entry, subset: str = "") -> dict[str, Any]:
     }
 
 
-def _own_options(found: Scan, config: Config, batches_per_step: int) -> dict[int, tuple[str, dict[str, Any]]]:
+def _own_options(scanned: Scan, config: Config, batches_per_step: int) -> dict[int, tuple[str, dict[str, Any]]]:
     """Of each subset (by its identity) to which dataset_config gives options that are not the run's: its name and
     these options, batch sizes as global batches."""
     result = {}
     same: Counter[str] = Counter()
-    for subset in sorted(_subsets_of(found.entries), key=lambda subset: (subset.dataset, subset.part)):
+    for subset in sorted(_subsets_of(scanned.entries), key=lambda subset: (subset.dataset, subset.part)):
         name = f"{subset.dataset + 1}: {subset.folder.name}"
         same[name] += 1  # folders of one name, or one folder with several treatments
         own = dataset_config.own_options(subset, config)
@@ -564,10 +564,10 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any], follows: Collection
     gone = {old[key]["path"] for key in old.keys() - new.keys()}
     come = {new[key]["path"] for key in new.keys() - old.keys()}
     both = old.keys() & new.keys()
-    known = set(then.get("treatment", FIRST_TREATMENT)) & set(now.get("treatment", FIRST_TREATMENT)) - set(follows)
-    known |= {"control", "control_bucket"} - set(follows)  # where a record has none, there was none
+    fields = set(then.get("treatment", FIRST_TREATMENT)) & set(now.get("treatment", FIRST_TREATMENT)) - set(follows)
+    fields |= {"control", "control_bucket"} - set(follows)  # where a record has none, there was none
     captions = [key for key in both if old[key]["caption"] != new[key]["caption"]]
-    treated = [key for key in both if any(old[key].get(name) != new[key].get(name) for name in known)]
+    treated = [key for key in both if any(old[key].get(name) != new[key].get(name) for name in fields)]
     options = tuple(_changed_options(then, now))
     return DatasetDifference(
         added=tuple(sorted(come - gone)),
@@ -576,18 +576,18 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any], follows: Collection
         captions=tuple(sorted(new[key]["path"] for key in captions)),
         treated=tuple(sorted(new[key]["path"] for key in treated)),
         options=options,
-        content=(_news(old, new, known), [_news(new, old, known), options]),
+        content=(_news(old, new, fields), [_news(new, old, fields), options]),
     )
 
 
-def _news(images: Mapping[str, Any], others: Mapping[str, Any], known: Collection[str]) -> list[tuple[str, Any]]:
+def _news(images: Mapping[str, Any], others: Mapping[str, Any], fields: Collection[str]) -> list[tuple[str, Any]]:
     """What images have that is not so, or not there, among the others; the bucket of one that is not there follows."""
-    found = []
+    result = []
     for key, image in sorted(images.items()):
         other = others.get(key, {"bucket": image["bucket"]})
-        news = [(name, image.get(name)) for name in sorted({"caption", *known}) if image.get(name) != other.get(name)]
-        found += [(key, news)] if news else []
-    return found
+        news = [(name, image.get(name)) for name in sorted({"caption", *fields}) if image.get(name) != other.get(name)]
+        result += [(key, news)] if news else []
+    return result
 
 
 def _changed_options(record_then: Mapping[str, Any], record_now: Mapping[str, Any]) -> Iterator[str]:

@@ -26,7 +26,7 @@ _THEIRS = {option: key for key, option in OURS.items()}
 
 
 def _keys(scope: Scope) -> tuple[str, ...]:
-    return tuple(_THEIRS.get(name, name) for name, known in OPTIONS.items() if known.scope == scope)
+    return tuple(_THEIRS.get(name, name) for name, option in OPTIONS.items() if option.scope == scope)
 
 
 DATASET_KEYS = _keys("dataset")
@@ -60,10 +60,10 @@ def read(config: Config) -> tuple[list[Subset], list[str]]:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError([Problem("dataset_config", f"{path} cannot be read: {error}")]) from error
     reader = _Reader(config, path, _lines(text))
-    found = reader.subsets(document)
+    chosen = reader.subsets(document)
     if reader.problems:
         raise ConfigError(reader.problems)
-    return found, list(dict.fromkeys(reader.notices))
+    return chosen, list(dict.fromkeys(reader.notices))
 
 
 class _Reader:
@@ -84,7 +84,7 @@ class _Reader:
         datasets = self._tables(document, "datasets", ())
         if not datasets:
             self._problem(("datasets",), "there is none; write [[datasets]] and, below it, [[datasets.subsets]]")
-        found = []
+        result = []
         for number, dataset in enumerate(datasets):
             place = ("datasets", number)
             values = general | self._options(dataset, "datasets", place, ("subsets",))
@@ -92,8 +92,8 @@ class _Reader:
             if not subsets:
                 self._problem((*place, "subsets"), "a dataset needs at least one [[datasets.subsets]]")
             for part, subset in enumerate(subsets):
-                found += self._subset(subset, values, (number, part), (*place, "subsets", part))
-        return found
+                result += self._subset(subset, values, (number, part), (*place, "subsets", part))
+        return result
 
     def _subset(
         self, table: Mapping[str, Any], values: dict[str, Any], numbers: tuple[int, int], place: Place
@@ -137,11 +137,11 @@ class _Reader:
         ]
 
     def _tables(self, table: Mapping[str, Any], name: str, place: Place) -> list[Mapping[str, Any]]:
-        found = table.get(name, [])
-        if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        tables = table.get(name, [])
+        if not isinstance(tables, list) or not all(isinstance(item, dict) for item in tables):
             self._problem((*place, name), f"is not a list of tables; write [[{'.'.join((*_names(place), name))}]]")
             return []
-        return found
+        return tables
 
     def _options(
         self, table: Mapping[str, Any], level: str, place: Place, others: tuple[str, ...] = ()
@@ -181,7 +181,7 @@ class _Reader:
 
     def _problem(self, place: Place, message: str) -> None:
         nearest_places = [(*place, 0), *(place[:end] for end in range(len(place), 0, -1))]
-        line = next((self._lines[known] for known in nearest_places if known in self._lines), None)
+        line = next((self._lines[place_known] for place_known in nearest_places if place_known in self._lines), None)
         where = f"{self._path}, line {line}" if line else str(self._path)
         self.problems.append(Problem(str(place[-1]), message, where))
 
@@ -214,5 +214,5 @@ def _lines(text: str) -> dict[Place, int]:
 
 def own_options(subset: Subset, config: Config) -> dict[str, Any]:
     """A subset's options where they are not the run's, but for those that are compared by content."""
-    names = [name for name, known in OPTIONS.items() if known.scope != "run" and not known.by_content]
+    names = [name for name, option in OPTIONS.items() if option.scope != "run" and not option.by_content]
     return {name: value for name in names if (value := getattr(subset.options, name)) != getattr(config, name)}

@@ -160,19 +160,19 @@ def make(config: Config, *, deep: bool = False, progress: Progress = no_progress
     Raises DatasetError when there is no folder to look at.
     """
     try:
-        found, refusal = dataset.scan(config, progress=progress, workers=workers), ""
+        scanned, refusal = dataset.scan(config, progress=progress, workers=workers), ""
     except DatasetError as error:
         if not error.findings:
             raise
-        found, refusal = Scan((), error.findings, ()), str(error)
+        scanned, refusal = Scan((), error.findings, ()), str(error)
     deeper: Sequence[Finding] = ()
     if deep:
-        digests = {entry.path: entry.digest for entry in (*found.entries, *found.validation)}
+        digests = {entry.path: entry.digest for entry in (*scanned.entries, *scanned.validation)}
         deeper = inspection.inspect(digests, config.cache_path, progress=progress, workers=workers)
-    used = (*found.entries, *found.validation)
+    used = (*scanned.entries, *scanned.validation)
     long = [
         Finding("long_caption", entry.path, f"about {captions.about_tokens(entry.caption)} tokens")
         for entry in used
         if captions.is_cut_off(entry.caption, entry.subset.options)
     ]
-    return Report(config, found, tuple(long), tuple(deeper), refusal)
+    return Report(config, scanned, tuple(long), tuple(deeper), refusal)

@@ -131,26 +131,26 @@ class _Copy:
         storage, base = url_to_fs(address, use_listings_cache=False, skip_instance_cache=True)
         there = _listing(storage, base.rstrip("/"))
         wanted = {
-            name: found
-            for name, found in there.items()
-            if self.contents.get(name) != _content(found) or not files.exists(self.path(name))
+            name: described
+            for name, described in there.items()
+            if self.contents.get(name) != _content(described) or not files.exists(self.path(name))
         }
-        needed = sum(_size(found) for found in wanted.values())
+        needed = sum(_size(described) for described in wanted.values())
         try:
             files.require_space(self._folder.parent, needed)
         except OSError as error:
             raise _CannotWrite(error.strerror or str(error)) from error
         if wanted:
             logger.info("%s: %s of %s files are copied to %s", address, len(wanted), len(there), self._folder)
-        done, names, told = 0, list(wanted), time.monotonic()
+        done, names, logged = 0, list(wanted), time.monotonic()
         try:
             for begin in range(0, len(names), AT_ONCE):
                 some = names[begin : begin + AT_ONCE]
                 self._copy(storage, {name: wanted[name] for name in some})
                 done += sum(_size(wanted[name]) for name in some)
-                if time.monotonic() > told + LOG_SECONDS:
+                if time.monotonic() > logged + LOG_SECONDS:
                     logger.info("%s: %s of %s are here", address, quantities.size(done), quantities.size(needed))
-                    told = time.monotonic()
+                    logged = time.monotonic()
         finally:
             self.write_index()
         for name in self.contents.keys() - there.keys():
@@ -184,11 +184,11 @@ def _listing(storage: Any, base: str) -> dict[str, dict[str, Any]]:
     Raises FileNotFoundError where there are none, and Unreachable where a name would lead out of the copy's folder.
     """
     listed: dict[str, dict[str, Any]] = {}
-    for path, found in storage.find(base, detail=True).items():
+    for path, described in storage.find(base, detail=True).items():
         name = path[len(base) :].strip("/") if path.startswith(base) else path
-        if found.get("type") == "directory" or path.endswith("/"):
+        if described.get("type") == "directory" or path.endswith("/"):
             continue
-        listed[_harmless(name)] = found
+        listed[_harmless(name)] = described
     if not listed:
         raise FileNotFoundError("there is nothing")
     return listed
@@ -202,10 +202,10 @@ def _harmless(name: str) -> str:
     return name
 
 
-def _size(found: Mapping[str, Any]) -> int:
-    return int(found.get("size") or 0)
+def _size(described: Mapping[str, Any]) -> int:
+    return int(described.get("size") or 0)
 
 
-def _content(found: Mapping[str, Any]) -> str:
-    told = next((f"{key} {found[key]}" for key in CONTENT if found.get(key)), "")
-    return f"{told} {_size(found)}"
+def _content(described: Mapping[str, Any]) -> str:
+    mark = next((f"{key} {described[key]}" for key in CONTENT if described.get(key)), "")
+    return f"{mark} {_size(described)}"

@@ -77,9 +77,9 @@ class Finding:
 
 def by_kind(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
     """The findings of each kind there is, in the order of KINDS."""
-    found = list(findings)
-    present = Counter(finding.kind for finding in found)
-    return {kind: [item for item in found if item.kind == kind] for kind in KINDS if present[kind]}
+    rest = list(findings)
+    present = Counter(finding.kind for finding in rest)
+    return {kind: [item for item in rest if item.kind == kind] for kind in KINDS if present[kind]}
 
 
 def effect(kind: str) -> str:

@@ -106,7 +106,7 @@ def near_copies(looks: Sequence[Look]) -> list[list[int]]:
 def _pairs_of(hashes: NDArray[np.uint64], colours: NDArray[np.int16], shift: int) -> NDArray[np.int64]:
     """(2, pairs): places of near copies whose hashes agree in the byte at `shift`."""
     values = (hashes >> np.uint64(shift)) & np.uint64(255)
-    found = [np.empty((2, 0), dtype=np.int64)]
+    pairs = [np.empty((2, 0), dtype=np.int64)]
     for value in np.unique(values):
         members = np.flatnonzero(values == value)
         for start in range(0, len(members), ROWS_AT_ONCE):
@@ -115,5 +115,5 @@ def _pairs_of(hashes: NDArray[np.uint64], colours: NDArray[np.int16], shift: int
             above, beside = np.nonzero(near & (rows[:, None] < members[None, :]))
             above, beside = rows[above], members[beside]
             alike = np.abs(colours[above] - colours[beside]).max(axis=1, initial=0) <= NEAR_COLOUR
-            found.append(np.stack([above[alike], beside[alike]]))
-    return np.concatenate(found, axis=1)
+            pairs.append(np.stack([above[alike], beside[alike]]))
+    return np.concatenate(pairs, axis=1)

@@ -60,8 +60,8 @@ def caption_of(image: Path, root: Path, captions: Mapping[str, str]) -> str | No
 
 def _kohya(path: Path, column: str) -> Iterator[tuple[str, str]]:
     """sd-scripts' in_json: {image: {"caption": ..., "tags": ...}}."""
-    for image, known in json.loads(path.read_text(encoding="utf-8-sig")).items():
-        parts = [known.get("caption") or known.get(column), known.get("tags")]
+    for image, captions in json.loads(path.read_text(encoding="utf-8-sig")).items():
+        parts = [captions.get("caption") or captions.get(column), captions.get("tags")]
         yield Path(image).as_posix(), ", ".join(str(part) for part in parts if part)
 
 

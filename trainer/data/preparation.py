@@ -61,9 +61,9 @@ def plan(target: Path, images: Part, regularisation: Part | None, caption_extens
     folders, copies, there = [], [], 0
     parts = [("img", images), *([("reg", regularisation)] if regularisation else [])]
     for kind, part in parts:
-        told = list(_problems(kind, part))
-        problems += told
-        if told:
+        lines = list(_problems(kind, part))
+        problems += lines
+        if lines:
             continue
         folder = target / kind / f"{part.repeats}_{part.tokens.strip()}"
         folders.append(folder)
@@ -111,11 +111,11 @@ def _problems(kind: str, part: Part) -> Iterator[str]:
 
 def _files_of(folder: Path, caption_extensions: Sequence[str]) -> list[Path]:
     """The pictures of a folder, each followed by its captions; pipes and folders are not copied."""
-    found: list[Path] = []
+    result: list[Path] = []
     for picture in list_pictures(folder):
         captions = [picture.with_name(picture.stem + extension) for extension in caption_extensions]
-        found += [path for path in (picture, *captions) if path.is_file()]
-    return list(dict.fromkeys(found))
+        result += [path for path in (picture, *captions) if path.is_file()]
+    return list(dict.fromkeys(result))
 
 
 def carry_out(planned: Plan, progress: Progress = no_progress) -> None:

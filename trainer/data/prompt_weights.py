@@ -25,21 +25,21 @@ def parse(text: str) -> list[tuple[str, float]]:
             piece[1] = float(piece[1]) * factor
 
     for match in PIECE.finditer(text):
-        found, weight = match[0], match[1]
-        if len(found) == 2 and found[0] == "\\":
-            pieces.append([found[1], 1.0])
-        elif found == "(":
+        part, weight = match[0], match[1]
+        if len(part) == 2 and part[0] == "\\":
+            pieces.append([part[1], 1.0])
+        elif part == "(":
             round_open.append(len(pieces))
-        elif found == "[":
+        elif part == "[":
             square_open.append(len(pieces))
         elif weight is not None and round_open and _number(weight) is not None:
             weigh(round_open.pop(), _number(weight) or 0.0)
-        elif found == ")" and round_open:
+        elif part == ")" and round_open:
             weigh(round_open.pop(), STRONGER)
-        elif found == "]" and square_open:
+        elif part == "]" and square_open:
             weigh(square_open.pop(), WEAKER)
         else:
-            pieces.append([found, 1.0])
+            pieces.append([part, 1.0])
     for start in round_open:
         weigh(start, STRONGER)
     for start in square_open:

@@ -55,14 +55,14 @@ def put_back(pictures: Iterable[Path]) -> Outcome:
 
 def listing(folders: Iterable[Path], place: str) -> list[Path]:
     """The pictures that were taken out of these folders, by name."""
-    found = []
+    result = []
     for folder in folders:
         try:
             with os.scandir(folder / place) as entries:
-                found += [Path(entry.path) for entry in entries if is_picture_name(entry.name)]
+                result += [Path(entry.path) for entry in entries if is_picture_name(entry.name)]
         except OSError:  # nothing was
             continue
-    return sorted(found)
+    return sorted(result)
 
 
 def empty_bins(folders: Iterable[Path]) -> Outcome:

@@ -64,15 +64,15 @@ def in_folder(folder: str, option: str, config: Config) -> tuple[list[Subset], l
     if metadata := metadata_files.in_folder(root):
         folders = [root, *metadata_files.folders_below(root, metadata, config.caption_column)]
         return [Subset(path, root, config, config.dataset_repeats) for path in folders], []
-    notices, found = [], []
+    notices, chosen = [], []
     subfolders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     for entry in subfolders:
         match = FOLDER_NAME.fullmatch(entry.name)
         if match and int(match[1]) >= 1:
-            found.append(Subset(entry, root, config, int(match[1]), match[2].strip()))
+            chosen.append(Subset(entry, root, config, int(match[1]), match[2].strip()))
         elif match:
             notices.append(f"{entry} is skipped: 0 repeats")
-    if not found:
+    if not chosen:
         if not list_pictures(root) and subfolders:
             raise DatasetError(
                 f"{option}: no images in {root}; its folders are not named <repeats>_<class> "
@@ -86,4 +86,4 @@ def in_folder(folder: str, option: str, config: Config) -> tuple[list[Subset], l
     ]
     if direct := list_pictures(root):
         notices.append(f"{len(direct)} images directly in {root} are skipped: it has folders named <repeats>_<class>")
-    return found, notices
+    return chosen, notices

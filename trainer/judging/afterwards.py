@@ -38,8 +38,8 @@ def wanted(subject: Subject, asked: str, folder: Path | None) -> list[Wanted]:
     there need not be made again. Raises Refused, ConfigError being one.
     """
     config = subject.config.replace(sample_prompts=asked or subject.config.sample_prompts)
-    found = prompt_files.read(config)
-    if not found:
+    prompts = prompt_files.read(config)
+    if not prompts:
         raise Refused(f"{subject.path} was trained without sample_prompts; give --prompts")
     run, step = None, _step(subject)
     if folder is None and subject.run is not None and step is not None and _is_own(subject, step):
@@ -56,7 +56,7 @@ def wanted(subject: Subject, asked: str, folder: Path | None) -> list[Wanted]:
             subject, step, prompt, index,
             target / f"{begin}-{index:02d}-{prompt.seed}-{files.digest([*settled, repr(prompt)])[:8]}.png", run,
         )
-        for index, prompt in enumerate(found)
+        for index, prompt in enumerate(prompts)
     ]  # fmt: skip
 
 

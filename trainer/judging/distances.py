@@ -169,8 +169,8 @@ def nearest(generated: Features, real: Features) -> list[Nearest]:
     """Each generated picture with the real one that is nearest to it, the most alike first."""
     similar = cosines(generated, real)
     places = similar.argmax(axis=1)
-    found = [Nearest(row, int(place), float(similar[row, place])) for row, place in enumerate(places)]
-    return sorted(found, key=lambda pair: -pair.similarity)
+    result = [Nearest(row, int(place), float(similar[row, place])) for row, place in enumerate(places)]
+    return sorted(result, key=lambda pair: -pair.similarity)
 
 
 def memorised_share(generated: Features, real: Features) -> float:

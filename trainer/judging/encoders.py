@@ -62,10 +62,10 @@ def find(name: str, what: str) -> Weights:
         raise Missing(f"{what}: {path} has no model.safetensors")
     if file.suffix != ".safetensors":
         raise Missing(f"{what}: {file} is not a .safetensors file. {CONVERTING}")
-    found = files.sha256_file(file)
-    if wanted and found != wanted:
-        raise Missing(f"{what}: {file} has the SHA-256 {found}, not {wanted}")
-    return Weights(plain, path, found)
+    digest = files.sha256_file(file)
+    if wanted and digest != wanted:
+        raise Missing(f"{what}: {file} has the SHA-256 {digest}, not {wanted}")
+    return Weights(plain, path, digest)
 
 
 def _fetched(name: str, what: str) -> Path:

@@ -197,8 +197,8 @@ class Judge:
         if "dino" in self._ready or "clip" in self._ready:
             self._likeness(result, pictures)
         for name, fewest in FEWEST.items():
-            told = "precision" if name == "precision_recall" else name
-            if told in result.figures and min(len(pictures), len(self._real)) < fewest:
+            text = "precision" if name == "precision_recall" else name
+            if text in result.figures and min(len(pictures), len(self._real)) < fewest:
                 few = f"{len(pictures)} generated and {len(self._real)} training pictures"
                 result.warnings.append(f"{name}: {few} are few: {FEW[name]}")
         result.seconds = time.perf_counter() - started

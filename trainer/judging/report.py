@@ -76,7 +76,7 @@ def write(run: RunFolder) -> str:
 
 def newest_checkpoint(run: RunFolder) -> Path | None:
     """The newest checkpoint whose manifest can be read."""
-    return next((found.path for found in manifest.listing(run.checkpoints) if found.manifest), None)
+    return next((item.path for item in manifest.listing(run.checkpoints) if item.manifest), None)
 
 
 def document(checkpoint: Path | None, name: str) -> dict[str, Any]:
@@ -114,9 +114,9 @@ def energies(curves: Curves) -> list[Event]:
     starts = [number(event, "time") or 0.0 for event in curves.sessions[1:]] + [math.inf]
     last: dict[int, Event] = {}
     for event in curves.resources:
-        told = number(event, "time") or 0.0
+        moment = number(event, "time") or 0.0
         if event.get("energy_kwh") is not None:
-            last[next(place for place, start in enumerate(starts) if told < start)] = event
+            last[next(place for place, start in enumerate(starts) if moment < start)] = event
     return list(last.values())
 
 
@@ -250,18 +250,18 @@ def sessions(record: Mapping[str, Any], curves: Curves) -> str:
 
 def images(run: RunFolder, newest: Path | None) -> str:
     """What was trained: counts, shapes, and the first pictures that are still where they were."""
-    found = document(newest, "dataset.json").get("images", {})
-    if not found:
+    images_then = document(newest, "dataset.json").get("images", {})
+    if not images_then:
         return ""
-    held = sum(bool(image.get("validation")) for image in found.values())
-    shapes = Counter("x".join(str(edge) for edge in image["bucket"]) for image in found.values())
-    rows = [("Images", f"{len(found) - held:,}"), ("Held out for validation", f"{held:,}")]
+    held = sum(bool(image.get("validation")) for image in images_then.values())
+    shapes = Counter("x".join(str(edge) for edge in image["bucket"]) for image in images_then.values())
+    rows = [("Images", f"{len(images_then) - held:,}"), ("Held out for validation", f"{held:,}")]
     rows += [(shape, quantities.counted(count, "image")) for shape, count in shapes.most_common(20)]
     text = table(rows)
     config = config_of(run)
     if config and config.train_data_dir:
         folder = addresses.local(config.train_data_dir)
-        paths = sorted(image["path"] for image in found.values())[:MOST_IMAGES]
+        paths = sorted(image["path"] for image in images_then.values())[:MOST_IMAGES]
         text += f"<div class=pictures>{''.join(picture(folder / path, path, within=folder) for path in paths)}</div>"
     return text
 

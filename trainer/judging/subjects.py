@@ -51,26 +51,26 @@ def find(paths: Sequence[Path], config: Config | None) -> list[Subject]:
 
     `config`: for model files without a run beside them. Raises Refused, naming every path that is none of them.
     """
-    found: list[Subject] = []
+    result: list[Subject] = []
     problems: list[str] = []
     for path in paths:
         try:
             if path.is_file():
-                found.append(_model_file(path, config))
+                result.append(_model_file(path, config))
             elif (path / "checkpoints").is_dir():
                 items = manifest.listing(path / "checkpoints")
                 if not items:
                     raise Refused(f"the run {path} has no checkpoint")
-                found += sorted((_checkpoint(item.path) for item in items), key=lambda subject: subject.step or 0)
+                result += sorted((_checkpoint(item.path) for item in items), key=lambda subject: subject.step or 0)
             elif manifest.is_checkpoint(path):
-                found.append(_checkpoint(path))
+                result.append(_checkpoint(path))
             else:
                 raise Refused(f"{path} is no checkpoint, no run and no model file")
         except (Refused, CheckpointDamaged) as problem:
             problems.append(str(problem))
     if problems:
         raise Refused("\n".join(problems))
-    return found
+    return result
 
 
 def _checkpoint(path: Path) -> Subject:
@@ -131,7 +131,7 @@ class Painter:
         yield from model.samples(prompts, subject.config.sample_sampler, self._device)
 
     def _model(self, config: Config) -> Model:
-        key = {name: getattr(config, name) for name, known in OPTIONS.items() if known.on_resume != "free"}
+        key = {name: getattr(config, name) for name, option in OPTIONS.items() if option.on_resume != "free"}
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = self._with = None  # the old one leaves the memory first
             settled, path = preflight.locate_model(config)

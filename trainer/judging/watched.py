@@ -45,13 +45,16 @@ def marks(curves: Curves) -> list[tuple[int, str]]:
 
 def bands(curves: Curves) -> str:
     """The validation loss of each band of timesteps, and what resumes measured."""
-    told = {step: event["bands"] for step, event in sorted(curves.validations.items()) if event.get("bands")}
+    losses = {step: event["bands"] for step, event in sorted(curves.validations.items()) if event.get("bands")}
     lines = []
-    if told:
-        names = [_band(band) for band in told[max(told)]]
+    if losses:
+        names = [_band(band) for band in losses[max(losses)]]
         lines = [
             Line(
-                name, [(step, own[place]["loss"]) for step, own in told.items() if place < len(own)], colour, dots=True
+                name,
+                [(step, own[place]["loss"]) for step, own in losses.items() if place < len(own)],
+                colour,
+                dots=True,
             )
             for place, (name, colour) in enumerate(zip(names, itertools.cycle(COLOURS), strict=False))
         ]
@@ -91,23 +94,23 @@ def resumed_samples(run: RunFolder, curves: Curves) -> str:
             for name, caption in zip(("before", "path", "difference"), words, strict=True)
             if event.get(name)
         )
-        told = f"{verdict}; SSIM {shown(event.get('ssim'))}" + (
+        sentence = f"{verdict}; SSIM {shown(event.get('ssim'))}" + (
             "" if same else " (of another step, so they may differ)"
         )
-        text += f"<p>{told}</p><div class=pictures>{pictures}</div>"
+        text += f"<p>{sentence}</p><div class=pictures>{pictures}</div>"
     return text
 
 
 def stability(curves: Curves) -> str:
     """How alike each sample is to the one before, over the steps."""
-    found: dict[tuple[str, Any], list[tuple[float, float]]] = {}
+    result: dict[tuple[str, Any], list[tuple[float, float]]] = {}
     for event in curves.samples.values():
         if (ssim := number(event, "ssim")) is not None and not event.get("resumed"):
             name = str(event.get("prompt", ""))[:40] + (", raw weights" if event.get("weights") else "")
-            found.setdefault((name, event.get("seed")), []).append((event["global_step"], ssim))
+            result.setdefault((name, event.get("seed")), []).append((event["global_step"], ssim))
     lines = [
         Line(f"{name} ({seed})", sorted(points), colour, dots=True)
-        for ((name, seed), points), colour in zip(found.items(), itertools.cycle(COLOURS), strict=False)
+        for ((name, seed), points), colour in zip(result.items(), itertools.cycle(COLOURS), strict=False)
     ]
     drawn = chart("SSIM of a sample with the one before it, 1: equal", lines[: len(COLOURS)], marks(curves))
     return f"{drawn}<p class=soft>{likeness.NAME}: {likeness.SOURCE}</p>" if lines else ""
@@ -133,14 +136,14 @@ def consistency(run: RunFolder, curves: Curves) -> str:
 
 
 def _opened(run: RunFolder, paths: Iterable[Path]) -> list[Image.Image]:
-    found = []
+    result = []
     for path in paths:
         if path.resolve().is_relative_to(run.path.resolve()):
             try:
-                found.append(open_picture(path))
+                result.append(open_picture(path))
             except PictureError:
                 continue
-    return found
+    return result
 
 
 def choices(run: RunFolder) -> str:

@@ -172,9 +172,9 @@ def _family_of_folder(path: Path) -> str | None:
 
 
 def _refuse_quantised(option: str, path: Path, tensors: Shapes) -> None:
-    if found := next(filter(QUANTISED.search, tensors), None):
+    if scale := next(filter(QUANTISED.search, tensors), None):
         raise BaseModelMissing(
-            f"{option}: {path} holds quantised weights ({found}), which are not read from such a file; take the one in "
+            f"{option}: {path} holds quantised weights ({scale}), which are not read from such a file; take the one in "
             "bf16 or fp16. To save memory set fp8_base or quantize, or name a GGUF file with base_gguf"
         )
 

@@ -44,7 +44,7 @@ ARCHITECTURES = {NETWORK: "/lora", FINETUNE: "", TEXTUAL_INVERSION: "/textual-in
 PREDICTIONS = {"v_prediction": "v"}  # modelspec's names; the others are as diffusers'
 
 
-def constant(config: Config, found: Scan, model: Model, *, total_steps: int, steps_per_epoch: int) -> dict[str, Any]:
+def constant(config: Config, scan: Scan, model: Model, *, total_steps: int, steps_per_epoch: int) -> dict[str, Any]:
     """What stays the same over a run."""
     network_args: dict[str, Any] = network_kinds.as_arguments(config.network_kind)
     if config.conv_dim:
@@ -55,12 +55,14 @@ def constant(config: Config, found: Scan, model: Model, *, total_steps: int, ste
         network_args["preset"] = config.network_preset
     folders: dict[bool, dict[str, dict[str, int]]] = {False: {}, True: {}}  # by whether they are of regularisation
     tags: dict[str, Counter[str]] = defaultdict(Counter)
-    for entry in found.entries:
+    for entry in scan.entries:
         folder, subset = entry.path.parent.name, entry.subset
         counts = {"n_repeats": subset.num_repeats, "img_count": 0}
         folders[subset.is_reg].setdefault(folder, counts)["img_count"] += 1
         tags[folder].update(tag.strip().lower() for tag in entry.caption.split(",") if tag.strip())
-    values: dict[str, Any] = {f"ss_{name}": getattr(config, name) for name, known in OPTIONS.items() if known.in_header}
+    values: dict[str, Any] = {
+        f"ss_{name}": getattr(config, name) for name, option in OPTIONS.items() if option.in_header
+    }
     if config.trains_network:
         values |= {
             "ss_network_module": "lycoris.kohya" if config.kind.algo else "networks.lora",
@@ -74,9 +76,9 @@ def constant(config: Config, found: Scan, model: Model, *, total_steps: int, ste
         "ss_v2": model.base_version.startswith("sd_v2"),
         "ss_base_model_version": model.base_version,
         "ss_sd_model_name": Path(config.pretrained_model_name_or_path).name,
-        "ss_num_train_images": sum(entry.repeats for entry in found.entries if not entry.subset.is_reg),
-        "ss_num_validation_images": len(found.validation),
-        "ss_num_reg_images": sum(entry.repeats for entry in found.entries if entry.subset.is_reg),
+        "ss_num_train_images": sum(entry.repeats for entry in scan.entries if not entry.subset.is_reg),
+        "ss_num_validation_images": len(scan.validation),
+        "ss_num_reg_images": sum(entry.repeats for entry in scan.entries if entry.subset.is_reg),
         "ss_num_batches_per_epoch": steps_per_epoch,
         "ss_num_epochs": -(-total_steps // steps_per_epoch),
         "ss_max_train_steps": total_steps,
@@ -96,7 +98,7 @@ def constant(config: Config, found: Scan, model: Model, *, total_steps: int, ste
         "ss_bucket_info": {
             "buckets": {
                 str(number): {"resolution": list(size), "count": count}
-                for number, (size, count) in enumerate(found.bucket_counts().items())
+                for number, (size, count) in enumerate(scan.bucket_counts().items())
             }
         },
     }

@@ -36,8 +36,8 @@ def _mapped() -> Ranges:
     """Where files are mapped in this process; nowhere where the system does not tell."""
     if sys.platform != "linux":
         return []
-    found = _MAPPED.findall(Path("/proc/self/maps").read_text())
-    return sorted((int(start, 16), int(end, 16)) for start, end in found)
+    mapped = _MAPPED.findall(Path("/proc/self/maps").read_text())
+    return sorted((int(start, 16), int(end, 16)) for start, end in mapped)
 
 
 def _give_back(tensor: Tensor, ranges: Ranges) -> None:

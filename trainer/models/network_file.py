@@ -64,13 +64,13 @@ def _alphas(path: Path) -> dict[str, float]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         declared = json.loads(file.read(length))
-        found = {}
+        result = {}
         for name, entry in declared.items():
             if name.endswith(".alpha"):
                 start, end = entry["data_offsets"]
                 file.seek(8 + length + start)
-                found[name.removesuffix(".alpha")] = _scalar(file.read(end - start), entry["dtype"])
-    return found
+                result[name.removesuffix(".alpha")] = _scalar(file.read(end - start), entry["dtype"])
+    return result
 
 
 def _scalar(data: bytes, dtype: str) -> float:

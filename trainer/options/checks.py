@@ -20,17 +20,17 @@ def _network(merged: Mapping[str, Given], values: dict[str, Any]) -> list[Proble
     module, given = merged.get("network_module", Given("", "")), merged.get("network_args", Given("", ""))
     items = given.value if isinstance(given.value, list | tuple) else list_items(str(given.value or ""))
     pairs = [str(item).partition("=") for item in items]
-    told = {name.strip(): text.strip() for name, _, text in pairs}
-    options, wrong = network_kinds.from_module(str(module.value or ""), told)
+    texts = {name.strip(): text.strip() for name, _, text in pairs}
+    options, wrong = network_kinds.from_module(str(module.value or ""), texts)
     where = given.where or module.where
     key = "network_args" if "network_args" in merged else "network_module"
     problems = [Problem(key, text, where) for text in wrong]
     for ours, text in options.items():
-        known = OPTIONS[ours]
-        value = as_ours(known, from_text(known, text) if isinstance(text, str) else text)
-        checked, bad = (known.default, None) if value is None else value_problem(known, value)
+        option = OPTIONS[ours]
+        value = as_ours(option, from_text(option, text) if isinstance(text, str) else text)
+        checked, bad = (option.default, None) if value is None else value_problem(option, value)
         if bad:
-            name = next((name for name in told if network_kinds.ARGUMENTS.get(name) == ours), ours)
+            name = next((name for name in texts if network_kinds.ARGUMENTS.get(name) == ours), ours)
             problems.append(Problem(key, f"{name}: {bad}", where))
         else:
             values[ours] = checked
@@ -77,8 +77,8 @@ def check(*sources: Source) -> Checked:
     for key, given in merged.items():
         if key in ("network_module", "network_args"):
             continue
-        known = OPTIONS.get(key)
-        if known is None:
+        option = OPTIONS.get(key)
+        if option is None:
             problem, notice = _foreign(key, given)
             problems += [problem] if problem else []
             notices += [notice] if notice else []
@@ -86,10 +86,10 @@ def check(*sources: Source) -> Checked:
         if oversized(given.value):
             problems.append(Problem(key, TOO_LARGE, given.where))
             continue
-        given = Given(as_ours(known, given.value), given.where)
+        given = Given(as_ours(option, given.value), given.where)
         if given.value is None:
             continue
-        value, wrong = value_problem(known, given.value)
+        value, wrong = value_problem(option, given.value)
         where[key] = given.where
         if wrong:
             problems.append(Problem(key, wrong, given.where))

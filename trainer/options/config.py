@@ -206,7 +206,7 @@ class Config(
 
 
 def _declared() -> dict[str, Option]:
-    found: dict[str, Option] = {}
+    result: dict[str, Option] = {}
     for section in SECTIONS:
         hints = typing.get_type_hints(section)
         for field in dataclasses.fields(section):
@@ -226,7 +226,7 @@ def _declared() -> dict[str, Option]:
                 kind = "list"
             else:
                 kind = hint.__name__
-            found[field.name] = Option(
+            result[field.name] = Option(
                 name=field.name,
                 section=section.__doc__ or section.__name__,
                 kind=kind,
@@ -235,7 +235,7 @@ def _declared() -> dict[str, Option]:
                 choices=choices,
                 **declared,
             )
-    return found
+    return result
 
 
 OPTIONS: dict[str, Option] = _declared()

@@ -24,7 +24,7 @@ BELOW_A_RUN = 80  # characters of the longest path in a run folder, that of a fi
 
 def _endless(what: Literal["picture", "caption"]) -> tuple[str, ...]:
     """The options that make the picture or the caption different from use to use, in too many forms to cache."""
-    return tuple(name for name, known in OPTIONS.items() if known.varies == what and not known.cacheable)
+    return tuple(name for name, option in OPTIONS.items() if option.varies == what and not option.cacheable)
 
 
 VARY_PICTURES, VARY_CAPTIONS = _endless("picture"), _endless("caption")
@@ -217,7 +217,7 @@ def _finetune_conflicts(config: Config) -> Iterator[Conflict]:
     if config.full_bf16 and config.mixed_precision != "bf16":
         yield "full_bf16", "needs mixed_precision = bf16"
     if config.full_bf16 and not config.optimizer.by_parameter:
-        fitting = ", ".join(name for name, known in OPTIMIZERS.items() if known.by_parameter)
+        fitting = ", ".join(name for name, optimizer in OPTIMIZERS.items() if optimizer.by_parameter)
         yield (
             "full_bf16",
             f"cannot go with {config.optimizer_type}, which looks at all weights together, and they are made whole one "
@@ -340,9 +340,9 @@ def _family_conflicts(config: Config) -> Iterator[Conflict]:
     if config.family == AUTO:
         return
     facts = config.facts
-    for name, known in OPTIONS.items():
+    for name, option in OPTIONS.items():
         value = getattr(config, name)
-        if not known.applies_to(facts) and value != known.default and (value or known.default):  # 0 is off as well
+        if not option.applies_to(facts) and value != option.default and (value or option.default):  # 0 is off as well
             yield name, f"does not apply to {facts.title}; leave it out"
     sampler = SAMPLERS.get(config.sample_sampler)
     if sampler and not sampler.fits(facts.traits):
@@ -403,12 +403,12 @@ def without_effect(config: Config) -> Iterator[str]:
             f"optimizer_type {config.optimizer_type} is none of those whose resume is tested here: "
             "`python -m trainer drill` shows whether it resumes bit-equal"
         )
-    for name, known in OPTIONS.items():
-        if not known.serves(config.training_kind) and getattr(config, name) != known.default:
+    for name, option in OPTIONS.items():
+        if not option.serves(config.training_kind) and getattr(config, name) != option.default:
             yield f"{name} has no effect with training_kind = {config.training_kind}"
-    for name, known in OPTIONS.items():
-        if known.shapes and getattr(config, name) != known.default and not getattr(config, known.shapes):
-            yield f"{name} has no effect without {known.shapes}"
+    for name, option in OPTIONS.items():
+        if option.shapes and getattr(config, name) != option.default and not getattr(config, option.shapes):
+            yield f"{name} has no effect without {option.shapes}"
     if config.training_kind != NETWORK:
         return
     others = {name: kind for kind in NETWORK_KINDS.values() for name in kind.arguments}

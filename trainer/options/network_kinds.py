@@ -154,5 +154,5 @@ def with_switch(options: dict[str, Any], switch: str) -> list[str]:
 
 def as_arguments(kind: str) -> dict[str, Any]:
     """LyCORIS' arguments for a kind, as ss_network_args tells them."""
-    known = NETWORK_KINDS[kind]
-    return {"algo": known.algo, **known.switches} if known.algo else {}
+    declared = NETWORK_KINDS[kind]
+    return {"algo": declared.algo, **declared.switches} if declared.algo else {}

@@ -122,24 +122,24 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, Given]:
         if negated in OPTIONS and OPTIONS[negated].kind == "bool" and not has_value:
             source[negated] = Given(False, where)
             continue
-        known = OPTIONS.get(sd_scripts.RENAMED.get(name, name))
+        option = OPTIONS.get(sd_scripts.RENAMED.get(name, name))
         following = arguments[position] if position < len(arguments) else None
-        if known and known.kind == "bool" and not has_value:
+        if option and option.kind == "bool" and not has_value:
             source[name] = Given(True, where)
             if following is not None and following.lower() in SWITCHES:
                 position += 1
                 switch = f"--{name}" if SWITCHES[following.lower()] else f"--no-{name}"
                 problems.append(Problem(name, f"a switch takes no {following!r}; write {switch}", where))
         elif has_value:
-            source[name] = Given(from_text(known, text), where)
+            source[name] = Given(from_text(option, text), where)
         elif following is not None and not following.startswith("--"):
             position += 1
-            if known is None or known.kind == "list" or name in sd_scripts.ONE_FOR_EACH_ENCODER:
+            if option is None or option.kind == "list" or name in sd_scripts.ONE_FOR_EACH_ENCODER:
                 while position < len(arguments) and not arguments[position].startswith("--"):
                     following += f"\n{arguments[position]}"
                     position += 1
-            source[name] = Given(from_text(known, following), where)
-        elif known:
+            source[name] = Given(from_text(option, following), where)
+        elif option:
             problems.append(Problem(name, "needs a value", where))
         else:
             source[name] = Given(True, where)
@@ -148,12 +148,12 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, Given]:
     return source
 
 
-def from_text(known: Option | None, text: str) -> Any:
+def from_text(option: Option | None, text: str) -> Any:
     """The value that a text means for an option's kind; the text itself where it means none, for `check` to refuse."""
-    if known is None:
+    if option is None:
         return text
-    if known.kind == "bool":
+    if option.kind == "bool":
         return SWITCHES.get(text.lower(), text)
-    if known.kind == "list":
-        return items_of(known, text)
-    return number_of(text) if known.kind in ("int", "float") else text
+    if option.kind == "list":
+        return items_of(option, text)
+    return number_of(text) if option.kind in ("int", "float") else text

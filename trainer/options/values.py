@@ -16,9 +16,9 @@ WRITTEN_WITH_COMMAS = ("caption_extension", "face_crop_aug_range", *blocks.RANKS
 TOO_LARGE = "holds a number that is too large"
 
 
-def items_of(known: Option, text: str) -> list[str]:
+def items_of(option: Option, text: str) -> list[str]:
     """The items of an option's list that was written as one text: paths have a line each, as they may have blanks."""
-    if known.path:
+    if option.path:
         return [line.strip() for line in text.splitlines() if line.strip()]
     return list_items(text)
 
@@ -60,31 +60,31 @@ def _unwritable(text: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def value_problem(known: Option, value: Any) -> tuple[Any, str | None]:
+def value_problem(option: Option, value: Any) -> tuple[Any, str | None]:
     """The value in its option's type, and what is wrong with it (None: nothing)."""
-    if known.name == "resolution" or (known.name == "control_resolution" and value != ""):
+    if option.name == "resolution" or (option.name == "control_resolution" and value != ""):
         return _check_resolution(value)
-    if known.kind == "bool":
+    if option.kind == "bool":
         return value, None if isinstance(value, bool) else f"{value!r} is not true or false"
-    if known.name in ONE_FOR_EACH_ENCODER and isinstance(value, list):
+    if option.name in ONE_FOR_EACH_ENCODER and isinstance(value, list):
         each = ", ".join(map(str, value))
         return value, f"{each}: these are for {len(value)} text encoders; give one value, or one for each of two"
-    if known.kind in ("int", "float"):
+    if option.kind in ("int", "float"):
         if isinstance(value, bool) or not isinstance(value, int | float):
             return value, f"{value!r} is not a number"
         if value != value or value in (float("inf"), float("-inf")):
             return value, f"{value!r} is not a finite number"
-        if known.kind == "int" and value != int(value):
+        if option.kind == "int" and value != int(value):
             return value, f"{value!r} is not a whole number"
-        value = int(value) if known.kind == "int" else float(value)
-        if known.low is not None and value < known.low:
-            return value, f"{value!r} is below {known.low:g}"
-        if known.high is not None and value > known.high:
-            return value, f"{value!r} is above {known.high:g}"
+        value = int(value) if option.kind == "int" else float(value)
+        if option.low is not None and value < option.low:
+            return value, f"{value!r} is below {option.low:g}"
+        if option.high is not None and value > option.high:
+            return value, f"{value!r} is above {option.high:g}"
         return value, None
-    if known.kind == "list":
+    if option.kind == "list":
         if isinstance(value, str):
-            value = items_of(known, value)
+            value = items_of(option, value)
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
             return value, f"{value!r} is not a list of text values"
         if any("\0" in item or _unwritable(item) for item in value):
@@ -94,38 +94,38 @@ def value_problem(known: Option, value: Any) -> tuple[Any, str | None]:
         return value, f"{value!r} is not text"
     if "\0" in value or _unwritable(value):
         return value, f"{value!r} has a character that cannot be written (NUL, or one that is not UTF-8)"
-    if known.kind == "choice" and value not in known.choices and not _is_other(known, value):
-        return value, f"{value!r} is not one of {', '.join(known.choices)}{nearest(value, known.choices)}"
+    if option.kind == "choice" and value not in option.choices and not _is_other(option, value):
+        return value, f"{value!r} is not one of {', '.join(option.choices)}{nearest(value, option.choices)}"
     return value, None
 
 
-def _is_other(known: Option, value: str) -> bool:
+def _is_other(option: Option, value: str) -> bool:
     """Whether a text is right although it is none of the choices."""
-    return bool(known.pattern and re.fullmatch(known.pattern, value))
+    return bool(option.pattern and re.fullmatch(option.pattern, value))
 
 
-def as_ours(known: Option, value: Any) -> Any:
+def as_ours(option: Option, value: Any) -> Any:
     """What sd-scripts and kohya_ss write for the same thing; None where they mean "not given"."""
-    if known.kind == "choice" and isinstance(value, str):
-        value = {"fp32": "float"}.get(value, value) if known.name == "save_precision" else value
-        value = value.removeprefix("k_") if known.name == "sample_sampler" else value
-        if value == "" and "" not in known.choices:
+    if option.kind == "choice" and isinstance(value, str):
+        value = {"fp32": "float"}.get(value, value) if option.name == "save_precision" else value
+        value = value.removeprefix("k_") if option.name == "sample_sampler" else value
+        if value == "" and "" not in option.choices:
             return None
-        return next((choice for choice in known.choices if choice.lower() == value.lower()), value)
-    if known.name in ("max_train_epochs", "max_token_length") and value == 0:
+        return next((choice for choice in option.choices if choice.lower() == value.lower()), value)
+    if option.name in ("max_train_epochs", "max_token_length") and value == 0:
         return None
-    if known.name == "base_weights_multiplier":
+    if option.name == "base_weights_multiplier":
         return [str(item) for item in value] if isinstance(value, list | tuple) else value
-    if known.name in WRITTEN_WITH_COMMAS and isinstance(value, list | tuple):
+    if option.name in WRITTEN_WITH_COMMAS and isinstance(value, list | tuple):
         return ",".join(map(str, value))
-    if known.name in blocks.RATES and isinstance(value, int | float) and not isinstance(value, bool):
+    if option.name in blocks.RATES and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    if known.name in ONE_FOR_EACH_ENCODER:
+    if option.name in ONE_FOR_EACH_ENCODER:
         if isinstance(value, str) and len(items := list_items(value)) > 1:
             value = [number_of(item) for item in items]
         if isinstance(value, list):
             return value[0] if len(set(map(str, value))) == 1 else value or None
-    if known.name == "resume_from_checkpoint" and isinstance(value, int) and not isinstance(value, bool):
+    if option.name == "resume_from_checkpoint" and isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # a step
     return value
 

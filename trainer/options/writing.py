@@ -16,15 +16,17 @@ def reference() -> str:
     """Every option by section, for people: its kind, default and meaning, and what a change means on resume."""
     lines = []
     section = ""
-    for known in OPTIONS.values():
-        if known.section != section:
-            section = known.section
+    for option in OPTIONS.values():
+        if option.section != section:
+            section = option.section
             lines += ["", f"{section}:"]
-        kind = "|".join(known.choices) or known.kind
-        default = "" if known.default in (None, "", ()) else f", default {known.default}"
-        switch = f"--{known.name} / --no-{known.name}" if known.kind == "bool" else f"--{known.name} ({kind}{default})"
+        kind = "|".join(option.choices) or option.kind
+        default = "" if option.default in (None, "", ()) else f", default {option.default}"
+        switch = (
+            f"--{option.name} / --no-{option.name}" if option.kind == "bool" else f"--{option.name} ({kind}{default})"
+        )
         lines += textwrap.wrap(
-            f"{switch}  {known.help} [{known.on_resume}]", 110, initial_indent="  ", subsequent_indent="      "
+            f"{switch}  {option.help} [{option.on_resume}]", 110, initial_indent="  ", subsequent_indent="      "
         )
     return "\n".join(lines)
 
@@ -34,11 +36,11 @@ def to_toml(values: Config | Mapping[str, Any], *, complete: bool = True) -> str
     if isinstance(values, Config):
         values = {name: getattr(values, name) for name in OPTIONS}
     document: dict[str, dict[str, Any]] = {}
-    for name, known in OPTIONS.items():
-        value = values.get(name, known.default)
-        if value is None or (not complete and value == known.default):
+    for name, option in OPTIONS.items():
+        value = values.get(name, option.default)
+        if value is None or (not complete and value == option.default):
             continue
-        section = known.section.lower().replace(" ", "_")
+        section = option.section.lower().replace(" ", "_")
         document.setdefault(section, {})[name] = list(value) if isinstance(value, tuple) else value
     return toml.dumps(document, _Encoder())
 

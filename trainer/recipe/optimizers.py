@@ -23,15 +23,15 @@ _OF_THE_CURVE = ("relative_step", "warmup_init")
 
 def _class(config: Config) -> Any:
     """The optimizer's class. Raises ConfigError when it is not installed, or is none."""
-    name, found = config.optimizer_type, config.optimizer
-    module, _, attribute = found.path.rpartition(".")
+    name, entry = config.optimizer_type, config.optimizer
+    module, _, attribute = entry.path.rpartition(".")
     try:
         kind = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         if name not in OPTIMIZERS:
             message = f"{name} cannot be imported: {error}; check the path, or install its package"
         else:
-            way_out = f"pip install 'rekindle[{found.extra}]'" if found.extra else f"{module} is missing"
+            way_out = f"pip install 'rekindle[{entry.extra}]'" if entry.extra else f"{module} is missing"
             message = f"{name} needs a package that is not installed: {way_out}"
         raise ConfigError([Problem("optimizer_type", message)]) from error
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):

@@ -175,12 +175,12 @@ KINDS = {
 
 def warning(kind: str, seen: str) -> dict[str, Any]:
     """The fields of the `warning` event: `message` for people, and its parts for a page."""
-    known = KINDS[kind]
+    facts = KINDS[kind]
     return {
         "kind": kind,
-        "message": f"{known.title}: {seen}. It may be that {'; or '.join(known.reasons)}. {' '.join(known.ways_out)}",
-        "title": known.title,
+        "message": f"{facts.title}: {seen}. It may be that {'; or '.join(facts.reasons)}. {' '.join(facts.ways_out)}",
+        "title": facts.title,
         "seen": seen,
-        "reasons": list(known.reasons),
-        "ways_out": list(known.ways_out),
+        "reasons": list(facts.reasons),
+        "ways_out": list(facts.ways_out),
     }

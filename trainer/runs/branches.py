@@ -56,14 +56,14 @@ def model_files(config: Config) -> list[tuple[Path, int | None, int | None]]:
     """Every model file of the run: (path, step, None), (path, None, epoch), and (path, None, None) for the result."""
     pattern = re.compile(_model_file_name(config))
     folder = Path(config.output_dir)
-    found = []
+    result = []
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
             match = pattern.fullmatch(path.name)
             if match and (path.is_dir() if path.name.endswith(FOLDER) else path.is_file()):
                 step, epoch = (int(group) if group else None for group in match.groups())
-                found.append((path, step, epoch))
-    return found
+                result.append((path, step, epoch))
+    return result
 
 
 def is_own(run: RunFolder, checkpoint: Path, step: int) -> bool:
@@ -87,19 +87,23 @@ def go_on_from(
     others, fork = not_leading_to(run, resumed, path)
     if others or differs or staged:
         if fork < step:  # told by what stays, since epochs may have been counted otherwise then
-            before = [found for found in manifest.listing(run.checkpoints) if found.step <= fork and found.manifest]
-            epochs = max((found.manifest.epoch for found in before if found.manifest), default=0)
+            before = [
+                checkpoint
+                for checkpoint in manifest.listing(run.checkpoints)
+                if checkpoint.step <= fork and checkpoint.manifest
+            ]
+            epochs = max((checkpoint.manifest.epoch for checkpoint in before if checkpoint.manifest), default=0)
         folder = run.abandoned / f"before-session-{session:03d}"
         # Model files first: if this is cut short, the checkpoints left are why the next resume here does the rest.
         for file, file_step, file_epoch in model_files(config):
             is_result = file_step is None and file_epoch is None and (others or passed_over or staged)
             if (file_step or 0) > fork or (file_epoch or 0) > epochs or is_result:
                 manifest.move_aside(file, folder)
-    moved = [_abandon(run, found, session) for found in others if found.step >= step]
+    moved = [_abandon(run, checkpoint, session) for checkpoint in others if checkpoint.step >= step]
     if staged:
         staged.rename(run.checkpoints / manifest.folder_name(step))
         files.fsync_folder(run.checkpoints)
-    return moved + [_abandon(run, found, session) for found in others if found.step < step]
+    return moved + [_abandon(run, checkpoint, session) for checkpoint in others if checkpoint.step < step]
 
 
 def not_leading_to(run: RunFolder, resumed: Manifest, path: Path) -> tuple[list[Found], int]:
@@ -111,17 +115,17 @@ def not_leading_to(run: RunFolder, resumed: Manifest, path: Path) -> tuple[list[
     step, there = resumed.step, _is_there(run, resumed, path)
     here = lineage.of_checkpoint(path, step)
     others, fork = [], step
-    for found in manifest.listing(run.checkpoints):
-        other = lineage.of_checkpoint(found.path, found.step)
-        common = max(0, here.common_step(other)) if here and other else min(step, found.step) if there else 0
-        if found.step > step or (found.step == step and not there) or common < found.step < step:
-            others.append(found)
+    for item in manifest.listing(run.checkpoints):
+        other = lineage.of_checkpoint(item.path, item.step)
+        common = max(0, here.common_step(other)) if here and other else min(step, item.step) if there else 0
+        if item.step > step or (item.step == step and not there) or common < item.step < step:
+            others.append(item)
             fork = min(fork, common)
     return others, fork
 
 
-def _abandon(run: RunFolder, found: Found, session: int) -> Path:
-    return manifest.move_aside(found.path, run.abandoned / f"before-session-{session:03d}" / "checkpoints")
+def _abandon(run: RunFolder, item: Found, session: int) -> Path:
+    return manifest.move_aside(item.path, run.abandoned / f"before-session-{session:03d}" / "checkpoints")
 
 
 def _is_there(run: RunFolder, wanted: Manifest, path: Path) -> bool:

@@ -28,8 +28,8 @@ def read(run: RunFolder, digest: str) -> dict[str, Any] | None:
 
 def newest(run: RunFolder) -> dict[str, Any] | None:
     """The portrait that was made last."""
-    found = sorted(run.portraits.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    return next(filter(None, map(_read, found)), None)
+    portraits = sorted(run.portraits.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return next(filter(None, map(_read, portraits)), None)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -152,14 +152,14 @@ def worker(run: RunFolder) -> dict[str, Any] | None:
 
 def begun_runs(folders: Iterable[Path]) -> list[tuple[float, RunFolder]]:
     """Runs that were started and have no record of their own yet, with the time of the start."""
-    found = []
+    result = []
     for folder in folders:
         for record in (folder / REQUESTS).glob("*.json"):
             run = RunFolder(folder / record.stem)
             begun = read_started(run)
             if begun is not None and is_there(run) and not run.run_file.exists():
-                found.append((begun.time, run))
-    return found
+                result.append((begun.time, run))
+    return result
 
 
 def is_there(run: RunFolder) -> bool:

@@ -116,10 +116,10 @@ def read(folder: Path) -> Manifest:
     """The folder's manifest, checked against itself but not against the files. Raises CheckpointDamaged."""
     path = folder / MANIFEST
     try:
-        found = path.lstat()
-        if not stat.S_ISREG(found.st_mode):
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
             raise CheckpointDamaged(f"{MANIFEST} is not a plain file")
-        if found.st_size > MAX_MANIFEST_BYTES:
+        if status.st_size > MAX_MANIFEST_BYTES:
             raise CheckpointDamaged(f"{MANIFEST} is too large")
         data = path.read_bytes()
     except FileNotFoundError:
@@ -200,12 +200,12 @@ def listing(checkpoints: Path, *, thorough: bool = False) -> list[Found]:
 
     Safe while another process saves and prunes: a folder that vanishes meanwhile is left out.
     """
-    found, vanished = _look(checkpoints, thorough)
+    listed, vanished = _look(checkpoints, thorough)
     for _ in range(10):
-        if found or not vanished:
+        if listed or not vanished:
             break
-        found, vanished = _look(checkpoints, thorough)  # the only one was deleted because there is a newer one
-    return found
+        listed, vanished = _look(checkpoints, thorough)  # the only one was deleted because there is a newer one
+    return listed
 
 
 def _look(checkpoints: Path, thorough: bool) -> tuple[list[Found], bool]:
@@ -214,7 +214,7 @@ def _look(checkpoints: Path, thorough: bool) -> tuple[list[Found], bool]:
         names = os.listdir(checkpoints)
     except OSError:
         return [], False
-    found, vanished = [], False
+    listed, vanished = [], False
     for name in names:
         match = STEP_FOLDER.fullmatch(name)
         path = checkpoints / name
@@ -231,8 +231,8 @@ def _look(checkpoints: Path, thorough: bool) -> tuple[list[Found], bool]:
                 vanished = True
                 continue
             problem = str(error)
-        found.append(Found(path, int(match[1]), manifest, problem, _pin(path).exists()))
-    return sorted(found, key=lambda item: item.step, reverse=True), vanished
+        listed.append(Found(path, int(match[1]), manifest, problem, _pin(path).exists()))
+    return sorted(listed, key=lambda item: item.step, reverse=True), vanished
 
 
 def _unused(path: Path) -> Path:
@@ -300,12 +300,12 @@ def to_prune(
     ]
 
 
-def best(found: Iterable[Found]) -> int | None:
+def best(checkpoints: Iterable[Found]) -> int | None:
     """The step of the checkpoint with the lowest validation loss, among those measured with the newest one's images.
 
     None where the newest checkpoint has no validation loss; of equal ones the older, whose weights came first to it.
     """
-    sound = sorted((item.manifest for item in found if item.manifest), key=lambda manifest: manifest.step)
+    sound = sorted((item.manifest for item in checkpoints if item.manifest), key=lambda manifest: manifest.step)
     if not sound or sound[-1].validation is None:
         return None
     images = sound[-1].validation[1]

@@ -31,13 +31,13 @@ WEBHOOK_SECONDS = 10.0
 
 def described(environment: Mapping[str, str] = os.environ) -> str:
     """What will be done, without its secrets: "runs notify-send and calls ntfy.sh"; empty for nothing."""
-    told = []
+    lines = []
     words = _words(environment)
     if words:
-        told.append(f"runs {Path(words[0]).name}")
+        lines.append(f"runs {Path(words[0]).name}")
     if environment.get(WEBHOOK, "").strip():
-        told.append(f"calls {urlsplit(environment[WEBHOOK].strip()).hostname or 'a web address'}")
-    return " and ".join(told)
+        lines.append(f"calls {urlsplit(environment[WEBHOOK].strip()).hostname or 'a web address'}")
+    return " and ".join(lines)
 
 
 def silenced(environment: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -146,7 +146,7 @@ def read(folder: Path) -> Queue:
 
 def _entry(item: Mapping[str, Any]) -> Entry:
     """Raises TypeError, KeyError or ValueError."""
-    values = {known.name: item[known.name] for known in fields(Entry)}
+    values = {option.name: item[option.name] for option in fields(Entry)}
     if values["state"] not in get_args(State):
         raise ValueError(f"the state {values['state']!r}")
     origin = values["origin"]
@@ -362,7 +362,7 @@ def origin_of(run: RunFolder) -> Origin:
 
 def digests(run: RunFolder) -> list[str]:
     """Of the manifests of the run's checkpoints, the newest first; damaged ones are left out."""
-    return [found.manifest.digest for found in manifest.listing(run.checkpoints) if found.manifest]
+    return [item.manifest.digest for item in manifest.listing(run.checkpoints) if item.manifest]
 
 
 def _own_checkpoints(entry: Entry) -> list[str]:

@@ -209,11 +209,11 @@ class Recorder:
 
     def _count_energy(self, now: float, samples: Sequence[GpuSample]) -> None:
         """Add what was used since the sample before, at the mean of its power and this one's."""
-        told = [sample.watts for sample in samples if sample.watts is not None]
-        if not told:
+        lines = [sample.watts for sample in samples if sample.watts is not None]
+        if not lines:
             self._last = None
             return
-        watts = sum(told)
+        watts = sum(lines)
         if self._last:
             then, before = self._last
             self._joules = (self._joules or 0.0) + (before + watts) / 2 * (now - then)

@@ -47,9 +47,9 @@ class Rollback:
         except (ValueError, KeyError):
             return None
 
-    def is_at(self, found: Manifest) -> bool:
+    def is_at(self, listed: Manifest) -> bool:
         """Whether a checkpoint is what it goes back to; while it waits, an older one will do."""
-        return found.digest == self.checkpoint or (self.waiting and found.step <= self.step)
+        return listed.digest == self.checkpoint or (self.waiting and listed.step <= self.step)
 
 
 def waiting(run: RunFolder) -> Rollback | None:
@@ -66,9 +66,9 @@ def horizon(step: int, window: int) -> int:
     return step - WINDOWS * window
 
 
-def target(found: Sequence[Found], step: int, window: int) -> Found | None:
+def target(checkpoints: Sequence[Found], step: int, window: int) -> Found | None:
     """The newest checkpoint of before a divergence that was told at `step`; None where there is none."""
-    return next((item for item in found if item.manifest and item.step <= horizon(step, window)), None)
+    return next((item for item in checkpoints if item.manifest and item.step <= horizon(step, window)), None)
 
 
 def kept_for(steps: Sequence[int], window: int) -> set[int]:

@@ -200,8 +200,8 @@ def _read_holder(run: RunFolder) -> dict[str, Any]:
 
 def holder(run: RunFolder) -> dict[str, Any] | None:
     """The live process that holds the run's lock; None when there is none."""
-    found = _read_holder(run)
-    return found if is_alive(found) else None
+    process = _read_holder(run)
+    return process if is_alive(process) else None
 
 
 # --- run.json ------------------------------------------------------------------------------------------------------
@@ -264,14 +264,14 @@ def status(run: RunFolder) -> Status:
 
 def find_runs(folders: Sequence[Path]) -> list[RunFolder]:
     """Every run folder directly inside the given output folders, the one that was active last first."""
-    found = []
+    result = []
     for folder in folders:
         try:
             entries = list(folder.iterdir())
         except OSError:
             continue
-        found += [RunFolder(entry) for entry in entries if (entry / "run.json").is_file()]
-    return sorted(found, key=last_active, reverse=True)
+        result += [RunFolder(entry) for entry in entries if (entry / "run.json").is_file()]
+    return sorted(result, key=last_active, reverse=True)
 
 
 def last_active(run: RunFolder) -> float:

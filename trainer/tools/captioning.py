@@ -170,13 +170,13 @@ class _Use:
 
 def _undo(uses: Path, folder: Path, progress: Progress) -> Result:
     """Put back what the latest use in a folder replaced, where it is still what that wrote. Raises Refused."""
-    found: list[tuple[float, Path]] = []
+    result: list[tuple[float, Path]] = []
     for path in uses.glob("*/use.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            told = json.loads(path.read_text(encoding="utf-8"))
-            if told["folder"] == str(folder.resolve()):
-                found.append((float(told["time"]), path.parent))
-    for _, use in sorted(found, reverse=True):
+            answer = json.loads(path.read_text(encoding="utf-8"))
+            if answer["folder"] == str(folder.resolve()):
+                result.append((float(answer["time"]), path.parent))
+    for _, use in sorted(result, reverse=True):
         journal, put_back, problems = Journal(use / "journal", KEPT), 0, list[str]()
         if journal.latest() is None:
             continue

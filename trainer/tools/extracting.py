@@ -34,10 +34,10 @@ def extract(arguments: Arguments, progress: Progress) -> Result:
         for number, name in enumerate(names):
             delta = tuned.weight(name) - original.weight(name)
             if bool(delta.any()):
-                found = network.factors_of(delta.to(arguments["device"]))
-                rank = wanted.chosen(found.values, larger=original.is_larger(name))
-                account.note(name, found.values, rank, 1.0)
-                down, up = found.cut(rank)
+                factors = network.factors_of(delta.to(arguments["device"]))
+                rank = wanted.chosen(factors.values, larger=original.is_larger(name))
+                account.note(name, factors.values, rank, 1.0)
+                down, up = factors.cut(rank)
                 layer = network.as_kohya(down, up, float(rank))
                 for tensor, values in sorted(network.in_form(form, original.namer, name, layer)):
                     writer.add(tensor, values.to(precision))

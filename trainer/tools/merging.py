@@ -100,11 +100,11 @@ def _into_one(arguments: Arguments, weighted: Weighted, target: Path, progress: 
             down = torch.cat([low.down for low in lows])
             up = torch.cat([low.up * (low.scale * source.ratio) for low, source in zip(lows, holding, strict=True)], 1)
             if rank:
-                found = network.factors(down.to(arguments["device"]), up.to(arguments["device"]))
-                most = min(conv_rank if lows[0].is_larger else rank, len(found.values))
-                squares = found.values.double().square()
+                factors = network.factors(down.to(arguments["device"]), up.to(arguments["device"]))
+                most = min(conv_rank if lows[0].is_larger else rank, len(factors.values))
+                squares = factors.values.double().square()
                 kept, whole = kept + float(squares[:most].sum()), whole + float(squares.sum())
-                down, up = found.cut(most)
+                down, up = factors.cut(most)
             ranks.append(len(down))
             layer = {pair[0]: down, pair[1]: up, "alpha": torch.tensor(float(len(down)))}
             for entry in sorted(layer):

@@ -79,14 +79,14 @@ def read(path: Path, family: str = families.AUTO) -> ModelLayers:
     if detected is None:
         raise LayersUnknown(f"it cannot be told what kind of model {path} is; say so with --family")
     namer = Namer(detected)
-    found: dict[str, list[tuple[int, Piece]]] = {}
+    result: dict[str, list[tuple[int, Piece]]] = {}
     sources = []
     for component, source in _sources(path, namer):
         sources.append(source)
         for name, place, piece in _layers(source, namer, component):
-            found.setdefault(name, []).append((place, piece))
+            result.setdefault(name, []).append((place, piece))
     pieces = {
-        name: tuple(piece for _, piece in sorted(parts, key=lambda part: part[0])) for name, parts in found.items()
+        name: tuple(piece for _, piece in sorted(parts, key=lambda part: part[0])) for name, parts in result.items()
     }
     return ModelLayers(path, namer, tuple(sources), pieces)
 

@@ -26,11 +26,11 @@ def resize(arguments: Arguments, progress: Progress) -> Result:
         for number, name in enumerate(sorted(source.layers)):
             low, entries = source.low(name), source.layers[name]
             assert low is not None
-            found = network.factors(low.down.to(arguments["device"]), low.up.to(arguments["device"]))
-            rank = wanted.chosen(found.values, larger=low.is_larger)
-            account.note(name, found.values, rank, low.scale)
+            factors = network.factors(low.down.to(arguments["device"]), low.up.to(arguments["device"]))
+            rank = wanted.chosen(factors.values, larger=low.is_larger)
+            account.note(name, factors.values, rank, low.scale)
             alphas.append(low.scale * rank)
-            down, up = found.cut(rank)
+            down, up = factors.cut(rank)
             pair = next(pair for pair in PAIRS if pair[0] in entries)
             changed = {pair[0]: down, pair[1]: up, "alpha": torch.tensor(low.scale * rank)}
             for entry in sorted(entries):

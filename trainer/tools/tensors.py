@@ -70,8 +70,8 @@ class TensorSource:
         self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
         self.begin = 8 + length
         self.entries = {
-            name: Entry(told["dtype"], tuple(told["shape"]), *(self.begin + at for at in told["data_offsets"]))
-            for name, told in header.items()
+            name: Entry(entry["dtype"], tuple(entry["shape"]), *(self.begin + at for at in entry["data_offsets"]))
+            for name, entry in header.items()
         }
 
     @property

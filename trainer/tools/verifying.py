@@ -77,19 +77,19 @@ def _network(
         problems += [f"{layer}: {problem}" for problem in _misfits(source, entries)]
     kind = next((title for title, marks in KINDS if any(marks & entries.keys() for entries in layers.values())), "LoRA")
     try:
-        found = layer_names.family_of(list(layers), source.metadata, family)
+        detected = layer_names.family_of(list(layers), source.metadata, family)
     except LayersUnknown as error:
         problems.append(f"family: {error}")
         return {"kind": kind, "family": None, "layers": len(layers)}
     problems += [
-        f"{name}: is no layer of {families.TABLE[found].title}" for name in layers if not Namer(found).fits(name)
+        f"{name}: is no layer of {families.TABLE[detected].title}" for name in layers if not Namer(detected).fits(name)
     ]
     ranks = Counter(
         source.entries[entries[pair[0]]].shape[0] for entries in layers.values() for pair in PAIRS if pair[0] in entries
     )
     return {
         "kind": kind,
-        "family": found,
+        "family": detected,
         "layers": len(layers),
         "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
     }
@@ -114,8 +114,8 @@ def _misfits(source: TensorSource, entries: Mapping[str, str]) -> list[str]:
 
 def _model(source: TensorSource, family: str, problems: list[str]) -> Result:
     try:
-        found = base_model.detect(source.path) if family == families.AUTO else family
+        detected = base_model.detect(source.path) if family == families.AUTO else family
     except BaseModelMissing as error:
         problems.append(str(error).removeprefix("pretrained_model_name_or_path: "))
-        found = None
-    return {"kind": "model", "family": found}
+        detected = None
+    return {"kind": "model", "family": detected}

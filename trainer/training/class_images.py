@@ -65,7 +65,7 @@ def make(config: Config, device: torch.device, dtype: torch.dtype, signals: Stop
 def as_it_is(config: Config) -> Config:
     """The config whose model draws as the base model does: with a network that has learnt nothing."""
     network = {
-        name: known.default for name, known in OPTIONS.items() if known.section == "Network" and name not in KEPT
+        name: option.default for name, option in OPTIONS.items() if option.section == "Network" and name not in KEPT
     }
     others = {"training_kind": "network", "full_bf16": False, "gradient_checkpointing": False, "fp8_base": False}
     others |= {"blocks_to_swap": 0, "cpu_offload_checkpointing": False, "torch_compile": False}

@@ -144,8 +144,8 @@ def _moments(
     state: State, given: Mapping[str, Any], ordered: Sequence[str], path: Path
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The optimizer's tensors and numbers as `optimizers.restore` takes them. Raises ResumeRefused."""
-    known, groups = given.get("state"), given.get("param_groups")
-    if not isinstance(known, dict) or not isinstance(groups, list):
+    groups_then, groups = given.get("state"), given.get("param_groups")
+    if not isinstance(groups_then, dict) or not isinstance(groups, list):
         raise ResumeRefused([f"resume_from_checkpoint: {path} is no optimizer's state"])
     numbers = [number for group in groups for number in group.get("params", ())]
     encoders = {part.component for part in state.config.facts.encoders}
@@ -158,7 +158,7 @@ def _moments(
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
     for name, number in zip(ordered, numbers, strict=True):
-        entries = known.get(number, {})  # it never had a gradient
+        entries = groups_then.get(number, {})  # it never had a gradient
         if others := {str(entry) for entry in entries} - IMPORTED[state.config.optimizer_type]:
             kept = ", ".join(sorted(others))
             kind = state.config.optimizer_type

@@ -20,17 +20,17 @@ def is_due(training: Training, *, look: bool) -> bool:
         return False
     if look:
         training.meter.flush()
-    if not (found := seen(training)):
+    if not (sighting := seen(training)):
         return False
     last = Rollback.of(training.begun.session.record)
     if last and last.number >= most:
         reason = f"it has gone back {most} times already (max_rollbacks)"
-    elif _target(training, found[0]) is None:
+    elif _target(training, sighting[0]) is None:
         reason = "there is no checkpoint of before that"
     else:
         return True
     training.meter.diverged = None
-    training.begun.session.warn("rollback_impossible", f"{found[1]} The run does not go back: {reason}.")
+    training.begun.session.warn("rollback_impossible", f"{sighting[1]} The run does not go back: {reason}.")
     return False
 
 
@@ -50,9 +50,9 @@ def take(training: Training) -> None:
     session, config = training.begun.session, training.state.config
     if not session.writes:
         return
-    found = seen(training)
-    assert found is not None
-    checkpoint, last = _target(training, found[0]), Rollback.of(session.record)
+    sighting = seen(training)
+    assert sighting is not None
+    checkpoint, last = _target(training, sighting[0]), Rollback.of(session.record)
     assert checkpoint is not None and checkpoint.manifest is not None  # retention keeps it
     number = last.number + 1 if last else 1
     behind = _rollbacks_behind(checkpoint, session.run_id)
@@ -62,8 +62,8 @@ def take(training: Training) -> None:
             step=checkpoint.step,
             checkpoint=checkpoint.manifest.digest,
             scale=config.rollback_lr_scale ** (number - behind),
-            seen_at=found[0],
-            seen=found[1],
+            seen_at=sighting[0],
+            seen=sighting[1],
         )
     )
 
@@ -76,17 +76,17 @@ def to_go_on(config: Config) -> Config:
 
 
 def _target(training: Training, seen_at: int) -> Found | None:
-    found = manifest.listing(training.begun.run.checkpoints)
-    return rollbacks.target(found, seen_at, training.state.config.alarm_window)
+    checkpoints = manifest.listing(training.begun.run.checkpoints)
+    return rollbacks.target(checkpoints, seen_at, training.state.config.alarm_window)
 
 
-def _rollbacks_behind(found: Found, run_id: str) -> int:
+def _rollbacks_behind(item: Found, run_id: str) -> int:
     """How many of the run's rollbacks have lowered the rate that a checkpoint has."""
-    assert found.manifest is not None
-    if found.manifest.run_id != run_id:
+    assert item.manifest is not None
+    if item.manifest.run_id != run_id:
         return 0
     try:
-        state: dict[str, Any] = manifest.read_json(found.path, "state.json")
+        state: dict[str, Any] = manifest.read_json(item.path, "state.json")
         return sum(rate["policy"] == rollbacks.POLICY for rate in state["decisions"]["rates"])
     except (CheckpointDamaged, KeyError, TypeError):
         return 0

@@ -165,11 +165,11 @@ def newest_before(folder: Path, what: tuple[int, int, bool], resumed_from: int |
     the one that was made as the training went on."""
     if resumed_from is None:
         return None
-    found = []
+    result = []
     for path in folder.glob("step*.png"):
         if match := NAME.fullmatch(path.name):
             step, place, seed, raw, resume = match.groups()
             other = SampleName(int(step), int(place), int(seed), bool(raw), resume or "")
             if other.what == what and other.step <= resumed_from:
-                found.append(other)
-    return max(found, key=lambda other: (other.step, not other.resume, other.resume), default=None)
+                result.append(other)
+    return max(result, key=lambda other: (other.step, not other.resume, other.resume), default=None)

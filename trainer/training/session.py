@@ -62,16 +62,16 @@ class Session:
         self.record = self._record(run_folder.read_run(run))
         self.number = len(self.record["sessions"]) + 1
 
-    def _record(self, found: dict[str, Any] | None) -> dict[str, Any]:
+    def _record(self, before: dict[str, Any] | None) -> dict[str, Any]:
         """The run's record, or that of a new run, which may begin at another one's checkpoint."""
         verdict = self._verdict
         new = run_folder.new_run(self._config.output_name)
         if verdict is None:
             return new
         if verdict.own:
-            return found or new | {"run_id": verdict.manifest.run_id}
-        if found and resume.was_begun_with(verdict.manifest, found):
-            return found
+            return before or new | {"run_id": verdict.manifest.run_id}
+        if before and resume.was_begun_with(verdict.manifest, before):
+            return before
         parent = {
             "run_id": verdict.manifest.run_id,
             "step": verdict.step,
@@ -191,8 +191,8 @@ class Session:
         """Record that another program's state was imported, and what differs from what it would have done."""
         imported = self._imported
         assert imported is not None
-        told = {"path": str(imported.path), "grade": "imported", "differences": differences}
-        self.events.write("imported", imported.step, step=imported.step, session=self.number, **told)
+        described = {"path": str(imported.path), "grade": "imported", "differences": differences}
+        self.events.write("imported", imported.step, step=imported.step, session=self.number, **described)
         logger.info("Imported weights, moments and step %d of %s; never exact", imported.step, imported.path)
         for difference in differences:
             self.warn("imported", difference)

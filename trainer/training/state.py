@@ -125,8 +125,8 @@ class State:
         """
         if self.scaler:
             # Its own verdict is on the gradients alone; a norm or a loss that is not finite counts as well.
-            for found in self.scaler._found_inf_per_device(self.optimizer).values():
-                found.copy_(torch.maximum(found, (~finite).float()))
+            for overflow in self.scaler._found_inf_per_device(self.optimizer).values():
+                overflow.copy_(torch.maximum(overflow, (~finite).float()))
             self.scaler.step(self.optimizer)
             self.scaler.update()
         elif self._skips_itself:

@@ -45,23 +45,23 @@ def require(config: Config) -> None:
 
 def scalars(record: Record) -> dict[str, float]:
     """The numbers of an event under the names that curves have; sd-scripts' where it has the curve."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     kind = record["event"]
     if kind == "step":
-        found = {"loss/current": record.get("loss"), "grad_norm": record.get("grad_norm")}
-        found |= {f"lr/{part}": rate for part, rate in record.get("lrs", {"all": record.get("lr")}).items()}
-        found |= {f"time/{name}": record.get(name) for name in ("step_seconds", "data_seconds")}
-        found["memory"] = record.get("memory")
+        values = {"loss/current": record.get("loss"), "grad_norm": record.get("grad_norm")}
+        values |= {f"lr/{part}": rate for part, rate in record.get("lrs", {"all": record.get("lr")}).items()}
+        values |= {f"time/{name}": record.get(name) for name in ("step_seconds", "data_seconds")}
+        values["memory"] = record.get("memory")
     elif kind == "validation":
-        found = {"loss/validation": record.get("loss"), "loss/average": record.get("train_loss")}
+        values = {"loss/validation": record.get("loss"), "loss/average": record.get("train_loss")}
     elif kind == "evaluation":
-        found = {f"evaluation/{name}": value for name, value in record.get("figures", {}).items()}
+        values = {f"evaluation/{name}": value for name, value in record.get("figures", {}).items()}
     elif kind == "resources":
-        found = {"machine/cpu": record.get("cpu"), "machine/energy_kwh": record.get("energy_kwh")}
+        values = {"machine/cpu": record.get("cpu"), "machine/energy_kwh": record.get("energy_kwh")}
         for number, gpu in enumerate(record.get("gpus", ())):
             names = ("load", "temperature", "watts", "memory")
-            found |= {f"machine/gpu{number}_{name}": gpu.get(name) for name in names}
-    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+            values |= {f"machine/gpu{number}_{name}": gpu.get(name) for name in names}
+    return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
 
 
 class Follower:

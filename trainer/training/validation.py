@@ -143,9 +143,9 @@ class Validator:
             images=self._count,
             seconds=time.perf_counter() - started,
         )
-        told = f"{before.loss} at step {before.step}" if before.step is not None else "not measured"
+        text = f"{before.loss} at step {before.step}" if before.step is not None else "not measured"
         logger.info(
-            "step %d  validation loss after the resume %s; before it %s", state.global_step, measured.loss, told
+            "step %d  validation loss after the resume %s; before it %s", state.global_step, measured.loss, text
         )
         if exact and same_step and measured.loss != before.loss:
             message = (

@@ -43,7 +43,7 @@ def gpu_ids(device: torch.device, count: int) -> list[str]:
     first = device.index or 0
     indices = range(count) if count > 1 else range(first, first + 1)
     properties = [torch.cuda.get_device_properties(index) for index in indices if index < torch.cuda.device_count()]
-    return [str(found.uuid) for found in properties if hasattr(found, "uuid")]  # other makers' have none
+    return [str(gpu.uuid) for gpu in properties if hasattr(gpu, "uuid")]  # other makers' have none
 
 
 def recording(

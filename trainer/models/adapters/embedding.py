@@ -40,9 +40,9 @@ class WithRows(nn.Module):
         """(..., tokens) -> (..., tokens, width)."""
         place = tokens - self.first
         is_ours = (place >= 0) & (place < len(self.rows))
-        known: Tensor = self.frozen(tokens.masked_fill(is_ours, 0))
-        ours = self.rows[place.masked_fill(~is_ours, 0)].to(known.dtype)
-        return torch.where(is_ours[..., None], ours, known)
+        embedded: Tensor = self.frozen(tokens.masked_fill(is_ours, 0))
+        ours = self.rows[place.masked_fill(~is_ours, 0)].to(embedded.dtype)
+        return torch.where(is_ours[..., None], ours, embedded)
 
 
 class Embedding:
@@ -97,9 +97,9 @@ class Embedding:
 def rows_of(target: Target) -> WithRows:
     """Where a text encoder has the trained rows."""
     encoder: Any = target.module
-    found = encoder.get_input_embeddings()
-    assert isinstance(found, WithRows)
-    return found
+    embeddings = encoder.get_input_embeddings()
+    assert isinstance(embeddings, WithRows)
+    return embeddings
 
 
 def adapter(config: Config) -> Embedding:

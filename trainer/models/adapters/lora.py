@@ -114,11 +114,11 @@ class Lora:
             for layer_path, layer in layers(target).items():
                 name = naming.kohya(target.name, layer_path)
                 others = {naming.kohya(target.name, layer_path), plain.kohya(target.name, layer_path)}
-                found = _take(tensors, sorted(others), f"{target.name}.{layer_path}")
-                if found is None:
+                matrices = _take(tensors, sorted(others), f"{target.name}.{layer_path}")
+                if matrices is None:
                     problems.append(f"{name} is not in it")
                 else:
-                    problems += _copies(name, layer, found, copies)
+                    problems += _copies(name, layer, matrices, copies)
         problems += [f"{name} has no place in this network" for name in tensors]
         refuse_misfits(path, problems)
         with torch.no_grad():

@@ -124,14 +124,14 @@ def _take(
     """Take a layer out of a file's tensors; what is wrong with it. `copies` get (parameter, its new value)."""
     entries = entries_of(layer)
     alpha = tensors.pop(f"{name}.alpha", None)
-    found = {entry: tensors.pop(f"{name}.{entry}", None) for entry in entries}
-    if missing := [entry for entry, values in found.items() if values is None]:
+    result = {entry: tensors.pop(f"{name}.{entry}", None) for entry in entries}
+    if missing := [entry for entry, values in result.items() if values is None]:
         return [f"{name} has no {missing[0]} in it: another kind, rank or factor"]
     own = layer.scaling[NAME] * layer.r[NAME]
     if not is_whole(entries) and alpha is not None and not math.isclose(float(alpha), own, rel_tol=1e-3):
         return [f"{name} has alpha {float(alpha):g}, network_alpha is {own:g}: set it to {float(alpha):g}"]
     problems = []
-    for entry, values in found.items():
+    for entry, values in result.items():
         assert values is not None
         if values.shape == entries[entry].shape:
             copies.append((entries[entry], values))

@@ -65,23 +65,23 @@ def _read_command_line(text: str, where: str) -> dict[str, Given]:
         words = shlex.split(text)
     except ValueError as error:
         raise ConfigError([Problem("additional_parameters", f"{text!r} cannot be read: {error}")]) from error
-    found: dict[str, list[str]] = {}
+    result: dict[str, list[str]] = {}
     latest = ""
     for word in words:
         if word.startswith("--"):
             latest, has_value, value = word[2:].partition("=")
-            found[latest] = [value] if has_value else []
+            result[latest] = [value] if has_value else []
         elif latest:
-            found[latest].append(word)
+            result[latest].append(word)
         else:
             raise ConfigError([Problem("additional_parameters", f"{word!r} is not an option; options begin with --")])
-    return {name: Given(_value(name, values), where) for name, values in found.items()}
+    return {name: Given(_value(name, values), where) for name, values in result.items()}
 
 
 def _value(name: str, values: list[str]) -> Any:
-    known = OPTIONS.get(name)
-    if known is not None and known.kind == "list":
+    option = OPTIONS.get(name)
+    if option is not None and option.kind == "list":
         return values
     if not values:
         return True
-    return from_text(known, values[0]) if len(values) == 1 else values
+    return from_text(option, values[0]) if len(values) == 1 else values

@@ -187,8 +187,8 @@ class _Translation:
             self.refused.append("there is no key in it")
         signs = sorted(tables.TRAINER_KEYS.get(self.trainer, frozenset()) & self.given.keys())
         if not trainer.possible or _missing(trainer.options):
-            told = f" ({', '.join(signs[:4])})" if signs else " (it has no key of a LoRA's network)"
-            self.refused.append(f"this is the preset of {trainer.title}{told}, which cannot be trained here yet")
+            text = f" ({', '.join(signs[:4])})" if signs else " (it has no key of a LoRA's network)"
+            self.refused.append(f"this is the preset of {trainer.title}{text}, which cannot be trained here yet")
         if not family.possible or _missing(family.options):
             self.refused.append(f"this is a preset for {family.title}, which cannot be trained here yet")
         if self.trainer != "lora":
@@ -202,13 +202,13 @@ class _Translation:
     def _by_their_names(self) -> dict[str, Given]:
         """Every key, with kohya_ss' or sd-scripts' defaults for those left out."""
         defaults = tables.PAGE_DEFAULTS if self.form == "page" else tables.TRAINER_DEFAULTS
-        known = {tables.RENAMED.get(key, key) for key in self.given}
+        given = {tables.RENAMED.get(key, key) for key in self.given}
         if self.trainer != "lora":
-            known |= tables.TRAINER_KEYS["lora"] | tables.ALL_ARGUMENTS
+            given |= tables.TRAINER_KEYS["lora"] | tables.ALL_ARGUMENTS
         if self.trainer in WHOLE_MODEL and self.form == "page":
             defaults = defaults | {"learning_rate": tables.WHOLE_MODEL_RATE}
         filled = {
-            key: Given(value, "default") for key, value in defaults.items() if tables.RENAMED.get(key, key) not in known
+            key: Given(value, "default") for key, value in defaults.items() if tables.RENAMED.get(key, key) not in given
         }
         self._order = dict.fromkeys([*self.given, *filled])
         return {**self.given, **filled}
@@ -271,8 +271,8 @@ class _Translation:
             return
         self.options[option] = value
         same = given is None or (_as_given(option, given.value) == value and not why)
-        told = f"{option} = {_shown(value)}" if name != option or not same or given is None else "as it is"
-        self._say(name, "changed" if why else "used", f"{told}{f': {why}' if why else ''}")
+        text = f"{option} = {_shown(value)}" if name != option or not same or given is None else "as it is"
+        self._say(name, "changed" if why else "used", f"{text}{f': {why}' if why else ''}")
 
     def _plain(self, name: str, option: str = "") -> None:
         """An option of the same meaning, called the same here as a rule."""
@@ -351,8 +351,8 @@ class _Translation:
     def _whole_model(self) -> None:
         """What a fine-tune or a DreamBooth training trains, and at which rates."""
         self.options["training_kind"] = "finetune"
-        for name, told in tables.PREPARATION.items():
-            self._say(name, "no effect", told)
+        for name, said in tables.PREPARATION.items():
+            self._say(name, "no effect", said)
         if "image_folder" in self.left:
             self._set("train_data_dir", self._value("image_folder", ""), name="image_folder")
         if self.trainer == "finetune" and self.form == "page":
@@ -361,8 +361,8 @@ class _Translation:
         trained = self._text_encoders(stop)
         if trained:
             self.options["train_text_encoder"] = True
-        told = "the text encoders are trained" if trained else "the text encoders are not trained"
-        self._say("train_text_encoder", "used", told)
+        said = "the text encoders are trained" if trained else "the text encoders are not trained"
+        self._say("train_text_encoder", "used", said)
         if stop > 0 and trained:
             share = stop / 100 if self.form == "page" else stop
             if share < 1 or self.form == "trainer":
@@ -370,7 +370,7 @@ class _Translation:
             else:
                 self._say("stop_text_encoder_training", "no effect", "the text encoders are trained to the end")
         else:
-            self._say("stop_text_encoder_training", "used" if stop < 0 else "no effect", told if stop < 0 else "off")
+            self._say("stop_text_encoder_training", "used" if stop < 0 else "no effect", said if stop < 0 else "off")
         value = str(self._value("save_model_as", ""))
         if value.startswith("diffusers"):
             self._set("save_model_as", "diffusers", why="" if value == "diffusers" else "its weights are safetensors")
@@ -379,15 +379,15 @@ class _Translation:
 
     def _text_encoders(self, stop: float) -> bool:
         """Whether the text encoders are trained with the whole model; takes their rates over."""
-        known = TABLE.get(str(FAMILIES[self.family].options.get("family")))
+        facts = TABLE.get(str(FAMILIES[self.family].options.get("family")))
         given = [name for name in tables.TEXT_ENCODER_RATES if name in self.left]
-        used = given and known and TRAINS_ENCODERS in known.traits
+        used = given and facts and TRAINS_ENCODERS in facts.traits
         rates = {name: self._number(name) for name in given} if used else {}
         wanted = self._value("train_text_encoder")
         trained = wanted is True if wanted is not None else any(rates.values())
         if self.trainer == "dreambooth" and self.family == "sd" and not given:
             trained = True  # sd-scripts' train_db.py always does
-        trained = bool(trained and stop >= 0 and known and TRAINS_ENCODERS in known.traits)
+        trained = bool(trained and stop >= 0 and facts and TRAINS_ENCODERS in facts.traits)
         for name in given:
             if trained:
                 self._set(sd_scripts.RENAMED[name], rates[name], name=name)
@@ -537,8 +537,8 @@ class _Translation:
         if curve in ("", "constant", "adafactor", "piecewise_constant") or self._averages():
             for name in ("lr_warmup_steps", "lr_warmup"):
                 refuses = "; with a warm-up, sd-scripts would not start" if curve == "constant" else ""
-                told = f"this learning rate curve does not warm up{refuses}" if self._number(name) else "none"
-                self._say(name, "no effect", told)
+                text = f"this learning rate curve does not warm up{refuses}" if self._number(name) else "none"
+                self._say(name, "no effect", text)
             return
         if steps:
             whole = self.form == "page" or isinstance(self._value("lr_warmup_steps"), int)
@@ -710,8 +710,8 @@ class _Translation:
         by_prefix = next((means for start, means in tables.FAMILY_PREFIXES.items() if name.startswith(start)), None)
         families += [by_prefix] if by_prefix and by_prefix not in families else []
         if name in tables.SECRETS:
-            told = "a secret does not belong in a preset: set it in the environment" if value else "empty: not given"
-            self._say(name, "no effect", told)
+            text = "a secret does not belong in a preset: set it in the environment" if value else "empty: not given"
+            self._say(name, "no effect", text)
         elif name in ("save_state", "save_state_on_train_end"):
             self._say(name, "no effect", "every save writes a checkpoint here, the last step too")
         elif name == "save_model_as" and (value not in ("safetensors", "") or self.trainer not in WHOLE_MODEL):
@@ -720,8 +720,8 @@ class _Translation:
         elif name == "stop_text_encoder_training" and not off and self.trainer == "lora" and self.form == "page":
             self._say(name, "no effect", "kohya_ss does not pass it on when it trains a LoRA")
         elif name in tables.IGNORED_BY_FLOW and self.family not in tables.OF_NOISE_SCHEDULES:
-            told = f"sd-scripts does not use it with {FAMILIES[self.family].title}"
-            self._say(name, "no effect", "off" if off else told)
+            text = f"sd-scripts does not use it with {FAMILIES[self.family].title}"
+            self._say(name, "no effect", "off" if off else text)
         elif name == "additional_parameters":
             self._say(name, "used" if str(value).strip() else "no effect", "each has its own line" if value else "none")
         elif name == "sample_sampler" and not self._takes_sampler(value):
@@ -780,12 +780,12 @@ def _trainer_name(name: str) -> str:
 
 def _as_given(option: str, value: Any) -> Any:
     """A value of the page, where numbers may be texts and empty texts mean nothing, as our option takes it."""
-    known = OPTIONS[option]
-    if value == "" and known.kind != "str":
+    declared = OPTIONS[option]
+    if value == "" and declared.kind != "str":
         return None
-    if isinstance(value, str) and known.kind in ("int", "float", "bool"):
-        value = from_text(known, value)
-    return as_ours(known, value)
+    if isinstance(value, str) and declared.kind in ("int", "float", "bool"):
+        value = from_text(declared, value)
+    return as_ours(declared, value)
 
 
 def _shown(value: Any) -> str:
