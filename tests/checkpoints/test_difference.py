@@ -42,6 +42,8 @@ def another(known: Option, now: Any) -> Any:
     """A value of the option's kind that is not the present one; None where there is none."""
     if known.kind == "bool":
         return not now
+    if known.name == "training_kind":
+        return "finetune"
     if known.kind == "choice":
         return next((choice for choice in reversed(known.choices) if choice != now), None)
     if known.kind == "list":

@@ -166,19 +166,17 @@ def test_a_folder_that_is_no_checkpoint_is_not_called_a_damaged_one(refused: Cal
     assert f"there is no checkpoint {folder / 'images'}; this run has 4, 2" in message
 
 
-@pytest.mark.parametrize("with_weights", [True, False])
-def test_a_state_of_sd_scripts_names_the_weights_that_can_be_taken(
-    with_weights: bool, refused: Callable[..., str], folder: Path
+def test_a_state_of_sd_scripts_begins_another_run_and_is_refused_where_it_would_run_code(
+    refused: Callable[..., str], folder: Path
 ) -> None:
-    state, weights = folder / "cat-step00000500-state", folder / "cat-step00000500.safetensors"
+    state = folder / "cat-step00000001-state"
     state.mkdir()
     for name in ("model.safetensors", "optimizer.bin", "scheduler.bin", "random_states_0.pkl", "train_state.json"):
-        (state / name).write_bytes(b"cos\nsystem\n(S'touch /tmp/opened'\ntR.")
-    if with_weights:
-        weights.write_bytes(b"")
-    message = refused("--resume_from_checkpoint", str(state))
-    assert "a state saved by sd-scripts" in message and "a warm start" in message
-    assert (f'network_weights = "{weights}"' in message) == with_weights
+        (state / name).write_bytes(f"cos\nsystem\n(S'touch {folder / 'opened'}'\ntR.".encode())
+    assert "choose another output_name" in refused("--resume_from_checkpoint", str(state))
+    message = refused("--resume_from_checkpoint", str(state), "--output_name", "other")
+    assert f"resume_from_checkpoint: {state}" in message
+    assert not (folder / "opened").exists()
 
 
 def test_a_model_file_is_no_checkpoint(refused: Callable[..., str], folder: Path) -> None:
