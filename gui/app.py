@@ -66,7 +66,7 @@ class Page:
         self.watch = Watch()
         kept = {"delete_cache": (3600, 3600)}  # seconds; uploads that nobody took
         with gr.Blocks(title="Rekindle", analytics_enabled=False, fill_width=True, **kept) as self.blocks:
-            gr.HTML('<div id="page-title">Rekindle<small>LoRA training that resumes exactly</small></div>')
+            gr.HTML('<div id="page-title">Rekindle<small>Training that resumes exactly</small></div>')
             self.bar = RunBar()
             self.question = self.bar.question
             with gr.Tabs(selected="tab-train") as self.tabs:

@@ -123,14 +123,15 @@ def linked(problems: Iterable[Problem]) -> list[str]:
 
 
 def hiding(family: str | None, training_kind: str) -> str:
-    """A style that hides the options which a family or a kind of training does not have, and sections with no others;
-    of a family that is not known, none."""
+    """A style that hides the options which a family or a kind of training does not have, and sections with no others
+    together with the links to them; of a family that is not known, none."""
     facts = families.TABLE[family] if family else None
     served = {option for option in OPTIONS.values() if option.serves(training_kind)}
     shown = {option for option in served if facts is None or option.applies_to(facts)}
     hidden = [f"#opt-{option.name}" for option in OPTIONS.values() if option not in shown]
     sections = dict.fromkeys(option.section for option in OPTIONS.values())
-    hidden += [f"#{section_id(name)}" for name in sections if not any(option.section == name for option in served)]
+    without = [section_id(name) for name in sections if not any(option.section == name for option in served)]
+    hidden += [selector for name in without for selector in (f"#{name}", f'#sections a[href="#{name}"]')]
     return f"<style>{', '.join(hidden)} {{ display: none }}</style>" if hidden else ""
 
 

@@ -541,4 +541,6 @@ def test_what_a_kind_of_training_or_a_family_does_not_have_is_hidden() -> None:
     assert "#opt-network_dim" in finetune and "#section-network" in finetune
     assert "#opt-train_text_encoder" not in finetune and "#section-textual-inversion" in finetune
     assert "#opt-train_text_encoder" in forms.hiding("flux", "finetune")
+    assert '#sections a[href="#section-textual-inversion"]' in network
+    assert "#section-textual-inversion" not in forms.hiding("sd", "textual_inversion")
     assert "#opt-clip_skip" not in forms.hiding(None, "network")  # the model's files have not told yet
