@@ -32,7 +32,7 @@ awkward_texts = st.sampled_from(
 
 def values_of(known: Option) -> st.SearchStrategy[Any]:
     """Every value that an option may have by itself."""
-    if known.name == "resolution":
+    if known.name in ("resolution", "control_resolution"):
         side = st.integers(1, 1024).map(lambda eighth: str(8 * eighth))
         return st.lists(side, min_size=1, max_size=2).map(",".join)
     if known.kind == "bool":

@@ -111,7 +111,7 @@ def test_a_wrong_prompt_is_refused_with_its_line_and_the_way_out(line: str, mess
         ({"width": True}, "width: True is not a number"),
         ({"width": [8]}, "width: [8] is not a number"),
         ({"prompt": 3}, "prompt: 3 is not text"),
-        ({"controlnet_image": "a.png"}, "controlnet_image is unknown; known are prompt, negative_prompt, width"),
+        ({"style": "a.png"}, "style is unknown; known are prompt, negative_prompt, width"),
         (7, "7 is neither a text nor a table"),
     ],
 )

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 
 from trainer.data import dataset
 from trainer.options.checks import resolve
@@ -24,7 +25,12 @@ PRESETS = sorted((ROOT / "presets").glob("*.toml"))
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_a_shipped_preset_has_no_problem_and_needs_no_notice(preset: Path) -> None:
+def test_a_shipped_preset_has_no_problem_and_needs_no_notice(
+    preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "before").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "before" / "1.jpg")  # the control picture of those that edit
+    monkeypatch.chdir(tmp_path)
     config, notices = resolve(read_toml(preset))
     assert notices == []
     assert read_prompts(config)
