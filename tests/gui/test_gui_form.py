@@ -43,6 +43,7 @@ def other_values(known: Option) -> Iterator[Any]:
     """Values that differ from the default, awkward ones among them."""
     special: dict[str, list[Any]] = {
         "resolution": ["768,512"],
+        "control_resolution": ["768,512"],
         "optimizer_args": [("weight_decay=0.01", "betas=(0.9, 0.99)"), ("a=1",)],
         "resume_allow": [("learning_rate", "dataset"), ("all",)],
         "seed": [0, 2**63 - 1, 2**53 + 1],
@@ -296,7 +297,8 @@ SHIPPED = sorted(path.stem for path in (CODE / "presets").glob("*.toml"))
 def test_a_shipped_preset_can_be_trained_as_it_is_and_says_when_to_use_it(places: Places, name: str) -> None:
     checked = presets.read(places, name)
     assert (checked.problems, checked.notices) == ([], [])
-    settings = checks.build(checked.values)
+    settings = checks.build(checked.values).replace(sample_prompts="a cat")  # --cn names a picture of the user's
+    assert checked.values["sample_prompts"]
     assert settings.pretrained_model_name_or_path and settings.train_data_dir and settings.output_name != "last"
     assert settings.save_every_n_steps and settings.sample_every_n_steps and prompts.read(settings)
     assert settings.max_train_steps % settings.save_every_n_steps == 0
@@ -305,7 +307,10 @@ def test_a_shipped_preset_can_be_trained_as_it_is_and_says_when_to_use_it(places
         assert settings.cache_latents and settings.mixed_precision != "no"
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if name.endswith(("-6gb", "-8gb"))])
+U_NETS = ("sd15-", "sd21-", "sdxl-")  # a transformer's activations leave the range of fp16
+
+
+@pytest.mark.parametrize("name", [one for one in SHIPPED if one.startswith(U_NETS) and one.endswith(("-6gb", "-8gb"))])
 def test_a_preset_for_a_small_card_trains_one_image_at_a_time_in_a_precision_that_old_cards_have(
     places: Places, name: str
 ) -> None:
