@@ -48,6 +48,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_loading_a_preset_sets_every_option(page: Page) -> None:
     field(page, "network_alpha").fill("3")
+    field(page, "network_alpha").blur()
+    expect(page.locator("#form-changes")).to_contain_text("unsaved change")
     load_preset(page, "user/tiny fox")
     expect(field(page, "network_dim")).to_have_value("8")
     expect(field(page, "unet_lr")).to_have_value("0.0")

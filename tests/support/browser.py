@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -147,7 +148,11 @@ def load_preset(page: Page, name: str, answer: str = "{name} was loaded") -> Non
     loads = is_another and page.locator("#form-changes").inner_text().strip().startswith("Matches")
     choose(page, "preset-picker", name, exact=True)
     if loads:
-        expect(stamp).not_to_have_value(before)
+        with contextlib.suppress(AssertionError):  # a list that was made anew at that moment forgets what was chosen
+            expect(stamp).not_to_have_value(before, timeout=SLOW / 4)
+        if page.locator("#preset-picker input").input_value().strip() != name:
+            choose(page, "preset-picker", name, exact=True)
+            settle(page)
         before = stamp.input_value()
     page.locator("#preset-load button, button#preset-load").click()
     expect(stamp).not_to_have_value(before)
